@@ -1,0 +1,3 @@
+module tokenize
+
+go 1.24

@@ -1,0 +1,9 @@
+;; imported_memory: imports its memory instead of defining it, and puts data there.
+(module
+  (import "env" "memory" (memory 1 16))
+  (data (i32.const 32) "imported")
+
+  (func (export "peek") (param i32) (result i32) (i32.load8_u (local.get 0)))
+  (func (export "poke") (param i32 i32) (i32.store8 (local.get 0) (local.get 1)))
+  (func (export "size") (result i32) (memory.size))
+  (func (export "grow") (param i32) (result i32) (memory.grow (local.get 0))))
