@@ -1,0 +1,192 @@
+"""Every error that sandhost raises.
+
+    SandhostError
+    ├── ConfigError            a setting or argument that cannot be meant
+    ├── ModuleError            bytes that are no module sandhost can load   .offset
+    ├── RegionFullError        no free region for another guest
+    ├── LimitExceeded          a guest reached a limit set for it
+    │   ├── OutOfMemory
+    │   ├── OutOfFuel
+    │   └── DeadlineExceeded
+    ├── GuestError             the guest ended its own call
+    │   ├── GuestTrap          .code, .frames
+    │   ├── GuestExit          .status
+    │   └── GuestCancelled
+    ├── HostCallError          a host function raised; its exception is __cause__
+    ├── InvalidHandle          a handle that is stale, foreign or never was one
+    ├── GuestClosed            use of a guest after its close
+    ├── GuestBusy              use of a guest while another call is in it
+    └── NativeError            an operating-system call failed              .errno, .operation
+
+A message says what happened, the figure and the limit, and what to do. All of them survive pickle
+and copy with their attributes; as for every Python exception, the cause and traceback do not.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "ConfigError",
+    "DeadlineExceeded",
+    "Frame",
+    "GuestBusy",
+    "GuestCancelled",
+    "GuestClosed",
+    "GuestError",
+    "GuestExit",
+    "GuestTrap",
+    "HostCallError",
+    "InvalidHandle",
+    "LimitExceeded",
+    "ModuleError",
+    "NativeError",
+    "OutOfFuel",
+    "OutOfMemory",
+    "RegionFullError",
+    "SandhostError",
+]
+
+# A stack overflow has thousands of frames; the innermost and outermost ones tell the story.
+_SHOWN_INNER, _SHOWN_OUTER = 24, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One wasm frame of a trap, innermost first in `GuestTrap.frames`."""
+
+    function: str | None
+    """Name from the module's name section, None when it has none."""
+    index: int
+    """Function index in the module."""
+    offset: int
+    """Byte offset of the instruction from the start of the module."""
+    module: str | None
+    """Name of the module, None when it has none."""
+
+    def __str__(self) -> str:
+        function = self.function if self.function is not None else f"function {self.index}"
+        module = f" in {self.module}" if self.module is not None else ""
+        return f"{function}{module} at {self.offset:#x}"
+
+
+def _rebuild(
+    cls: type[SandhostError], args: tuple[Any, ...], state: dict[str, Any]
+) -> SandhostError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
+
+
+class SandhostError(Exception):
+    """Base of every error that sandhost raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException would call cls(*args), which no keyword-only argument survives.
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+class ConfigError(SandhostError):
+    """A setting or argument cannot be meant as it stands."""
+
+
+class ModuleError(SandhostError):
+    """The bytes are no WebAssembly module that sandhost can load."""
+
+    def __init__(self, message: str, offset: int | None = None) -> None:
+        super().__init__(message)
+        self.offset = offset
+        """Byte offset in the module where reading stopped, None when no byte is to blame."""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if self.offset is None else f"{message} (at byte {self.offset:#x})"
+
+
+class RegionFullError(SandhostError):
+    """No region is free for another guest."""
+
+
+class LimitExceeded(SandhostError):
+    """A guest reached a limit that was set for it."""
+
+
+class OutOfMemory(LimitExceeded):
+    """A guest asked for more memory than its limit, its tenant's or the host's."""
+
+
+class OutOfFuel(LimitExceeded):
+    """A guest executed more instructions than its fuel allowed."""
+
+
+class DeadlineExceeded(LimitExceeded):
+    """A guest's call ran past its deadline."""
+
+
+class GuestError(SandhostError):
+    """The guest ended its own call."""
+
+
+class GuestTrap(GuestError):
+    """The guest trapped. `str()` shows the message and the wasm backtrace."""
+
+    def __init__(self, message: str, *, code: str, frames: tuple[Frame, ...] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        """Which trap it was, for programs: "unreachable", "memory_out_of_bounds", …"""
+        self.frames = frames
+        """Wasm frames, innermost first."""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if not self.frames:
+            return message
+        lines = [f"    {number}: {frame}" for number, frame in enumerate(self.frames)]
+        hidden = len(lines) - _SHOWN_INNER - _SHOWN_OUTER
+        if hidden > 0:
+            lines[_SHOWN_INNER:-_SHOWN_OUTER] = [f"    … {hidden} more frames"]
+        return "\n".join([message, "  wasm backtrace:", *lines])
+
+
+class GuestExit(GuestError):
+    """The guest asked to exit, as a WASI command does at its end."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the guest exited with status {status}")
+        self.status = status
+        """What the guest passed to `proc_exit`."""
+
+
+class GuestCancelled(GuestError):
+    """The call was cancelled from the host's side before the guest returned."""
+
+
+class HostCallError(SandhostError):
+    """A host function raised while the guest was calling it; see `__cause__`."""
+
+
+class InvalidHandle(SandhostError):
+    """A handle is stale, belongs to another guest, or never was one."""
+
+
+class GuestClosed(SandhostError):
+    """The guest was used after its close."""
+
+
+class GuestBusy(SandhostError):
+    """The guest was used while another call was in it."""
+
+
+class NativeError(SandhostError):
+    """An operating-system call failed."""
+
+    def __init__(self, errno: int, operation: str) -> None:
+        name = _errno.errorcode.get(errno, "unknown")
+        super().__init__(f"{operation} failed: {os.strerror(errno)} ({name}, errno {errno})")
+        self.errno = errno
+        """The error number, as in `errno.ENOMEM`."""
+        self.operation = operation
+        """What was being done, for example "mmap of 4 GiB"."""
