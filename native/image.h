@@ -1,0 +1,19 @@
+/* Images as the pool sees them; the bridge's side is in region.h. NULL stands for "all zeros" where said. */
+#ifndef SANDHOST_IMAGE_H
+#define SANDHOST_IMAGE_H
+
+#include "region.h"
+
+/* A slot that maps the image holds one of these; unref takes NULL. Never triggers a sweep of the pools. */
+shi_image *shi_image_ref(shi_image *image);
+void shi_image_unref(shi_image *image);
+
+uint64_t shi_image_id(const shi_image *image);           /* NULL: 0. Ids are never used twice */
+uint64_t shi_image_mapped_bytes(const shi_image *image); /* NULL: 0. The length in whole OS pages */
+int shi_image_fd(const shi_image *image);
+bool shi_image_retired(const shi_image *image); /* NULL: false. No outside reference is left, for ever */
+
+/* Of the whole process: images belong to no pool. */
+void shi_image_totals(uint64_t *count, uint64_t *bytes);
+
+#endif

@@ -1,0 +1,99 @@
+/* The operating system as the region allocator sees it: each primitive's contract, once.
+ *
+ * os_linux.c is the only file that calls mmap, madvise, mprotect, memfd_create, mbind, or reads /proc and /sys.
+ * Functions that return int give 0 (or a count) or a negative errno, and then `shi_last_operation()` names the call.
+ * `sh_fault_inject` (sandhost.h) makes any of them fail. Addresses and lengths are whole OS pages; a length of 0 is a
+ * no-op.
+ */
+#ifndef SANDHOST_OS_H
+#define SANDHOST_OS_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+uint64_t shi_os_page(void);
+uint64_t shi_os_now_ns(void); /* monotonic */
+uint32_t shi_os_cpu(void);    /* the CPU that runs the caller, at this moment */
+uint32_t shi_os_cpu_count(void);
+
+/* Records `operation` as the one that failed and returns -error: for failures outside this file. */
+int shi_os_failure(const char *operation, int error);
+
+/* ---- address space ---------------------------------------------------------------------------------------------- */
+
+/* Everything mapped here is private to this process image: a forked child does not inherit it (MADV_DONTFORK), and it
+ * never grows by huge pages behind our back (MADV_NOHUGEPAGE where the system would use them unasked), so that one
+ * touched OS page is one resident OS page. */
+
+/* Address space without memory behind it: any access faults, nothing counts against overcommit. */
+int shi_os_reserve(uint64_t bytes, uint8_t **out);
+void shi_os_unreserve(uint8_t *base, uint64_t bytes);
+/* Replaces what is mapped by fresh anonymous zeros, accessible or not. On failure the range may be a hole. */
+int shi_os_map_zeros(uint8_t *at, uint64_t bytes, bool accessible);
+/* Replaces what is mapped by the file's first `bytes`, readable, writable, copy-on-write. On failure the range may be
+ * a hole. */
+int shi_os_map_image(uint8_t *at, uint64_t bytes, int fd);
+/* Makes a range readable and writable, or inaccessible; its contents stay. Fails when the kernel's map count or the
+ * commit limit is reached. */
+int shi_os_protect(uint8_t *at, uint64_t bytes, bool accessible);
+/* Prefers (or, with `bind`, insists on) memory of one NUMA node for pages touched later. */
+int shi_os_set_node(uint8_t *at, uint64_t bytes, uint32_t node, bool bind);
+/* In the child of a fork, where a range was left out: readable zeros. Async-signal-safe. */
+void shi_os_map_zeros_in_child(uint8_t *at, uint64_t bytes);
+
+/* ---- pages ------------------------------------------------------------------------------------------------------ */
+
+/* Private pages are gone from RSS when this returns; the next access reads the image or zeros (MADV_DONTNEED). Takes
+ * only the lock of one VMA when the range lies within one. */
+int shi_os_give_back(uint8_t *at, uint64_t bytes);
+/* The same for `count` <= SHI_OS_BATCH ranges, in one system call where the kernel can (process_madvise on oneself,
+ * Linux 6.14). On failure some ranges may be done; it is safe to do any again. */
+enum { SHI_OS_BATCH = 64 };
+int shi_os_give_back_batch(const struct iovec *ranges, size_t count);
+/* The kernel takes the pages when it wants them; until then they may still hold their bytes (MADV_FREE). Only for
+ * anonymous memory. */
+int shi_os_give_back_lazily(uint8_t *at, uint64_t bytes);
+
+/* Which pages hold private data. Layout as struct page_region of <linux/fs.h>. */
+typedef struct {
+  uint64_t start;
+  uint64_t end;
+  uint64_t categories;
+} shi_os_run;
+#define SHI_OS_SWAPPED (UINT64_C(1) << 4)
+
+typedef struct {
+  int fd;
+  bool can_scan; /* false: Linux before 6.7, the pages' entries are read one by one */
+} shi_os_pagemap;
+
+int shi_os_pagemap_open(shi_os_pagemap *out);
+void shi_os_pagemap_close(shi_os_pagemap *pagemap);
+/* Finds private pages in [start, end): present or swapped, not the file's, not the zero page. Returns the number of
+ * runs, in address order, no more than `capacity`; *next is where to go on: the search is over when *next == end.
+ * Without PAGEMAP_SCAN a zero page counts as private. */
+int shi_os_private_pages(const shi_os_pagemap *pagemap, uint64_t start, uint64_t end, shi_os_run *runs, size_t capacity,
+                         uint64_t *next);
+
+/* ---- images ----------------------------------------------------------------------------------------------------- */
+
+/* An anonymous file of `bytes` zeros, closed on exec. */
+int shi_os_file_create(uint64_t bytes, int *fd);
+int shi_os_file_write(int fd, uint64_t offset, const void *bytes, uint64_t length);
+/* Forbids any later change of size or contents. */
+int shi_os_file_seal(int fd);
+int shi_os_file_map(int fd, uint64_t bytes, const uint8_t **out); /* shared, read-only */
+void shi_os_file_unmap(const uint8_t *at, uint64_t bytes);
+void shi_os_file_close(int fd);
+
+/* ---- the rest --------------------------------------------------------------------------------------------------- */
+
+/* Starts a thread that gets no signals: they belong to the application's own threads. */
+int shi_os_thread_start(pthread_t *out, const char *name, void *(*run)(void *), void *argument);
+/* Reads a small text file whole, ends it with NUL, cuts it at `capacity` - 1. Returns its length. */
+int shi_os_read_text(const char *path, char *text, size_t capacity);
+
+#endif

@@ -1,0 +1,437 @@
+/* The Linux side of os.h. */
+#include "os.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "region.h"
+
+/* ---- failures, real and injected -------------------------------------------------------------------------------- */
+
+static _Thread_local const char *last_operation = "";
+
+const char *shi_last_operation(void) { return last_operation; }
+
+int shi_os_failure(const char *operation, int error) {
+  last_operation = operation;
+  return -error;
+}
+
+static int failure(const char *operation) { return shi_os_failure(operation, errno); }
+
+static struct {
+  pthread_mutex_t lock;
+  _Atomic bool armed[SH_OS_CALLS]; /* read without the lock: the price of injection on a hot path is one load */
+  uint32_t skip[SH_OS_CALLS];
+  uint32_t times[SH_OS_CALLS];
+  int error[SH_OS_CALLS];
+} faults = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+void sh_fault_inject(int call, uint32_t skip, uint32_t times, int error) {
+  if (call < 0 || call >= SH_OS_CALLS) {
+    return;
+  }
+  pthread_mutex_lock(&faults.lock);
+  faults.skip[call] = skip;
+  faults.times[call] = times;
+  faults.error[call] = error;
+  atomic_store(&faults.armed[call], times > 0);
+  pthread_mutex_unlock(&faults.lock);
+}
+
+static bool is_armed(enum sh_os_call call) {
+  return __builtin_expect(atomic_load_explicit(&faults.armed[call], memory_order_relaxed), false);
+}
+
+/* True when this call shall fail; errno is then set. */
+static bool injected(enum sh_os_call call) {
+  if (!is_armed(call)) {
+    return false;
+  }
+  bool hit = false;
+  pthread_mutex_lock(&faults.lock);
+  if (faults.skip[call] > 0) {
+    faults.skip[call]--;
+  } else if (faults.times[call] > 0) {
+    hit = true;
+    errno = faults.error[call];
+    if (--faults.times[call] == 0) {
+      atomic_store(&faults.armed[call], false);
+    }
+  }
+  pthread_mutex_unlock(&faults.lock);
+  return hit;
+}
+
+/* ---- the machine ------------------------------------------------------------------------------------------------ */
+
+uint64_t shi_os_page(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
+
+uint64_t shi_os_now_ns(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+uint32_t shi_os_cpu(void) {
+  int cpu = sched_getcpu();
+  return cpu < 0 ? 0 : (uint32_t)cpu;
+}
+
+uint32_t shi_os_cpu_count(void) {
+  long count = sysconf(_SC_NPROCESSORS_ONLN);
+  return count < 1 ? 1 : (uint32_t)count;
+}
+
+int shi_os_read_text(const char *path, char *text, size_t capacity) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) {
+    return failure("open");
+  }
+  ssize_t length = read(fd, text, capacity - 1);
+  int result = length < 0 ? failure("read") : (int)length;
+  close(fd);
+  text[length < 0 ? 0 : length] = '\0';
+  return result;
+}
+
+int shi_os_thread_start(pthread_t *out, const char *name, void *(*run)(void *), void *argument) {
+  if (injected(SH_OS_THREAD)) {
+    return failure("pthread_create");
+  }
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int error = pthread_create(out, NULL, run, argument);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  if (error != 0) {
+    return shi_os_failure("pthread_create", error);
+  }
+  pthread_setname_np(*out, name);
+  return 0;
+}
+
+/* ---- address space ---------------------------------------------------------------------------------------------- */
+
+static bool huge_pages_come_unasked;
+
+static void read_huge_page_mode(void) {
+  char mode[64];
+  huge_pages_come_unasked = shi_os_read_text("/sys/kernel/mm/transparent_hugepage/enabled", mode, sizeof mode) > 0 &&
+                            strstr(mode, "[always]") != NULL;
+}
+
+static int advise(uint8_t *at, uint64_t bytes, int advice, const char *operation) {
+  if (injected(SH_OS_MADVISE) || madvise(at, bytes, advice) != 0) {
+    return failure(operation);
+  }
+  return 0;
+}
+
+/* What a new mapping needs before it is used; see "address space" in os.h. */
+static int keep_private(uint8_t *at, uint64_t bytes) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, read_huge_page_mode);
+  int error = advise(at, bytes, MADV_DONTFORK, "madvise(MADV_DONTFORK)");
+  if (error == 0 && huge_pages_come_unasked) {
+    error = advise(at, bytes, MADV_NOHUGEPAGE, "madvise(MADV_NOHUGEPAGE)");
+  }
+  return error;
+}
+
+int shi_os_reserve(uint64_t bytes, uint8_t **out) {
+  void *base = MAP_FAILED;
+  if (!injected(SH_OS_MMAP)) {
+    base = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  }
+  if (base == MAP_FAILED) {
+    return failure("mmap");
+  }
+  int error = keep_private(base, bytes);
+  if (error != 0) {
+    munmap(base, bytes);
+    return error;
+  }
+  *out = base;
+  return 0;
+}
+
+void shi_os_unreserve(uint8_t *base, uint64_t bytes) { munmap(base, bytes); }
+
+static int map_fixed(uint8_t *at, uint64_t bytes, int protection, int flags, int fd) {
+  if (bytes == 0) {
+    return 0;
+  }
+  if (injected(SH_OS_MMAP) ||
+      mmap(at, bytes, protection, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE | flags, fd, 0) == MAP_FAILED) {
+    return failure("mmap");
+  }
+  return keep_private(at, bytes);
+}
+
+int shi_os_map_zeros(uint8_t *at, uint64_t bytes, bool accessible) {
+  return map_fixed(at, bytes, accessible ? PROT_READ | PROT_WRITE : PROT_NONE, MAP_ANONYMOUS, -1);
+}
+
+int shi_os_map_image(uint8_t *at, uint64_t bytes, int fd) {
+  return map_fixed(at, bytes, PROT_READ | PROT_WRITE, 0, fd);
+}
+
+void shi_os_map_zeros_in_child(uint8_t *at, uint64_t bytes) {
+  if (bytes > 0) {
+    mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE | MAP_ANONYMOUS, -1, 0);
+  }
+}
+
+int shi_os_protect(uint8_t *at, uint64_t bytes, bool accessible) {
+  if (bytes == 0) {
+    return 0;
+  }
+  if (injected(SH_OS_MPROTECT) || mprotect(at, bytes, accessible ? PROT_READ | PROT_WRITE : PROT_NONE) != 0) {
+    return failure("mprotect");
+  }
+  return 0;
+}
+
+int shi_os_set_node(uint8_t *at, uint64_t bytes, uint32_t node, bool bind) {
+  enum { MPOL_PREFERRED = 1, MPOL_BIND = 2, MAX_NODES = 1024, WORD_BITS = 8 * sizeof(unsigned long) };
+  if (bytes == 0) {
+    return 0;
+  }
+  if (node >= MAX_NODES) {
+    return shi_os_failure("mbind", EINVAL);
+  }
+  unsigned long mask[MAX_NODES / WORD_BITS] = {0};
+  mask[node / WORD_BITS] = 1UL << (node % WORD_BITS);
+  /* The kernel reads one bit less than it is told: hence the + 1. */
+  if (injected(SH_OS_MBIND) ||
+      syscall(SYS_mbind, at, bytes, bind ? MPOL_BIND : MPOL_PREFERRED, mask, (unsigned long)MAX_NODES + 1, 0) != 0) {
+    return failure("mbind");
+  }
+  return 0;
+}
+
+/* ---- pages ------------------------------------------------------------------------------------------------------ */
+
+int shi_os_give_back(uint8_t *at, uint64_t bytes) {
+  return bytes == 0 ? 0 : advise(at, bytes, MADV_DONTNEED, "madvise(MADV_DONTNEED)");
+}
+
+int shi_os_give_back_lazily(uint8_t *at, uint64_t bytes) {
+  return bytes == 0 ? 0 : advise(at, bytes, MADV_FREE, "madvise(MADV_FREE)");
+}
+
+#ifndef SYS_process_madvise
+#define SYS_process_madvise 440
+#endif
+enum { PIDFD_OF_SELF = -10000 }; /* PIDFD_SELF of <linux/pidfd.h>, Linux 6.14 */
+
+/* All ranges at once, or false: not available, or not all of it was done. */
+static bool advise_batch(const struct iovec *ranges, size_t count) {
+  static _Atomic bool unavailable;
+  /* An armed fault means the tests count calls: then each range is a call of its own. */
+  if (is_armed(SH_OS_MADVISE) || atomic_load_explicit(&unavailable, memory_order_relaxed)) {
+    return false;
+  }
+  size_t bytes = 0;
+  for (size_t i = 0; i < count; i++) {
+    bytes += ranges[i].iov_len;
+  }
+  long done = syscall(SYS_process_madvise, PIDFD_OF_SELF, ranges, count, MADV_DONTNEED, 0);
+  if (done < 0 && (errno == ENOSYS || errno == EBADF || errno == EPERM || errno == EINVAL)) {
+    atomic_store_explicit(&unavailable, true, memory_order_relaxed);
+  }
+  return done >= 0 && (size_t)done == bytes;
+}
+
+int shi_os_give_back_batch(const struct iovec *ranges, size_t count) {
+  if (count > 1 && advise_batch(ranges, count)) {
+    return 0;
+  }
+  int result = 0;
+  for (size_t i = 0; i < count; i++) {
+    int error = shi_os_give_back(ranges[i].iov_base, ranges[i].iov_len);
+    result = result == 0 ? error : result;
+  }
+  return result;
+}
+
+/* From <linux/fs.h> of Linux 6.7; declared here because the headers of the build machine may be older. */
+struct pm_scan_arg {
+  uint64_t size;
+  uint64_t flags;
+  uint64_t start;
+  uint64_t end;
+  uint64_t walk_end;
+  uint64_t vec;
+  uint64_t vec_len;
+  uint64_t max_pages;
+  uint64_t category_inverted;
+  uint64_t category_mask;
+  uint64_t category_anyof_mask;
+  uint64_t return_mask;
+};
+#define PAGEMAP_SCAN_REQUEST _IOWR('f', 16, struct pm_scan_arg)
+#define CATEGORY_FILE (UINT64_C(1) << 2)
+#define CATEGORY_PRESENT (UINT64_C(1) << 3)
+#define CATEGORY_ZERO_PAGE (UINT64_C(1) << 5)
+_Static_assert(sizeof(struct pm_scan_arg) == 96 && sizeof(shi_os_run) == 24, "the kernel's layouts");
+
+static int scan(int fd, uint64_t start, uint64_t end, shi_os_run *runs, size_t capacity, uint64_t *next) {
+  struct pm_scan_arg request = {
+      .size = sizeof request,
+      .start = start,
+      .end = end,
+      .vec = (uint64_t)(uintptr_t)runs,
+      .vec_len = capacity,
+      .category_inverted = CATEGORY_FILE | CATEGORY_ZERO_PAGE,
+      .category_mask = CATEGORY_FILE | CATEGORY_ZERO_PAGE,
+      .category_anyof_mask = CATEGORY_PRESENT | SHI_OS_SWAPPED,
+      .return_mask = CATEGORY_PRESENT | SHI_OS_SWAPPED,
+  };
+  int count = -1;
+  if (!injected(SH_OS_PAGEMAP_SCAN)) {
+    count = ioctl(fd, PAGEMAP_SCAN_REQUEST, &request);
+  }
+  if (count < 0) {
+    return failure("ioctl(PAGEMAP_SCAN)");
+  }
+  *next = request.walk_end;
+  return count;
+}
+
+/* Entries of /proc/self/pagemap: bit 63 present, bit 62 swapped, bit 61 a file's page or shared memory. */
+static int read_entries(int fd, uint64_t start, uint64_t end, shi_os_run *runs, size_t capacity, uint64_t *next) {
+  enum { ENTRIES = 512 };
+  uint64_t entries[ENTRIES];
+  uint64_t os_page = shi_os_page();
+  uint64_t at = start;
+  size_t count = 0;
+  while (at < end) {
+    uint64_t left = (end - at) / os_page;
+    size_t wanted = (left < ENTRIES ? left : ENTRIES) * sizeof *entries;
+    ssize_t length = -1;
+    if (!injected(SH_OS_PAGEMAP_READ)) {
+      length = pread(fd, entries, wanted, (off_t)(at / os_page * sizeof *entries));
+    }
+    if (length != (ssize_t)wanted) {
+      return length < 0 ? failure("pread(pagemap)") : shi_os_failure("pread(pagemap)", EIO);
+    }
+    for (size_t i = 0; i < wanted / sizeof *entries; i++, at += os_page) {
+      bool present = entries[i] >> 63;
+      bool swapped = entries[i] >> 62 & 1;
+      bool file = entries[i] >> 61 & 1;
+      if ((!present && !swapped) || file) {
+        continue;
+      }
+      uint64_t categories = swapped ? SHI_OS_SWAPPED : CATEGORY_PRESENT;
+      if (count > 0 && runs[count - 1].end == at && runs[count - 1].categories == categories) {
+        runs[count - 1].end += os_page;
+      } else if (count < capacity) {
+        runs[count++] = (shi_os_run){.start = at, .end = at + os_page, .categories = categories};
+      } else {
+        *next = at;
+        return (int)count;
+      }
+    }
+  }
+  *next = end;
+  return (int)count;
+}
+
+int shi_os_private_pages(const shi_os_pagemap *pagemap, uint64_t start, uint64_t end, shi_os_run *runs, size_t capacity,
+                         uint64_t *next) {
+  if (start == end) {
+    *next = end;
+    return 0;
+  }
+  return (pagemap->can_scan ? scan : read_entries)(pagemap->fd, start, end, runs, capacity, next);
+}
+
+int shi_os_pagemap_open(shi_os_pagemap *out) {
+  int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) {
+    return failure("open(pagemap)");
+  }
+  shi_os_run run;
+  uint64_t next;
+  uint64_t probe = (uint64_t)(uintptr_t)&run & ~(shi_os_page() - 1);
+  *out = (shi_os_pagemap){.fd = fd};
+  out->can_scan = scan(fd, probe, probe + shi_os_page(), &run, 1, &next) >= 0;
+  return 0;
+}
+
+void shi_os_pagemap_close(shi_os_pagemap *pagemap) { close(pagemap->fd); }
+
+/* ---- images ----------------------------------------------------------------------------------------------------- */
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8U
+#endif
+
+int shi_os_file_create(uint64_t bytes, int *out) {
+  int fd = -1;
+  if (!injected(SH_OS_MEMFD)) {
+    fd = memfd_create("sandhost-image", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL) { /* Linux before 6.3 */
+      fd = memfd_create("sandhost-image", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    }
+  }
+  if (fd < 0) {
+    return failure("memfd_create");
+  }
+  if (injected(SH_OS_WRITE) || ftruncate(fd, (off_t)bytes) != 0) {
+    int error = failure("ftruncate");
+    close(fd);
+    return error;
+  }
+  *out = fd;
+  return 0;
+}
+
+int shi_os_file_write(int fd, uint64_t offset, const void *bytes, uint64_t length) {
+  const uint8_t *from = bytes;
+  while (length > 0) {
+    ssize_t written = injected(SH_OS_WRITE) ? -1 : pwrite(fd, from, length, (off_t)offset);
+    if (written < 0 && errno == EINTR) {
+      continue;
+    }
+    if (written <= 0) {
+      return written < 0 ? failure("pwrite") : shi_os_failure("pwrite", ENOSPC);
+    }
+    from += written;
+    offset += (uint64_t)written;
+    length -= (uint64_t)written;
+  }
+  return 0;
+}
+
+int shi_os_file_seal(int fd) {
+  if (injected(SH_OS_SEAL) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) != 0) {
+    return failure("fcntl(F_ADD_SEALS)");
+  }
+  return 0;
+}
+
+int shi_os_file_map(int fd, uint64_t bytes, const uint8_t **out) {
+  void *at = injected(SH_OS_MMAP) ? MAP_FAILED : mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
+  if (at == MAP_FAILED) {
+    return failure("mmap");
+  }
+  *out = at;
+  return 0;
+}
+
+void shi_os_file_unmap(const uint8_t *at, uint64_t bytes) { munmap((void *)(uintptr_t)at, bytes); }
+
+void shi_os_file_close(int fd) { close(fd); }

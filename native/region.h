@@ -1,0 +1,124 @@
+/* The region allocator: linear memories in slots of big reservations.
+ *
+ *   pool      one per host: reservations (arenas), free slots, budgets, statistics
+ *   region    one slot while a guest's linear memory lives in it
+ *   image     the first bytes of a memory, sealed in a memfd, mapped copy-on-write into slots
+ *   account   a counter of committed bytes with a limit and a parent: guest -> tenant -> host
+ *
+ * This header is all that the wasmtime bridge knows of memory. Nothing in here knows wasmtime or Python.
+ * Functions that return int give 0 or a negative errno; `shi_last_operation()` then names the OS call that failed.
+ */
+#ifndef SANDHOST_REGION_H
+#define SANDHOST_REGION_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "sandhost.h"
+
+/* ---- accounts ------------------------------------------------------------------------------------------------- */
+
+enum shi_account_level { SHI_ACCOUNT_GUEST, SHI_ACCOUNT_TENANT, SHI_ACCOUNT_HOST };
+
+/* Invariant: used <= limit, and the sum over the children's `used` == the parent's own `used` when nothing moves. */
+typedef struct shi_account {
+  struct shi_account *parent; /* NULL at the host */
+  _Atomic uint64_t used;      /* committed bytes */
+  _Atomic uint64_t peak;
+  uint64_t limit; /* UINT64_MAX: none */
+  enum shi_account_level level;
+} shi_account;
+
+/* Adds `bytes` at every level or at none. Returns NULL, or the account whose limit stands in the way. */
+shi_account *shi_account_charge(shi_account *account, uint64_t bytes);
+void shi_account_refund(shi_account *account, uint64_t bytes);
+
+/* ---- images --------------------------------------------------------------------------------------------------- */
+
+typedef struct shi_image shi_image;
+
+/* Seals `length` > 0 bytes into a new memfd (its size is rounded up to whole OS pages of zeros) and maps it once,
+ * read-only. `runs` may leave holes: only the given pieces are written. The caller owns one reference. */
+typedef struct {
+  uint64_t offset;
+  const void *bytes;
+  uint64_t length;
+} shi_image_run;
+int shi_image_create(uint64_t length, const shi_image_run *runs, size_t run_count, shi_image **out);
+shi_image *shi_image_retain(shi_image *image);
+void shi_image_release(shi_image *image); /* closes the memfd with the last reference */
+uint64_t shi_image_length(const shi_image *image);
+const void *shi_image_bytes(const shi_image *image); /* the read-only mapping */
+
+/* ---- the pool ------------------------------------------------------------------------------------------------- */
+
+typedef struct shi_pool shi_pool;
+
+typedef struct {
+  uint64_t slot_capacity;     /* most bytes a region can grow to; a multiple of the OS page */
+  uint64_t slot_guard;        /* bytes after the capacity that never become accessible */
+  uint32_t max_regions;       /* over all nodes */
+  uint32_t arena_slots;       /* slots reserved at once (an arena is one mmap) */
+  enum sh_policy policy;      /* what release does by default */
+  uint64_t resident_per_slot; /* warm: most bytes a free slot keeps resident */
+  uint64_t resident_total;    /* warm: most bytes all free slots keep resident */
+  uint64_t decay_ns;          /* warm: idle slots give their pages back after this */
+  uint64_t queue_bytes;       /* deferred decommit: most bytes waiting ... */
+  uint64_t queue_ns;          /* ... and for at most this long */
+  bool numa_bind;             /* BIND instead of PREFERRED */
+  const char *sysfs_node;     /* NULL: "/sys/devices/system/node" */
+} shi_pool_options;
+
+int shi_pool_create(const shi_pool_options *options, shi_pool **out);
+/* Precondition: no live region. Stops the maintenance thread, unmaps all. */
+void shi_pool_destroy(shi_pool *pool);
+/* Gives resident pages of free slots that idle for at least `idle_ns` back to the OS, and empties the decommit queue.
+ * Returns the bytes given back. */
+uint64_t shi_pool_trim(shi_pool *pool, uint64_t idle_ns);
+void shi_pool_stats(shi_pool *pool, sh_pool_stats *out);
+/* The child of a fork: no slot may be touched again; slots with live views are mapped to zeros so that a stale
+ * memoryview reads zeros instead of faulting. From then on acquire, grow and release give -ECHILD, and destroy does
+ * nothing. To be called for each pool before the child creates one of its own. Async-signal-safe. */
+void shi_pool_after_fork_in_child(shi_pool *pool);
+
+/* ---- regions -------------------------------------------------------------------------------------------------- */
+
+/* Invariant while live: size <= committed <= capacity, committed is a multiple of the OS page,
+ * [base, base + committed) is readable and writable, [base + committed, base + capacity + guard) always faults. */
+typedef struct shi_region {
+  uint8_t *base;
+  _Atomic uint64_t size; /* bytes the guest may address */
+  uint64_t committed;
+  uint64_t maximum;  /* bytes: growth beyond is refused */
+  shi_account *account; /* charged with `committed` */
+} shi_region;
+
+typedef struct {
+  shi_account *account; /* the guest's; outlives the region. The host's, at its root, outlives the pool */
+  shi_image *image;     /* NULL: all zeros. length <= initial rounded up to the OS page */
+  uint64_t affinity;    /* the tenant: a slot last used with the same image and affinity is taken first */
+  uint64_t initial;     /* bytes */
+  uint64_t maximum;     /* bytes; <= slot_capacity */
+} shi_region_request;
+
+/* -ENOSPC: no slot is free. -EDQUOT: an account is full (*full names it, if asked). Else an OS error. */
+int shi_region_acquire(shi_pool *pool, const shi_region_request *request, shi_region **out, shi_account **full);
+/* Only the thread that runs the guest grows. New bytes are zero. Same errors; -ENOSPC past `maximum`. */
+int shi_region_grow(shi_region *region, uint64_t size, shi_account **full);
+/* A view pins: release with pins is refused with -EBUSY and changes nothing. */
+void shi_region_pin(shi_region *region);
+void shi_region_unpin(shi_region *region);
+bool shi_region_pinned(const shi_region *region);
+/* Ends the region, resets the slot by what was dirtied, refunds the account. `policy` < 0: the pool's.
+ * Adds to *reclaim (several regions of one guest add up). Never fails otherwise: a slot that cannot be
+ * reset is quarantined and counted. Any thread may release. A second release is -EINVAL as long as nobody has acquired
+ * the slot again. */
+int shi_region_release(shi_pool *pool, shi_region *region, int policy, sh_reclaim *reclaim);
+
+/* ---- what went wrong ------------------------------------------------------------------------------------------- */
+
+const char *shi_last_operation(void); /* thread-local, static storage: "mmap", "mprotect", ... */
+
+#endif
