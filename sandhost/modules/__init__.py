@@ -1,6 +1,6 @@
 """Modules: reading, describing and rewriting WebAssembly binaries, and keeping compiled ones.
 
 leb ─ binary ─ constant ─┐
-          types ─────────┴─ parse ─ describe ─ rewrite
-cache     files of compiled code, named by what they were compiled from
+          types ─────────┴─ parse ─ describe ─ rewrite ─ fingerprint   what compiled code is named by
+                                               private ─ cache         the files of compiled code
 """
