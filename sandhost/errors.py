@@ -11,8 +11,9 @@
     ├── GuestError             the guest ended its own call
     │   ├── GuestTrap          .code, .frames
     │   ├── GuestExit          .status
-    │   └── GuestCancelled
-    ├── HostCallError          a host function raised; its exception is __cause__
+    │   ├── GuestCancelled
+    │   └── OutOfBounds        an address outside the guest's memory (also an IndexError)
+    ├── HostCallError          a host function returned what wasm has no value for
     ├── InvalidHandle          a handle that is stale, foreign or never was one
     ├── GuestClosed            use of a guest after its close
     ├── GuestBusy              use of a guest while another call is in it
@@ -44,6 +45,7 @@ __all__ = [
     "LimitExceeded",
     "ModuleError",
     "NativeError",
+    "OutOfBounds",
     "OutOfFuel",
     "OutOfMemory",
     "RegionFullError",
@@ -164,8 +166,15 @@ class GuestCancelled(GuestError):
     """The call was cancelled from the host's side before the guest returned."""
 
 
+class OutOfBounds(GuestError, IndexError):
+    """An address or length that the guest gave, or that is used on its memory, lies outside it."""
+
+
 class HostCallError(SandhostError):
-    """A host function raised while the guest was calling it; see `__cause__`."""
+    """A host function returned what the guest cannot be given; see `__cause__`.
+
+    An exception that a host function raises comes out of the guest's call as it is.
+    """
 
 
 class InvalidHandle(SandhostError):

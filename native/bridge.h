@@ -1,0 +1,170 @@
+/* What the files of the wasmtime bridge share: host, plugin and guest as structs.
+ *
+ *   host     engines, region pool, ticker, counters             host.c
+ *   module   one compiled artifact                              module.c
+ *   plugin   module + imports + images, ready to instantiate    plugin.c
+ *   guest    one store, one instance, its regions               guest.c (life), call.c (use), memory.c (its bytes)
+ *
+ * Who may touch a guest is said by one word, `state` (guest.h).
+ */
+#ifndef SANDHOST_BRIDGE_H
+#define SANDHOST_BRIDGE_H
+
+#include <pthread.h>
+
+#include "region.h"
+#include "wasmtime_abi.h"
+
+/* ---- errors (error.c): each returns the status it records in the thread's sh_error ------------------------------ */
+
+int shi_fail(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int shi_fail_limit(int status, uint64_t wanted, uint64_t limit, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+int shi_fail_native(int error); /* a negative errno from the region allocator */
+int shi_fail_os(int error, const char *operation); /* a positive errno */
+int shi_fail_no_memory(void);
+int shi_fail_wasmtime(wasmtime_error_t *error); /* takes the error: exit status, message, frames */
+int shi_fail_trap(wasm_trap_t *trap);           /* takes the trap */
+void shi_fail_is(int status);                   /* renames what was just recorded, keeping message and frames */
+sh_error *shi_error(void);
+
+/* ---- time, histograms (histogram.c) ------------------------------------------------------------------------------ */
+
+uint64_t shi_now_ns(void); /* CLOCK_MONOTONIC */
+typedef struct {
+  _Atomic uint64_t counts[1184];
+  _Atomic uint64_t max;
+} shi_histogram;
+void shi_histogram_record(shi_histogram *histogram, uint64_t ns);
+void shi_histogram_copy(shi_histogram *histogram, sh_histogram *out);
+
+/* ---- the ticker (ticker.c): one thread that advances the engines' epochs while guests run ------------------------ */
+
+enum { SHI_ENGINE_PLAIN, SHI_ENGINE_FUEL, SHI_ENGINES };
+enum { SHI_TICK_NS = 2000000 }; /* deadlines and cancellation are noticed within one tick; chosen, not measured */
+
+typedef struct {
+  wasm_engine_t *engines[SHI_ENGINES];
+  _Atomic uint32_t running; /* guests in a call */
+  _Atomic bool asleep;
+  bool stop;
+  pthread_t thread;
+  pthread_mutex_t mutex;
+  pthread_cond_t wake;
+} shi_ticker;
+int shi_ticker_start(shi_ticker *ticker);
+void shi_ticker_stop(shi_ticker *ticker);
+void shi_ticker_enter(shi_ticker *ticker); /* a guest starts to run */
+void shi_ticker_leave(shi_ticker *ticker);
+void shi_ticker_advance(shi_ticker *ticker); /* every running guest checks its flags now */
+
+/* ---- host -------------------------------------------------------------------------------------------------------- */
+
+struct sh_tenant {
+  shi_account account;
+  uint64_t id;
+  sh_tenant *next;
+};
+
+struct sh_host {
+  sh_host_options options;
+  shi_ticker ticker; /* owns the engines */
+  shi_pool *pool;
+  shi_account account;
+  sh_tenant *tenants; /* under `mutex` */
+  pthread_mutex_t mutex;
+  _Atomic bool closed;
+  _Atomic uint32_t references; /* Python's one, and one for each module */
+  sh_host *next; /* in the list of all hosts, see process.c */
+
+  _Atomic uint64_t guests_live, guests_peak, spawns, spawn_failures, calls, host_calls, traps, deadlines, cancels,
+      memory_refusals;
+  shi_histogram latency[3]; /* by enum sh_operation */
+};
+
+/* wasmtime is promised this much address space behind every memory (facts: the engine's reservation and guard). */
+extern const uint64_t shi_memory_reservation, shi_memory_guard;
+
+/* ---- module and plugin ------------------------------------------------------------------------------------------- */
+
+struct sh_module {
+  sh_host *host;
+  wasmtime_module_t *module;
+  int engine; /* SHI_ENGINE_* */
+};
+
+typedef struct {
+  uint64_t minimum, maximum; /* bytes; maximum is clipped to the slot's capacity */
+  uint64_t page_size;
+  shi_image *image; /* may be NULL */
+} shi_memory_plan;
+
+typedef struct {
+  char *name;
+  size_t name_length;
+  char *params, *results; /* see sh_plugin_export */
+  uint32_t param_count, result_count;
+  bool integers;   /* fits sh_call_ints */
+  bool references; /* takes or returns one: cannot be called from Python */
+} shi_export;
+
+typedef struct shi_import {
+  uint32_t callback_id;
+  uint32_t param_count, result_count;
+  char *params, *results;
+  struct shi_import *next;
+} shi_import;
+
+enum { SHI_MEMORIES_MAX = 16 };
+
+struct sh_plugin {
+  sh_host *host;
+  sh_module *module;
+  wasmtime_linker_t *linker; /* until linked */
+  wasmtime_instance_pre_t *pre;
+  shi_memory_plan memories[SHI_MEMORIES_MAX];
+  uint32_t memory_count;
+  shi_export *exports;
+  uint32_t export_count;
+  shi_import *imports;
+  bool wasi;
+  uint32_t wasi_memory;
+  uint32_t table_count;
+  uint64_t largest_table;
+  _Atomic uint32_t references; /* Python's one, and one for each guest */
+  _Atomic uint64_t guests_live, spawns, calls, host_calls, traps;
+};
+
+void shi_host_release(sh_host *host);
+void shi_plugin_release(sh_plugin *plugin);
+
+/* ---- signatures (signature.c) -------------------------------------------------------------------------------------- */
+
+wasm_functype_t *shi_functype(const char *params, const char *results); /* NULL: a reference or unknown character */
+/* Cells (Python's side: i32 sign-extended, f32 as double) to and from wasmtime's raw values, in place. */
+void shi_cells_to_raw(const char *types, wasmtime_val_raw_t *values);
+void shi_raw_to_cells(const char *types, wasmtime_val_raw_t *values);
+/* 0, or SH_ARGUMENT naming the first integer that does not fit its type. */
+int shi_cells_check(const char *types, const wasmtime_val_raw_t *values);
+
+/* ---- the rest ------------------------------------------------------------------------------------------------------ */
+
+extern sh_hostcall_fn shi_hostcall;
+extern sh_output_fn shi_output;
+extern sh_signals_fn shi_signals;
+
+wasm_trap_t *shi_hostcall_trampoline(void *import, wasmtime_caller_t *caller, wasmtime_val_raw_t *values, size_t count);
+
+/* process.c: what holds for the whole process */
+extern _Atomic bool shi_forked;  /* we are the child of a process that had hosts */
+extern _Atomic bool shi_exiting; /* Python is going away */
+void shi_process_add(sh_host *host);
+void shi_process_remove(sh_host *host);
+bool shi_on_main_thread(void);
+uint64_t shi_stack_left(void); /* bytes of the calling thread's stack below this frame */
+
+/* trap_signals.c: keeps wasmtime's fault handlers reachable */
+void shi_trap_signals_installed(void); /* right after the first engine exists */
+void shi_trap_signals_check(void);     /* cheap; puts a chain right if somebody installed handlers since */
+
+#endif

@@ -1,0 +1,194 @@
+/* Calls into a guest, and how they end. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "guest.h"
+
+/* What a host function or a trap handler may need of the native stack, on top of the wasm stack. */
+enum { HOST_STACK = 256 << 10 };
+static const uint64_t signals_every_ns = 50000000;
+
+/* ---- limits -------------------------------------------------------------------------------------------------------- */
+
+wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *data, uint64_t *delta, uint8_t *kind) {
+  (void)context;
+  (void)kind; /* stays "continue" */
+  shi_guest *guest = data;
+  uint64_t now = shi_now_ns();
+  if (atomic_load(&shi_exiting) || atomic_load(&guest->cancel)) {
+    guest->stop = SH_CANCELLED;
+  } else if (guest->deadline_ns && now >= guest->deadline_ns) {
+    guest->stop = SH_DEADLINE;
+  } else if (now >= guest->signals_due_ns && shi_on_main_thread()) {
+    guest->signals_due_ns = now + signals_every_ns;
+    if (shi_signals && shi_signals()) guest->stop = SH_INTERRUPTED;
+  }
+  if (guest->stop) return wt.wasmtime_error_new("sandhost: stopped");
+  *delta = 1;
+  return NULL;
+}
+
+int shi_guest_begin(shi_guest *guest) {
+  uint64_t wanted = guest->plugin->host->options.wasm_stack + HOST_STACK;
+  uint64_t left = shi_stack_left();
+  if (left < wanted)
+    return shi_fail_limit(SH_STACK, wanted, left, "the calling thread has %" PRIu64 " KiB of stack left; a call needs %" PRIu64
+                          " KiB (threading.stack_size, or less recursion between guests and host functions)",
+                          left >> 10, wanted >> 10);
+  shi_trap_signals_check();
+  shi_thread_in_guest++;
+  if (guest->depth > 1) return SH_OK; /* the outermost call has armed the rest */
+
+  guest->stop = 0;
+  guest->refused = false;
+  atomic_store_explicit(&guest->cancel, false, memory_order_relaxed);
+  uint64_t now = shi_now_ns();
+  guest->deadline_ns = guest->limits.deadline_ns ? now + guest->limits.deadline_ns : 0;
+  guest->signals_due_ns = now + signals_every_ns;
+  wt.wasmtime_context_set_epoch_deadline(guest->context, 1);
+  if (guest->plugin->module->engine == SHI_ENGINE_FUEL) {
+    wasmtime_error_t *error =
+        wt.wasmtime_context_set_fuel(guest->context, guest->limits.fuel ? guest->limits.fuel : UINT64_MAX);
+    if (error) {
+      shi_thread_in_guest--;
+      return shi_fail_wasmtime(error);
+    }
+  }
+  shi_ticker_enter(&guest->plugin->host->ticker);
+  return SH_OK;
+}
+
+void shi_guest_finish(shi_guest *guest) {
+  shi_thread_in_guest--;
+  if (guest->depth > 1) return;
+  shi_ticker_leave(&guest->plugin->host->ticker);
+  if (guest->plugin->module->engine != SHI_ENGINE_FUEL) return;
+  uint64_t left = 0, given = guest->limits.fuel ? guest->limits.fuel : UINT64_MAX;
+  wasmtime_error_t *error = wt.wasmtime_context_get_fuel(guest->context, &left);
+  if (error) wt.wasmtime_error_delete(error);
+  guest->fuel_used += given - left;
+}
+
+/* ---- outcome ------------------------------------------------------------------------------------------------------- */
+
+static int out_of_memory(const shi_guest *guest, bool keep_frames) {
+  static const char *const whose[] = {"its own limit", "its tenant's limit", "the host's limit"};
+  sh_error *error = shi_error();
+  if (!keep_frames) shi_fail(SH_OUT_OF_MEMORY, "%s", "");
+  error->status = SH_OUT_OF_MEMORY;
+  error->wanted = guest->refused_wanted;
+  error->limit = guest->refused_limit;
+  error->level = guest->refused_level;
+  strcpy(error->message, whose[guest->refused_level]);
+  return SH_OUT_OF_MEMORY;
+}
+
+/* We ended the call; wasmtime's error only carries the backtrace. */
+static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap) {
+  sh_host *host = guest->plugin->host;
+  int why = guest->stop;
+  guest->stop = 0; /* an outer call of the same guest may go on */
+  if (error)
+    shi_fail_wasmtime(error);
+  else if (trap)
+    shi_fail_trap(trap);
+  else
+    shi_fail(why, "%s", "");
+  switch (why) {
+  case SH_OUT_OF_MEMORY:
+    return out_of_memory(guest, false);
+  case SH_REGION_FULL:
+    return shi_fail_limit(SH_REGION_FULL, 1, host->options.max_regions, "all %u regions are in use",
+                          host->options.max_regions);
+  case SH_NATIVE:
+    return shi_fail_native(-(int)guest->refused_wanted);
+  case SH_DEADLINE:
+    atomic_fetch_add_explicit(&host->deadlines, 1, memory_order_relaxed);
+    shi_error()->limit = guest->limits.deadline_ns;
+    break;
+  case SH_CANCELLED:
+    atomic_fetch_add_explicit(&host->cancels, 1, memory_order_relaxed);
+    break;
+  default:
+    break;
+  }
+  shi_fail_is(why);
+  return why;
+}
+
+int shi_guest_outcome(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap) {
+  if (__builtin_expect(guest->stop != 0, 0)) return stopped(guest, error, trap);
+  if (__builtin_expect(!error && !trap, 1)) return SH_OK;
+  int status = error ? shi_fail_wasmtime(error) : shi_fail_trap(trap);
+  if (status == SH_TRAP && shi_error()->trap_code == WASMTIME_TRAP_OUT_OF_FUEL) {
+    shi_error()->limit = guest->limits.fuel;
+    shi_fail_is(SH_OUT_OF_FUEL);
+    return SH_OUT_OF_FUEL;
+  }
+  if (status == SH_TRAP) {
+    atomic_fetch_add_explicit(&guest->plugin->host->traps, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&guest->plugin->traps, 1, memory_order_relaxed);
+    if (guest->refused) return out_of_memory(guest, true);
+  }
+  return status;
+}
+
+/* ---- calls --------------------------------------------------------------------------------------------------------- */
+
+static int resolve(shi_guest *guest, uint32_t index) {
+  const shi_export *export = &guest->plugin->exports[index];
+  wasmtime_extern_t item;
+  if (!wt.wasmtime_instance_export_get(guest->context, &guest->instance, export->name, export->name_length, &item) ||
+      item.kind != WASMTIME_EXTERN_FUNC)
+    return shi_fail(SH_ARGUMENT, "the instance has no such function");
+  guest->functions[index] = item.of.func;
+  return SH_OK;
+}
+
+/* The guest is entered; values hold the parameters, then the results. */
+static int run(shi_guest *guest, uint32_t index, const shi_export *export, wasmtime_val_raw_t *values) {
+  int status = shi_cells_check(export->params, values);
+  if (status == SH_OK && !guest->functions[index].store_id) status = resolve(guest, index);
+  if (status == SH_OK) status = shi_guest_begin(guest);
+  if (status != SH_OK) return status;
+  shi_cells_to_raw(export->params, values);
+  uint32_t count = export->param_count > export->result_count ? export->param_count : export->result_count;
+  wasm_trap_t *trap = NULL;
+  wasmtime_error_t *error =
+      wt.wasmtime_func_call_unchecked(guest->context, &guest->functions[index], values, count, &trap);
+  shi_guest_finish(guest);
+  status = shi_guest_outcome(guest, error, trap);
+  if (status == SH_OK) shi_raw_to_cells(export->results, values);
+  guest->calls++;
+  return status;
+}
+
+static int call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool integers) {
+  shi_guest *guest;
+  int status = shi_guest_enter(id, &guest);
+  if (status != SH_OK) return status;
+  sh_host *host = guest->plugin->host;
+  uint64_t begun = shi_now_ns();
+  const shi_export *export = &guest->plugin->exports[index];
+  if (index >= guest->plugin->export_count || (integers && !export->integers))
+    status = shi_fail(SH_ARGUMENT, "no such function");
+  else if (export->references)
+    status = shi_fail(SH_ARGUMENT, "references cannot cross");
+  else
+    status = run(guest, index, export, values);
+  shi_guest_leave(guest);
+  shi_histogram_record(&host->latency[SH_OP_CALL], shi_now_ns() - begun);
+  return status;
+}
+
+int sh_call(uint64_t guest, uint32_t export_index, int64_t *cells) {
+  return call(guest, export_index, (wasmtime_val_raw_t *)cells, false);
+}
+
+int64_t sh_call_ints(uint64_t guest, uint32_t export_index, int64_t a, int64_t b, int64_t c, int64_t d) {
+  wasmtime_val_raw_t values[4] = {{.i64 = a}, {.i64 = b}, {.i64 = c}, {.i64 = d}};
+  int status = call(guest, export_index, values, true);
+  if (__builtin_expect(status != SH_OK, 0)) return SH_CALL_FAILED;
+  if (__builtin_expect(values[0].i64 == SH_CALL_FAILED, 0)) shi_error()->status = SH_OK;
+  return values[0].i64;
+}

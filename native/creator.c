@@ -1,0 +1,104 @@
+/* wasmtime's memory creator: pure C, called in the middle of an instantiation.
+ *
+ * The creator is told nothing of the store it works for, so the spawn leaves its guest in a thread-local. Memories are
+ * asked for in index order; before them, a module with exceptions makes wasmtime ask for a GC heap of its own. Each
+ * request is held against the plan of the next memory, and what fits no plan is the GC heap or is refused.
+ */
+#include <errno.h>
+
+#include "guest.h"
+
+static _Thread_local shi_guest *spawning;
+
+void shi_creator_expect(shi_guest *guest) { spawning = guest; }
+
+static uint8_t *get_memory(void *env, size_t *size, size_t *capacity) {
+  shi_region *region = env;
+  *size = atomic_load_explicit(&region->size, memory_order_relaxed);
+  *capacity = region->maximum;
+  return region->base;
+}
+
+/* Remembers why a growth failed: wasm only sees -1, and a guest that then traps has run out of memory. */
+static void remember_refusal(shi_guest *guest, uint64_t wanted, const shi_account *full, uint64_t limit) {
+  guest->refused = true;
+  guest->refused_wanted = wanted;
+  guest->refused_limit = full ? full->limit : limit;
+  guest->refused_level = full ? (uint32_t)full->level : SH_LEVEL_GUEST;
+  atomic_fetch_add_explicit(&guest->plugin->host->memory_refusals, 1, memory_order_relaxed);
+}
+
+static shi_guest *guest_of(shi_region *region) {
+  return (shi_guest *)((char *)region->account - offsetof(shi_guest, account));
+}
+
+static wasmtime_error_t *grow_memory(void *env, size_t size) {
+  shi_region *region = env;
+  shi_guest *guest = guest_of(region);
+  shi_account *full = NULL;
+  if (shi_region_grow(region, size, &full) != 0) {
+    remember_refusal(guest, size, full, region->maximum);
+    return wt.wasmtime_error_new("sandhost: memory limit");
+  }
+  for (uint32_t k = 0; k < guest->region_count; k++)
+    if (guest->regions[k] == region) atomic_store_explicit(&guest->sizes[k], size, memory_order_release);
+  return NULL;
+}
+
+/* wasmtime says `maximum` in bytes, clipped or SIZE_MAX; plans are clipped to the slot. */
+static bool matches(const shi_memory_plan *plan, size_t minimum, size_t maximum) {
+  return plan->minimum == minimum && (maximum >= plan->maximum);
+}
+
+static wasmtime_error_t *new_memory(void *env, const wasm_memorytype_t *type, size_t minimum, size_t maximum,
+                                    size_t reserved, size_t guard, wasmtime_linear_memory_t *out) {
+  (void)env;
+  (void)type;
+  shi_guest *guest = spawning;
+  if (!guest) return wt.wasmtime_error_new("sandhost: memory requested outside a spawn");
+  if (reserved > shi_memory_reservation || guard > shi_memory_guard)
+    return wt.wasmtime_error_new("sandhost: wasmtime asks for more address space than a slot has");
+
+  const sh_plugin *plugin = guest->plugin;
+  const shi_memory_plan *plan =
+      guest->region_count < plugin->memory_count ? &plugin->memories[guest->region_count] : NULL;
+  bool gc_heap = !plan || !matches(plan, minimum, maximum);
+  if (gc_heap && (guest->gc_heap || minimum != 0))
+    return wt.wasmtime_error_new("sandhost: a memory that the plugin does not declare");
+
+  shi_region_request request = {
+      .account = &guest->account,
+      .image = gc_heap ? NULL : plan->image,
+      .affinity = 0,
+      .initial = minimum,
+      .maximum = gc_heap ? (maximum < shi_memory_reservation ? maximum : shi_memory_reservation) : plan->maximum,
+  };
+  const shi_account *tenant = guest->account.parent;
+  if (tenant->level == SHI_ACCOUNT_TENANT) request.affinity = ((const sh_tenant *)tenant)->id;
+
+  shi_account *full = NULL;
+  shi_region *region;
+  int error = shi_region_acquire(plugin->host->pool, &request, &region, &full);
+  if (error) {
+    if (full) {
+      remember_refusal(guest, minimum, full, 0);
+      guest->stop = SH_OUT_OF_MEMORY;
+    } else if (error == -ENOSPC) {
+      guest->stop = SH_REGION_FULL;
+    } else {
+      guest->stop = SH_NATIVE;
+      guest->refused_wanted = (uint64_t)-error;
+    }
+    return wt.wasmtime_error_new("sandhost: no region");
+  }
+  if (gc_heap) {
+    guest->gc_heap = region;
+  } else {
+    atomic_store_explicit(&guest->sizes[guest->region_count], minimum, memory_order_release);
+    guest->regions[guest->region_count++] = region;
+  }
+  *out = (wasmtime_linear_memory_t){.env = region, .get_memory = get_memory, .grow_memory = grow_memory};
+  return NULL;
+}
+
+wasmtime_memory_creator_t shi_creator = {.new_memory = new_memory};

@@ -1,0 +1,325 @@
+/* The life of a guest: table, spawn, close. */
+#include "guest.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+_Thread_local uint32_t shi_thread_in_guest;
+
+/* ---- the table: chunks of guests, never freed --------------------------------------------------------------------- */
+
+enum { CHUNK = 1024, CHUNKS = 4096 };
+static shi_guest *_Atomic chunks[CHUNKS];
+static uint32_t table_size; /* structs handed out so far; under `mutex` */
+static shi_guest *free_list;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+
+static uint64_t state_of(uint64_t generation, enum shi_phase phase) { return generation << 32 | (uint64_t)phase; }
+static uint64_t generation_of(uint64_t state) { return state >> 32; }
+static enum shi_phase phase_of(uint64_t state) { return (enum shi_phase)(state & 0xff); }
+
+static shi_guest *at(uint32_t index) {
+  shi_guest *chunk = index / CHUNK < CHUNKS ? atomic_load_explicit(&chunks[index / CHUNK], memory_order_acquire) : NULL;
+  return chunk ? &chunk[index % CHUNK] : NULL;
+}
+
+/* A FREE guest that only the caller knows. NULL: out of memory, or 4 million guests. */
+static shi_guest *take(void) {
+  pthread_mutex_lock(&mutex);
+  shi_guest *guest = free_list;
+  if (guest) {
+    free_list = guest->next_free;
+  } else if (table_size < CHUNK * CHUNKS) {
+    uint32_t index = table_size;
+    if (index % CHUNK == 0)
+      atomic_store_explicit(&chunks[index / CHUNK], calloc(CHUNK, sizeof(shi_guest)), memory_order_release);
+    guest = at(index);
+    if (guest) {
+      guest->index = index;
+      atomic_store(&guest->state, state_of(1, SHI_FREE));
+      table_size++;
+    }
+  }
+  pthread_mutex_unlock(&mutex);
+  return guest;
+}
+
+static void put(shi_guest *guest) {
+  uint64_t generation = generation_of(atomic_load(&guest->state)) + 1;
+  atomic_store(&guest->state, state_of(generation, SHI_FREE));
+  if (generation == UINT32_MAX) return; /* never used again */
+  pthread_mutex_lock(&mutex);
+  guest->next_free = free_list;
+  free_list = guest;
+  pthread_mutex_unlock(&mutex);
+}
+
+/* ---- who is inside ------------------------------------------------------------------------------------------------- */
+
+shi_guest *shi_guest_find(uint64_t id) {
+  shi_guest *guest = at((uint32_t)id);
+  if (!guest) return NULL;
+  uint64_t state = atomic_load(&guest->state);
+  enum shi_phase phase = phase_of(state);
+  return generation_of(state) == id >> 32 && (phase == SHI_IDLE || phase == SHI_RUNNING) ? guest : NULL;
+}
+
+static int fail_closed(void) { return shi_fail(SH_CLOSED, "the guest has ended"); }
+static int fail_forked(void) {
+  return shi_fail(SH_FORKED, "this process was forked from the one that has the guests; it has none");
+}
+
+int shi_guest_enter(uint64_t id, shi_guest **out) {
+  if (__builtin_expect(atomic_load_explicit(&shi_forked, memory_order_relaxed), 0)) return fail_forked();
+  shi_guest *guest = at((uint32_t)id);
+  if (!guest) return fail_closed();
+  uint64_t expected = state_of(id >> 32, SHI_IDLE);
+  uintptr_t self = (uintptr_t)&shi_thread_in_guest;
+  if (atomic_compare_exchange_strong(&guest->state, &expected, state_of(id >> 32, SHI_RUNNING))) {
+    atomic_store(&guest->owner, self);
+  } else if (generation_of(expected) != id >> 32 || phase_of(expected) == SHI_FREE ||
+             phase_of(expected) == SHI_CLOSING) {
+    return fail_closed();
+  } else if (atomic_load(&guest->owner) != self) {
+    return shi_fail(SH_BUSY, "another thread is in this guest; a guest belongs to one thread at a time");
+  }
+  guest->depth++;
+  *out = guest;
+  return SH_OK;
+}
+
+void shi_guest_leave(shi_guest *guest) {
+  if (--guest->depth) return;
+  atomic_store(&guest->owner, 0);
+  uint64_t state = atomic_load_explicit(&guest->state, memory_order_relaxed);
+  atomic_store(&guest->state, state_of(generation_of(state), SHI_IDLE));
+}
+
+/* ---- spawn --------------------------------------------------------------------------------------------------------- */
+
+/* Every store that is ended goes through here, the half-made ones too. Adds to *reclaim. */
+static void end(shi_guest *guest, int policy, sh_reclaim *reclaim) {
+  sh_plugin *plugin = guest->plugin;
+  if (guest->store) wt.wasmtime_store_delete(guest->store);
+  guest->store = NULL;
+  for (uint32_t k = 0; k < guest->region_count; k++) {
+    atomic_store_explicit(&guest->sizes[k], 0, memory_order_release);
+    shi_region_release(plugin->host->pool, guest->regions[k], policy, reclaim);
+  }
+  if (guest->gc_heap) shi_region_release(plugin->host->pool, guest->gc_heap, policy, reclaim);
+  for (int k = 0; k < 2; k++) {
+    free(guest->streams[k].bytes);
+    guest->streams[k] = (shi_stream){0};
+  }
+  shi_plugin_release(plugin);
+  put(guest);
+}
+
+static int prepare(shi_guest *guest, sh_plugin *plugin, sh_tenant *tenant, const sh_limits *limits) {
+  guest->plugin = plugin;
+  atomic_fetch_add_explicit(&plugin->references, 1, memory_order_relaxed);
+  guest->store = NULL;
+  guest->region_count = 0;
+  guest->gc_heap = NULL;
+  guest->limits = *limits;
+  guest->depth = 0;
+  guest->stop = 0;
+  guest->refused = false;
+  guest->output_limit = 0;
+  guest->stream_flags = 0;
+  guest->calls = guest->host_calls = guest->fuel_used = 0;
+  guest->born_ns = shi_now_ns();
+  shi_account *parent = tenant ? &tenant->account : &plugin->host->account;
+  guest->account = (shi_account){.parent = parent, .limit = limits->memory, .level = SHI_ACCOUNT_GUEST};
+
+  if (guest->function_capacity < plugin->export_count) {
+    free(guest->functions);
+    guest->functions = malloc(plugin->export_count * sizeof *guest->functions);
+    guest->function_capacity = guest->functions ? plugin->export_count : 0;
+    if (!guest->functions) return shi_fail_no_memory();
+  }
+  if (plugin->export_count) memset(guest->functions, 0, plugin->export_count * sizeof *guest->functions);
+
+  if (plugin->largest_table > limits->table_elements)
+    return shi_fail_limit(SH_TABLE_LIMIT, plugin->largest_table, limits->table_elements,
+                          "a table of the module starts with more elements than the guest may have");
+  if (limits->fuel && plugin->module->engine != SHI_ENGINE_FUEL)
+    return shi_fail(SH_ARGUMENT, "fuel is asked for, but the plugin was loaded without fuel=True");
+  return SH_OK;
+}
+
+/* Only when wasmtime asked for a GC heap as well can a request have been taken for another: see creator.c. */
+static bool memories_are_where_planned(shi_guest *guest) {
+  for (uint32_t k = 0; k < guest->region_count; k++) {
+    char name[32];
+    int length = snprintf(name, sizeof name, "sandhost:memory:%u", k);
+    wasmtime_extern_t item;
+    if (!wt.wasmtime_instance_export_get(guest->context, &guest->instance, name, (size_t)length, &item) ||
+        wt.wasmtime_memory_data(guest->context, &item.of.other) != guest->regions[k]->base)
+      return false;
+  }
+  return true;
+}
+
+static int instantiate(shi_guest *guest) {
+  sh_plugin *plugin = guest->plugin;
+  wasm_trap_t *trap = NULL;
+  shi_creator_expect(guest);
+  wasmtime_error_t *error =
+      wt.wasmtime_instance_pre_instantiate(plugin->pre, guest->context, &guest->instance, &trap);
+  shi_creator_expect(NULL);
+  if (!error && !trap && guest->region_count != plugin->memory_count)
+    return shi_fail(SH_WASMTIME, "wasmtime made %u memories where the plugin has %u", guest->region_count,
+                    plugin->memory_count);
+  if (!error && !trap && guest->gc_heap && !memories_are_where_planned(guest))
+    return shi_fail(SH_WASMTIME, "a module that uses exceptions and whose memory starts empty is not supported");
+  return shi_guest_outcome(guest, error, trap);
+}
+
+static int start(shi_guest *guest, const sh_wasi *wasi) {
+  sh_plugin *plugin = guest->plugin;
+  guest->store = wt.wasmtime_store_new(plugin->host->ticker.engines[plugin->module->engine], guest, NULL);
+  guest->context = wt.wasmtime_store_context(guest->store);
+  wt.wasmtime_store_limiter(guest->store, -1, (int64_t)guest->limits.table_elements, -1, -1, -1);
+  wt.wasmtime_store_epoch_deadline_callback(guest->store, shi_epoch_reached, guest, NULL);
+  if (plugin->wasi) {
+    int status = shi_wasi_attach(guest, wasi);
+    if (status != SH_OK) return status;
+  }
+  uint64_t generation = generation_of(atomic_load(&guest->state));
+  atomic_store(&guest->owner, (uintptr_t)&shi_thread_in_guest);
+  atomic_store(&guest->state, state_of(generation, SHI_RUNNING)); /* a start function may call the host */
+  guest->depth = 1;
+  int status = shi_guest_begin(guest);
+  if (status == SH_OK) {
+    status = instantiate(guest);
+    shi_guest_finish(guest);
+  }
+  guest->depth = 0;
+  atomic_store(&guest->owner, 0);
+  atomic_store(&guest->state, state_of(generation, status == SH_OK ? SHI_IDLE : SHI_CLOSING));
+  return status;
+}
+
+static void count_live(sh_plugin *plugin) {
+  sh_host *host = plugin->host;
+  atomic_fetch_add_explicit(&plugin->guests_live, 1, memory_order_relaxed);
+  atomic_fetch_add_explicit(&plugin->spawns, 1, memory_order_relaxed);
+  atomic_fetch_add_explicit(&host->spawns, 1, memory_order_relaxed);
+  uint64_t live = atomic_fetch_add_explicit(&host->guests_live, 1, memory_order_relaxed) + 1;
+  uint64_t peak = atomic_load_explicit(&host->guests_peak, memory_order_relaxed);
+  while (live > peak && !atomic_compare_exchange_weak(&host->guests_peak, &peak, live)) {
+  }
+}
+
+uint64_t sh_spawn(sh_plugin *plugin, sh_tenant *tenant, const sh_limits *limits, const sh_wasi *wasi) {
+  if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked(), 0;
+  if (atomic_load_explicit(&plugin->host->closed, memory_order_relaxed))
+    return shi_fail(SH_CLOSED, "the host is closed"), 0;
+  shi_guest *guest = take();
+  if (!guest) return shi_fail_no_memory(), 0;
+  int status = prepare(guest, plugin, tenant, limits);
+  if (status == SH_OK) status = start(guest, wasi);
+  if (status != SH_OK) {
+    sh_host *host = plugin->host;
+    atomic_fetch_add_explicit(&host->spawn_failures, 1, memory_order_relaxed);
+    sh_reclaim reclaim = {0};
+    end(guest, -1, &reclaim);
+    return 0;
+  }
+  count_live(plugin);
+  if (atomic_load(&plugin->host->closed)) { /* closed meanwhile: close() has not seen this guest */
+    sh_reclaim reclaim;
+    sh_close(shi_guest_id(guest), -1, &reclaim);
+    return shi_fail(SH_CLOSED, "the host is closed"), 0;
+  }
+  shi_histogram_record(&plugin->host->latency[SH_OP_SPAWN], shi_now_ns() - guest->born_ns);
+  return shi_guest_id(guest);
+}
+
+/* ---- close --------------------------------------------------------------------------------------------------------- */
+
+static bool has_views(const shi_guest *guest) {
+  for (uint32_t k = 0; k < guest->region_count; k++)
+    if (shi_region_pinned(guest->regions[k])) return true;
+  return false;
+}
+
+int sh_close(uint64_t id, int policy, sh_reclaim *out) {
+  if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked();
+  shi_guest *guest = at((uint32_t)id);
+  if (!guest) return fail_closed();
+  uint64_t expected = state_of(id >> 32, SHI_IDLE);
+  if (!atomic_compare_exchange_strong(&guest->state, &expected, state_of(id >> 32, SHI_CLOSING))) {
+    if (generation_of(expected) != id >> 32 || phase_of(expected) != SHI_RUNNING) return fail_closed();
+    bool inside = atomic_load(&guest->owner) == (uintptr_t)&shi_thread_in_guest;
+    return shi_fail(SH_BUSY, inside ? "a guest cannot be closed from inside its own call"
+                                    : "another thread is in this guest; cancel() ends its call");
+  }
+  if (has_views(guest)) {
+    atomic_store(&guest->state, state_of(id >> 32, SHI_IDLE));
+    return shi_fail(SH_BUSY, "views of the guest's memory are still alive; release them first");
+  }
+  uint64_t begun = shi_now_ns();
+  sh_plugin *plugin = guest->plugin;
+  sh_host *host = plugin->host;
+  atomic_fetch_add_explicit(&host->calls, guest->calls, memory_order_relaxed);
+  atomic_fetch_add_explicit(&host->host_calls, guest->host_calls, memory_order_relaxed);
+  atomic_fetch_add_explicit(&plugin->calls, guest->calls, memory_order_relaxed);
+  atomic_fetch_add_explicit(&plugin->host_calls, guest->host_calls, memory_order_relaxed);
+  atomic_fetch_sub_explicit(&plugin->guests_live, 1, memory_order_relaxed);
+  memset(out, 0, sizeof *out);
+  end(guest, policy, out);
+  atomic_fetch_sub_explicit(&host->guests_live, 1, memory_order_relaxed);
+  shi_histogram_record(&host->latency[SH_OP_CLOSE], shi_now_ns() - begun);
+  return SH_OK;
+}
+
+int sh_cancel(uint64_t id) {
+  if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return 0;
+  shi_guest *guest = shi_guest_find(id);
+  if (!guest || phase_of(atomic_load(&guest->state)) != SHI_RUNNING) return 0;
+  atomic_store(&guest->cancel, true);
+  shi_ticker_advance(&guest->plugin->host->ticker);
+  return 1;
+}
+
+uint32_t shi_guests_end(sh_host *host) {
+  pthread_mutex_lock(&mutex);
+  uint32_t size = table_size;
+  pthread_mutex_unlock(&mutex);
+  uint32_t left = 0;
+  for (uint32_t index = 0; index < size; index++) {
+    shi_guest *guest = at(index);
+    uint64_t state = atomic_load(&guest->state);
+    if (phase_of(state) == SHI_FREE || guest->plugin->host != host) continue;
+    uint64_t id = generation_of(state) << 32 | index;
+    sh_reclaim reclaim;
+    if (phase_of(state) == SHI_IDLE && sh_close(id, -1, &reclaim) == SH_OK) continue;
+    sh_cancel(id);
+    left++;
+  }
+  return left;
+}
+
+int sh_guest_running(uint64_t id) {
+  shi_guest *guest = shi_guest_find(id);
+  return guest && phase_of(atomic_load(&guest->state)) == SHI_RUNNING;
+}
+
+int sh_guest_get_stats(uint64_t id, sh_guest_stats *out) {
+  shi_guest *guest = shi_guest_find(id);
+  if (!guest) return fail_closed();
+  *out = (sh_guest_stats){
+      .calls = guest->calls,
+      .host_calls = guest->host_calls,
+      .fuel_used = guest->fuel_used,
+      .committed_bytes = atomic_load(&guest->account.used),
+      .peak_bytes = atomic_load(&guest->account.peak),
+      .age_ns = shi_now_ns() - guest->born_ns,
+      .memories = guest->region_count,
+      .running = phase_of(atomic_load(&guest->state)) == SHI_RUNNING,
+  };
+  return SH_OK;
+}

@@ -1,0 +1,88 @@
+/* A guest, and the one word that says who may touch it. */
+#ifndef SANDHOST_GUEST_H
+#define SANDHOST_GUEST_H
+
+#include "bridge.h"
+
+/* state = generation (32 bits) << 32 | phase
+ *
+ *            spawn             enter (one compare-and-swap)
+ *   FREE ─────────────► IDLE ◄───────────────────────────► RUNNING   owner = the thread inside; depth = nested calls
+ *    ▲                   │
+ *    └───── close ─── CLOSING          the generation goes up when a guest becomes FREE
+ *
+ * Guests live in chunks that are never freed, so a stale id meets another generation, never freed memory.
+ * A struct whose generation would wrap is not used again. */
+enum shi_phase { SHI_FREE, SHI_IDLE, SHI_RUNNING, SHI_CLOSING };
+
+typedef struct {
+  uint8_t *bytes;
+  uint64_t length, capacity, dropped;
+} shi_stream;
+
+typedef struct shi_guest {
+  _Atomic uint64_t state;
+  _Atomic uintptr_t owner; /* address of a thread-local of the thread inside; valid while RUNNING */
+  uint32_t index;          /* of this struct in the table */
+  uint32_t depth;
+  sh_plugin *plugin;
+  wasmtime_store_t *store;
+  wasmtime_context_t *context;
+  wasmtime_instance_t instance;
+  wasmtime_func_t *functions; /* one an export, resolved at first use (store_id 0: not yet) */
+  uint32_t function_capacity;
+
+  shi_account account;
+  shi_region *regions[SHI_MEMORIES_MAX];
+  uint32_t region_count;
+  _Atomic uint64_t sizes[SHI_MEMORIES_MAX]; /* what Python reads; 0 once closed */
+  shi_region *gc_heap;                      /* wasmtime's own, for exceptions */
+
+  sh_limits limits;
+  uint64_t deadline_ns; /* absolute, of the outermost call; 0: none */
+  uint64_t signals_due_ns;
+  _Atomic bool cancel;
+  int stop; /* enum sh_status: why we ended the call ourselves; 0: we did not */
+  uint64_t refused_wanted, refused_limit; /* the last growth refused in this call */
+  uint32_t refused_level;
+  bool refused;
+
+  shi_stream streams[2]; /* stdout, stderr */
+  uint64_t output_limit;
+  uint32_t stream_flags;
+  uint64_t born_ns, calls, host_calls, fuel_used;
+  struct shi_guest *next_free;
+} shi_guest;
+
+/* How many calls deep this thread is in guests; its address names the thread (`owner`). Read in signal handlers, hence
+ * the static TLS model. */
+extern _Thread_local uint32_t shi_thread_in_guest __attribute__((tls_model("initial-exec")));
+
+static inline uint64_t shi_guest_id(const shi_guest *guest) {
+  return (atomic_load_explicit(&guest->state, memory_order_relaxed) & ~0xffffffffull) | guest->index;
+}
+
+/* Makes the calling thread the one inside, or says why not. Nests when it is inside already. */
+int shi_guest_enter(uint64_t id, shi_guest **out);
+void shi_guest_leave(shi_guest *guest);
+/* The live guest of that id, without entering: only for what may be read at any time. NULL: closed. */
+shi_guest *shi_guest_find(uint64_t id);
+/* Ends all guests of a host that nobody is in; returns how many are left. */
+uint32_t shi_guests_end(sh_host *host);
+
+/* call.c */
+int shi_guest_begin(shi_guest *guest); /* arms deadline, fuel and epoch for an outermost call */
+void shi_guest_finish(shi_guest *guest); /* after every begin that succeeded */
+/* Turns what wasmtime returned into a status of ours. */
+int shi_guest_outcome(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap);
+wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *guest, uint64_t *delta, uint8_t *kind);
+
+/* wasi.c */
+int shi_wasi_define(sh_plugin *plugin);
+int shi_wasi_attach(shi_guest *guest, const sh_wasi *wasi);
+
+/* creator.c: wasmtime asks for memory in the middle of an instantiation; this says for whom. */
+void shi_creator_expect(shi_guest *guest); /* NULL: nobody, every request is refused */
+extern wasmtime_memory_creator_t shi_creator;
+
+#endif

@@ -1,0 +1,37 @@
+/* From the guest into Python and back. */
+#include "guest.h"
+
+sh_hostcall_fn shi_hostcall;
+sh_output_fn shi_output;
+sh_signals_fn shi_signals;
+
+void sh_set_callbacks(sh_hostcall_fn hostcall, sh_output_fn output, sh_signals_fn signals) {
+  shi_hostcall = hostcall;
+  shi_output = output;
+  shi_signals = signals;
+}
+
+static wasm_trap_t *stop(shi_guest *guest, int why) {
+  static const char message[] = "sandhost: stopped in a host function";
+  guest->stop = why;
+  return wt.wasmtime_trap_new(message, sizeof message - 1);
+}
+
+wasm_trap_t *shi_hostcall_trampoline(void *env, wasmtime_caller_t *caller, wasmtime_val_raw_t *values, size_t count) {
+  (void)count;
+  const shi_import *import = env;
+  shi_guest *guest = wt.wasmtime_context_get_data(wt.wasmtime_caller_context(caller));
+  if (atomic_load_explicit(&shi_exiting, memory_order_relaxed)) return stop(guest, SH_CANCELLED);
+  guest->host_calls++;
+  shi_raw_to_cells(import->params, values);
+  /* In Python we are host code: a fault there is the host's, and nested calls count from here. */
+  uint32_t in_guest = shi_thread_in_guest;
+  shi_thread_in_guest = 0;
+  int failed = shi_hostcall(shi_guest_id(guest), import->callback_id, &values->i64, &values->f64);
+  shi_thread_in_guest = in_guest;
+  if (failed) return stop(guest, SH_HOST_ERROR);
+  if (guest->deadline_ns && shi_now_ns() >= guest->deadline_ns) return stop(guest, SH_DEADLINE);
+  if (atomic_load_explicit(&guest->cancel, memory_order_relaxed)) return stop(guest, SH_CANCELLED);
+  shi_cells_to_raw(import->results, values);
+  return NULL;
+}

@@ -1,0 +1,296 @@
+/* sandhost's C interface: everything that Python can call. cffi reads this file too (see ffi_build.py), so between the
+ * two marks it holds only plain declarations. */
+#ifndef SANDHOST_H
+#define SANDHOST_H
+
+#include <stdint.h>
+#include <stddef.h>
+
+/* cffi: begin */
+
+/* ---- memory policy and figures --------------------------------------------------------------------------------- */
+
+enum sh_policy {
+  SH_POLICY_IMMEDIATE, /* everything goes back to the OS before close returns */
+  SH_POLICY_WARM,      /* up to a budget stays resident, already reset */
+  SH_POLICY_LAZY       /* MADV_FREE: the kernel takes pages when it wants them */
+};
+
+/* What the end of a guest did with its memory. Pages are OS pages that held private data of the guest. */
+typedef struct {
+  uint64_t returned_bytes; /* back with the OS when close returned */
+  uint64_t kept_bytes;     /* reset in place, still resident */
+  uint64_t deferred_bytes; /* queued: back with the OS soon, or marked MADV_FREE */
+  uint64_t ns;             /* how long the resets took */
+  uint32_t policy;         /* enum sh_policy */
+  uint32_t quarantined;    /* slots taken out of use because they could not be reset */
+} sh_reclaim;
+
+/* One snapshot of a pool. All bytes; gauges unless said otherwise. */
+typedef struct {
+  uint64_t regions_live;
+  uint64_t regions_peak;
+  uint64_t regions_max;
+  uint64_t slots_warm;        /* free, with resident pages */
+  uint64_t slots_queued;      /* waiting for decommit; not free */
+  uint64_t slots_quarantined; /* never used again */
+  uint64_t reserved_bytes;    /* address space */
+  uint64_t committed_bytes;   /* accessible in live regions */
+  uint64_t warm_bytes;        /* resident in free slots */
+  uint64_t queued_bytes;
+  uint64_t image_bytes;       /* in sealed memfds */
+  uint64_t images;
+  uint64_t acquired_same;     /* counter: slots reused with the same image and tenant */
+  uint64_t acquired_cold;     /* counter: slots that held nothing */
+  uint64_t acquired_other;    /* counter: slots remapped from another image or tenant */
+  uint64_t returned_bytes;    /* counter: given back to the OS */
+  uint64_t restored_bytes;    /* counter: reset in place */
+  uint64_t reset_failures;    /* counter */
+  uint64_t nodes;             /* NUMA nodes in use */
+  uint64_t numa_refused;      /* counter: node policies that the kernel did not take; memory comes from anywhere */
+} sh_pool_stats;
+
+/* ---- status ---------------------------------------------------------------------------------------------------- */
+
+/* What a function that returns int says: 0 or one of these. The details are in the thread's sh_last_error(). */
+enum sh_status {
+  SH_OK,
+  SH_CLOSED,        /* the guest (or host) has ended */
+  SH_BUSY,          /* another thread is in the guest, or a view of its memory is alive */
+  SH_FORKED,        /* this process was forked from one that had guests */
+  SH_ARGUMENT,      /* an argument is out of range; message says which */
+  SH_TRAP,          /* trap_code, frames */
+  SH_EXIT,          /* exit_status: WASI's proc_exit */
+  SH_HOST_ERROR,    /* a host function raised; Python holds the exception */
+  SH_INTERRUPTED,   /* a Python signal handler raised while the guest ran */
+  SH_DEADLINE,      /* limit: nanoseconds */
+  SH_CANCELLED,
+  SH_OUT_OF_FUEL,   /* limit: fuel */
+  SH_OUT_OF_MEMORY, /* wanted, limit in bytes; level: enum sh_level */
+  SH_TABLE_LIMIT,   /* wanted, limit in elements */
+  SH_REGION_FULL,   /* no slot is free; limit: slots */
+  SH_STACK,         /* the calling thread's own stack is too short; wanted, limit in bytes */
+  SH_NATIVE,        /* an OS call failed: os_errno, operation */
+  SH_WASMTIME       /* wasmtime refused; message */
+};
+
+enum sh_level { SH_LEVEL_GUEST, SH_LEVEL_TENANT, SH_LEVEL_HOST };
+
+/* One activation in a wasm backtrace, innermost first. Names are the module's: hostile, cut off, not always UTF-8. */
+typedef struct {
+  uint32_t function_index;
+  uint64_t module_offset; /* bytes into the wasm file */
+  char function[128];     /* "" if the module has no name for it */
+  char module[64];
+} sh_frame;
+
+typedef struct {
+  int32_t status;
+  int32_t os_errno;
+  int32_t trap_code;   /* -1: none */
+  int32_t exit_status;
+  uint32_t level;
+  uint32_t frame_count;
+  uint64_t wanted;
+  uint64_t limit;
+  char operation[32];
+  char message[2048];
+  sh_frame frames[32];
+} sh_error;
+const sh_error *sh_last_error(void);
+
+/* ---- wasmtime's library ---------------------------------------------------------------------------------------- */
+
+/* Opens wasmtime's shared library and resolves every function that we call. SH_WASMTIME: message names what is missing. */
+int sh_wasmtime_open(const char *path);
+/* Text wat -> binary wasm. Free *out with sh_bytes_free. */
+int sh_wat2wasm(const char *text, size_t length, uint8_t **out, size_t *out_length);
+void sh_bytes_free(uint8_t *bytes, size_t length);
+
+/* ---- host ------------------------------------------------------------------------------------------------------ */
+
+typedef struct sh_host sh_host;
+typedef struct sh_tenant sh_tenant;
+typedef struct sh_module sh_module;
+typedef struct sh_plugin sh_plugin;
+
+typedef struct {
+  uint64_t memory_limit;      /* bytes committed over all guests; UINT64_MAX: none */
+  uint32_t max_regions;
+  uint32_t policy;            /* enum sh_policy */
+  uint64_t resident_per_slot; /* bytes; see Host */
+  uint64_t resident_total;
+  uint64_t decay_ns;
+  uint64_t wasm_stack;        /* bytes */
+  uint64_t optimize;          /* 0: compile fast, 1: run fast */
+  uint32_t numa_bind;
+} sh_host_options;
+
+sh_host *sh_host_new(const sh_host_options *options);
+/* Ends every guest that no thread is in, cancels the others. SH_BUSY while some still run or have views: call again. */
+int sh_host_close(sh_host *host);
+/* Drops Python's reference; modules, plugins and guests hold their own. */
+void sh_host_release(sh_host *host);
+/* Gives memory of free slots that idle for `idle_ns` back to the OS; returns the bytes. */
+uint64_t sh_host_trim(sh_host *host, uint64_t idle_ns);
+/* The process is about to exit: no callback enters Python any more, running guests are cancelled. */
+void sh_exiting(void);
+
+sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit); /* freed with the host */
+uint64_t sh_tenant_used(const sh_tenant *tenant);
+uint64_t sh_tenant_peak(const sh_tenant *tenant);
+
+/* ---- modules and plugins --------------------------------------------------------------------------------------- */
+
+/* `fuel`: compile with fuel counters. NULL: see sh_last_error. */
+sh_module *sh_module_compile(sh_host *host, const uint8_t *wasm, size_t length, int fuel);
+sh_module *sh_module_load(sh_host *host, const char *path, int fuel);
+int sh_module_serialize(sh_module *module, uint8_t **out, size_t *out_length);
+void sh_module_free(sh_module *module);
+
+/* Value types in signatures, one character each: i i32, l i64, f f32, d f64, v v128, r any reference. */
+
+/* A plugin is put together once, then spawned from many threads. Takes the module over, also when it fails. */
+sh_plugin *sh_plugin_new(sh_host *host, sh_module *module);
+/* In index order. `image_length` 0: no image. The runs are copied. */
+int sh_plugin_memory(sh_plugin *plugin, uint64_t minimum, uint64_t maximum, uint64_t page_size, uint64_t image_length,
+                     size_t run_count, const uint64_t *offsets, const uint8_t *const *bytes, const uint64_t *lengths);
+int sh_plugin_import(sh_plugin *plugin, const char *module, const char *name, const char *params, const char *results,
+                     uint32_t callback_id);
+/* The memory that WASI calls use by pointer. */
+int sh_plugin_wasi(sh_plugin *plugin, uint32_t memory_index);
+int sh_plugin_export(sh_plugin *plugin, const char *name, size_t name_length, const char *params, const char *results);
+int sh_plugin_tables(sh_plugin *plugin, uint32_t count, uint64_t largest_minimum);
+int sh_plugin_link(sh_plugin *plugin);
+void sh_plugin_release(sh_plugin *plugin); /* its guests keep it alive */
+
+/* ---- guests ---------------------------------------------------------------------------------------------------- */
+
+/* A guest is named by a 64-bit id: generation and index of a table that is never freed, so an id can be stale but can
+ * never dangle. 0 is no guest. */
+
+typedef struct {
+  uint64_t memory;         /* bytes over all its memories; UINT64_MAX: none */
+  uint64_t deadline_ns;    /* per call; 0: none */
+  uint64_t fuel;           /* per call; 0: not counted */
+  uint64_t table_elements; /* per table */
+} sh_limits;
+
+typedef struct {
+  const char *const *argv;
+  size_t argc;
+  const char *const *env_names;
+  const char *const *env_values;
+  size_t env_count;
+  const uint8_t *input;
+  size_t input_length;
+  const char *const *host_dirs;
+  const char *const *guest_dirs;
+  const uint8_t *writable; /* one flag a directory */
+  size_t dir_count;
+  uint64_t output_limit; /* bytes kept of stdout and of stderr, each */
+  uint32_t stream;       /* bit 0: stdout, bit 1: stderr go to the output callback */
+} sh_wasi;
+
+/* 0: see sh_last_error. `wasi` may be NULL. */
+uint64_t sh_spawn(sh_plugin *plugin, sh_tenant *tenant, const sh_limits *limits, const sh_wasi *wasi);
+/* SH_BUSY changes nothing: a thread is in it, or a view is alive. SH_CLOSED: was closed before. */
+int sh_close(uint64_t guest, int policy, sh_reclaim *out);
+/* Ends the call in progress at its next check. Returns 1 if there was one. */
+int sh_cancel(uint64_t guest);
+
+/* The export's parameters are given, and its results left, in `cells`: 16 bytes each, integers and doubles in the first
+ * 8. f32 travels as a double. `cells` holds max(params, results) of them. */
+int sh_call(uint64_t guest, uint32_t export_index, int64_t *cells);
+/* The fast path for up to four i32 or i64 parameters and at most one such result. On failure returns
+ * SH_CALL_FAILED and sh_last_error()->status is not 0; the same number with status 0 is an honest result. */
+enum { SH_CALL_FAILED = -7905747460161236407 }; /* an unlikely result */
+int64_t sh_call_ints(uint64_t guest, uint32_t export_index, int64_t a, int64_t b, int64_t c, int64_t d);
+
+typedef struct {
+  uint8_t *base;
+  uint64_t size;     /* bytes now */
+  uint64_t capacity; /* bytes of address space behind base, most of it not accessible */
+} sh_memory;
+int sh_memory_get(uint64_t guest, uint32_t memory_index, sh_memory *out);
+/* The current size of a memory lives in one word that outlives the guest (it is then 0). */
+const uint64_t *sh_memory_size(uint64_t guest, uint32_t memory_index);
+int sh_memory_pin(uint64_t guest, uint32_t memory_index);
+void sh_memory_unpin(uint64_t guest, uint32_t memory_index);
+
+/* What WASI wrote to stdout (1) or stderr (2), valid until the next call or close. */
+int sh_output(uint64_t guest, int stream, const uint8_t **bytes, uint64_t *length, uint64_t *dropped);
+
+typedef struct {
+  uint64_t calls;
+  uint64_t host_calls;
+  uint64_t fuel_used;
+  uint64_t committed_bytes;
+  uint64_t peak_bytes;
+  uint64_t age_ns;
+  uint32_t memories;
+  uint32_t running;
+} sh_guest_stats;
+int sh_guest_running(uint64_t guest); /* whether a thread is in it */
+int sh_guest_get_stats(uint64_t guest, sh_guest_stats *out);
+
+/* ---- callbacks into Python ------------------------------------------------------------------------------------- */
+
+/* Runs host function `id`; parameters and results in `cells` as in sh_call (`reals` is the same memory). 0: fine. */
+typedef int (*sh_hostcall_fn)(uint64_t guest, uint32_t id, int64_t *cells, double *reals);
+/* A guest's output. Returns 0 to go on. */
+typedef int (*sh_output_fn)(uint64_t guest, int stream, const uint8_t *bytes, size_t length);
+/* Lets Python run its signal handlers, on the main thread, while a guest computes. 0: go on. */
+typedef int (*sh_signals_fn)(void);
+void sh_set_callbacks(sh_hostcall_fn hostcall, sh_output_fn output, sh_signals_fn signals);
+
+/* ---- statistics ------------------------------------------------------------------------------------------------ */
+
+/* Log-linear buckets as in HdrHistogram with 32 sub-buckets: relative error <= 1/32. Values in nanoseconds. */
+typedef struct {
+  uint64_t counts[1184];
+  uint64_t max;
+} sh_histogram;
+uint64_t sh_histogram_value(uint32_t bucket); /* the highest value that falls into it */
+
+typedef struct {
+  sh_pool_stats pool;
+  uint64_t memory_limit;
+  uint64_t guests_live;
+  uint64_t guests_peak;
+  uint64_t spawns;         /* counters from here */
+  uint64_t spawn_failures;
+  uint64_t calls;          /* of guests that ended */
+  uint64_t host_calls;     /* of guests that ended */
+  uint64_t traps;
+  uint64_t deadlines;
+  uint64_t cancels;
+  uint64_t memory_refusals; /* growth or spawn past a limit */
+} sh_host_stats;
+void sh_host_get_stats(sh_host *host, sh_host_stats *out);
+enum sh_operation { SH_OP_SPAWN, SH_OP_CALL, SH_OP_CLOSE };
+void sh_host_histogram(sh_host *host, int operation, sh_histogram *out);
+
+typedef struct {
+  uint64_t guests_live;
+  uint64_t spawns;
+  uint64_t calls;      /* of guests that ended */
+  uint64_t host_calls; /* of guests that ended */
+  uint64_t traps;
+  uint64_t image_bytes;
+} sh_plugin_stats;
+void sh_plugin_get_stats(const sh_plugin *plugin, sh_plugin_stats *out);
+
+/* ---- fault injection (for tests of the error paths) ------------------------------------------------------------ */
+
+/* The OS calls that can be made to fail. */
+enum sh_os_call {
+  SH_OS_MMAP, SH_OS_MPROTECT, SH_OS_MADVISE, SH_OS_MEMFD, SH_OS_WRITE, SH_OS_SEAL, SH_OS_PAGEMAP_SCAN,
+  SH_OS_PAGEMAP_READ, SH_OS_MBIND, SH_OS_THREAD, SH_OS_CALLS
+};
+/* After `skip` more calls the next `times` ones of `call` fail with `error`; times = 0 clears. Process-wide. */
+void sh_fault_inject(int call, uint32_t skip, uint32_t times, int error);
+
+/* cffi: end */
+
+#endif

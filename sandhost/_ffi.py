@@ -1,0 +1,117 @@
+"""The one door to the compiled C module: opens wasmtime, and turns C's errors into exceptions."""
+
+from __future__ import annotations
+
+from . import _wasmtime
+from .errors import (
+    ConfigError,
+    DeadlineExceeded,
+    Frame,
+    GuestBusy,
+    GuestCancelled,
+    GuestClosed,
+    GuestExit,
+    GuestTrap,
+    LimitExceeded,
+    ModuleError,
+    NativeError,
+    OutOfFuel,
+    OutOfMemory,
+    RegionFullError,
+    SandhostError,
+)
+from .units import format_bytes, format_ns
+
+try:
+    from ._native import ffi, lib
+except ImportError as error:  # pragma: no cover - only in a broken installation
+    raise ImportError(
+        "sandhost's compiled part is missing or does not fit this Python; install it with "
+        "'pip install sandhost' (from source this needs a C compiler)"
+    ) from error
+
+__all__ = ["WASMTIME_VERSION", "failure", "ffi", "lib"]
+
+_library, WASMTIME_VERSION = _wasmtime.locate()
+if lib.sh_wasmtime_open(str(_library).encode()) != lib.SH_OK:
+    raise ImportError(
+        f"wasmtime {WASMTIME_VERSION} does not offer the C interface that sandhost was built for: "
+        + bytes(ffi.string(lib.sh_last_error().message)).decode(errors="replace")
+    )
+
+# wasmtime.h, wasmtime_trap_code_enum
+_TRAP_CODES = {
+    0: ("stack_overflow", "the guest's stack is exhausted"),
+    1: ("memory_out_of_bounds", "memory access out of bounds"),
+    2: ("heap_misaligned", "misaligned atomic access"),
+    3: ("table_out_of_bounds", "table access out of bounds"),
+    4: ("indirect_call_to_null", "indirect call to a null table entry"),
+    5: ("bad_signature", "indirect call with another signature"),
+    6: ("integer_overflow", "integer overflow"),
+    7: ("integer_division_by_zero", "integer division by zero"),
+    8: ("bad_conversion_to_integer", "float cannot be converted to an integer"),
+    9: ("unreachable", "the guest executed 'unreachable'"),
+    12: ("atomic_wait_non_shared_memory", "atomic wait on a memory that is not shared"),
+    13: ("null_reference", "null reference"),
+}
+_LEVELS = ("the guest's limit", "its tenant's limit", "the host's limit")
+
+
+def _text(chars: object) -> str:
+    return bytes(ffi.string(chars)).decode(errors="replace")
+
+
+def _frames(error: object) -> tuple[Frame, ...]:
+    return tuple(
+        Frame(
+            function=_text(frame.function) or None,
+            index=frame.function_index,
+            offset=frame.module_offset,
+            module=_text(frame.module) or None,
+        )
+        for frame in error.frames[0 : error.frame_count]  # type: ignore[attr-defined]
+    )
+
+
+def failure() -> SandhostError:
+    """Return the exception for what this thread's last C call reported."""
+    error = lib.sh_last_error()
+    status, message = error.status, _text(error.message)
+    if status == lib.SH_TRAP:
+        code, meaning = _TRAP_CODES.get(error.trap_code, ("trap", message.split("\n")[0]))
+        return GuestTrap(meaning, code=code, frames=_frames(error))
+    if status == lib.SH_EXIT:
+        return GuestExit(error.exit_status)
+    if status == lib.SH_DEADLINE:
+        return DeadlineExceeded(
+            f"the call ran past its deadline of {format_ns(error.limit)}; "
+            "raise Limits(deadline=...) if it is meant to take longer"
+        )
+    if status == lib.SH_OUT_OF_FUEL:
+        return OutOfFuel(f"the call used up its fuel of {error.limit}; raise Limits(fuel=...)")
+    if status == lib.SH_OUT_OF_MEMORY:
+        return OutOfMemory(
+            f"the guest asked for {format_bytes(error.wanted)} of memory; "
+            f"{_LEVELS[error.level]} is {format_bytes(error.limit)}"
+        )
+    if status == lib.SH_TABLE_LIMIT:
+        return LimitExceeded(
+            f"a table starts with {error.wanted} elements; the limit is {error.limit}, "
+            "raise Limits(table_elements=...)"
+        )
+    if status == lib.SH_STACK:
+        return LimitExceeded(message)
+    if status == lib.SH_REGION_FULL:
+        return RegionFullError(f"{message}; close guests or raise Host(max_guests=...)")
+    if status == lib.SH_NATIVE:
+        return NativeError(error.os_errno, _text(error.operation))
+    return _PLAIN.get(status, SandhostError)(message)
+
+
+_PLAIN: dict[int, type[SandhostError]] = {
+    lib.SH_CLOSED: GuestClosed,
+    lib.SH_BUSY: GuestBusy,
+    lib.SH_ARGUMENT: ConfigError,
+    lib.SH_WASMTIME: ModuleError,
+    lib.SH_CANCELLED: GuestCancelled,
+}

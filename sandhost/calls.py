@@ -1,0 +1,194 @@
+"""Calls of exported functions: for each signature the shortest way from Python values to C and back.
+
+Functions of up to four integers take the fast path: arguments and result cross as C integers. All
+others go through cells, 16 bytes a value. Both are compiled once for each shape of signature.
+
+An invoker is called as `invoker(guest, *arguments)`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ._ffi import failure, ffi, lib
+from .errors import ConfigError, GuestExit
+from .hostcalls import LETTERS, cell_of, interrupted, pending
+from .modules.types import FuncType
+
+__all__ = ["Invoker", "call_failure", "make_invoker", "no_such_function"]
+
+Invoker = Callable[..., Any]
+
+_FAST_PARAMETERS = 4
+
+
+def call_failure(guest_id: int) -> BaseException:
+    """Return what ended a guest's call: an error of ours, or what a callback raised."""
+    status = lib.sh_last_error().status
+    if status == lib.SH_HOST_ERROR and guest_id in pending:
+        return pending.pop(guest_id)
+    if status in (lib.SH_HOST_ERROR, lib.SH_INTERRUPTED) and interrupted:
+        return interrupted.pop()
+    return failure()
+
+
+def make_invoker(name: str, index: int, signature: FuncType) -> Invoker:
+    """Return the invoker of the export with this index, or one that refuses by name."""
+    params = [LETTERS.get(t, "r") for t in signature.params]
+    results = [LETTERS.get(t, "r") for t in signature.results]
+    described = f"{name}{signature}"
+    if "r" in params or "r" in results:
+        return functools.partial(_refuse_references, described)
+    integers = set(params + results) <= {"i", "l"}
+    if integers and len(params) <= _FAST_PARAMETERS and len(results) <= 1:
+        factory = _integer_factory(len(params), bool(results))
+    else:
+        factory = _cell_factory("".join(params), "".join(results))
+    invoker: Invoker = factory(index, _Support(described, signature))
+    invoker.__name__ = invoker.__qualname__ = name
+    return invoker
+
+
+def _refuse_references(described: str, _guest: object, *_arguments: object) -> Any:
+    raise TypeError(f"{described} takes or returns a reference, which Python cannot hold")
+
+
+class _Support:
+    """What generated code calls when it is not on the straight way."""
+
+    def __init__(self, described: str, signature: FuncType) -> None:
+        self.described, self.signature = described, signature
+
+    def failed(self, guest: Any) -> Any:
+        """Return the honest result that equals the failure mark, or raise what went wrong."""
+        status = lib.sh_last_error().status
+        if status == lib.SH_OK:
+            return lib.SH_CALL_FAILED
+        if status == lib.SH_ARGUMENT:
+            raise OverflowError(f"{self.described}: {failure()}")
+        error = call_failure(guest._id)
+        if isinstance(error, GuestExit) and error.status == 0 and self.described.startswith("_start("):
+            return None
+        raise error
+
+    def miscounted(self, arguments: tuple[object, ...]) -> TypeError:
+        wanted, given = len(self.signature.params), len(arguments)
+        return TypeError(f"{self.described} takes {wanted} arguments, {given} were given")
+
+    def signed(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the arguments with unsigned 64-bit integers as the signed ones of the same bits.
+
+        Raises:
+            OverflowError: a number has more bits.
+        """
+        out = list(arguments)
+        for k, (kind, value) in enumerate(zip(self.signature.params, arguments)):
+            if kind == "i64" and isinstance(value, int) and 2**63 <= value < 2**64:
+                out[k] = value - 2**64
+            elif kind in ("i32", "i64") and not -(2**63) <= int(value) < 2**63:
+                raise OverflowError(f"{self.described}: argument {k + 1} does not fit an {kind}")
+        return tuple(out)
+
+
+# Arity is checked by hand so that the error names the function and its types. `guest._id` is 0 once
+# the guest is closed, which C answers with GuestClosed.
+_INTEGER_TEMPLATE = """
+def make(index, support):
+    def invoker(guest, *arguments):
+        try:
+            {unpack}
+        except ValueError:
+            raise support.miscounted(arguments) from None
+        try:
+            result = call(guest._id, index{names}{padding})
+        except OverflowError:
+            return invoker(guest, *support.signed(arguments))
+        if result == FAILED:
+            result = support.failed(guest)
+        return {returned}
+    return invoker
+"""
+
+
+@functools.lru_cache(maxsize=None)
+def _integer_factory(count: int, has_result: bool) -> Callable[..., Invoker]:
+    names = [f"a{k}" for k in range(count)]
+    source = _INTEGER_TEMPLATE.format(
+        unpack=f"[{', '.join(names)}] = arguments",
+        names="".join(f", {n}" for n in names),
+        padding=", 0" * (_FAST_PARAMETERS - count),
+        returned="result" if has_result else "None",
+    )
+    return _compile(source)
+
+
+_CELL_TEMPLATE = """
+def make(index, support):
+    def invoker(guest, *arguments):
+        try:
+            {unpack}
+        except ValueError:
+            raise support.miscounted(arguments) from None
+        cells = new(CELLS, {width})
+        reals = cast(REALS, cells)
+        try:
+            {store}
+        except OverflowError:
+            return invoker(guest, *support.signed(arguments))
+        if call_cells(guest._id, index, cells):
+            return support.failed(guest)
+        return {returned}
+    return invoker
+"""
+
+
+@functools.lru_cache(maxsize=256)
+def _cell_factory(params: str, results: str) -> Callable[..., Invoker]:
+    names = [f"a{k}" for k in range(len(params))]
+    stores = [
+        f"put_vector(cells, {k}, a{k})" if letter == "v" else f"{cell_of(letter, k)} = a{k}"
+        for k, letter in enumerate(params)
+    ]
+    loads = [
+        f"bytes(buffer(cells + {2 * k}, 16))" if letter == "v" else cell_of(letter, k)
+        for k, letter in enumerate(results)
+    ]
+    source = _CELL_TEMPLATE.format(
+        unpack=f"[{', '.join(names)}] = arguments",
+        width=2 * max(len(params), len(results), 1),
+        store="; ".join(stores) or "pass",
+        returned=loads[0] if len(loads) == 1 else f"({', '.join(loads)})" if loads else "None",
+    )
+    return _compile(source)
+
+
+def _put_vector(cells: Any, index: int, value: bytes) -> None:
+    if len(value) != 16:
+        raise TypeError(f"a v128 is 16 bytes, {len(value)} were given")
+    ffi.buffer(cells + 2 * index, 16)[:] = value
+
+
+def _compile(source: str) -> Callable[..., Invoker]:
+    scope: dict[str, Any] = {
+        "call": lib.sh_call_ints,
+        "call_cells": lib.sh_call,
+        "FAILED": lib.SH_CALL_FAILED,
+        "new": ffi.new,
+        "cast": ffi.cast,
+        "buffer": ffi.buffer,
+        "CELLS": ffi.typeof("int64_t[]"),
+        "REALS": ffi.typeof("double *"),
+        "put_vector": _put_vector,
+    }
+    exec(source, scope)
+    made: Callable[..., Invoker] = scope["make"]
+    return made
+
+
+def no_such_function(name: object, invokers: Mapping[str, Invoker]) -> ConfigError:
+    """Return the error for a call of what is no exported function."""
+    names = sorted(invokers)
+    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    return ConfigError(f"the plugin exports no function {name!r}; it exports {shown or 'none'}")

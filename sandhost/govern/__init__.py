@@ -1,0 +1,1 @@
+"""How a host's memory is counted and governed: stats."""

@@ -1,0 +1,145 @@
+"""One snapshot of a host: regions, memory, counters and latencies."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from .._ffi import ffi, lib
+
+__all__ = ["Latency", "MemStats", "read_latency", "read_stats"]
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_BUCKETS = 1184
+
+
+@dataclass(frozen=True, slots=True)
+class MemStats:
+    """What a host holds, at one moment. Bytes unless the name says otherwise.
+
+    Gauges first, then counters since the host was made. The figures are read one after the other
+    without stopping anybody: under load, two of them may be a moment apart.
+    """
+
+    guests_live: int
+    guests_peak: int
+    regions_live: int
+    """Linear memories of live guests, each in a slot of its own."""
+    regions_max: int
+    committed_bytes: int
+    """Accessible in live regions: what the memory limit is held against."""
+    memory_limit: int | None
+    process_rss_bytes: int
+    """Resident in the whole process, of /proc/self/statm."""
+    reserved_bytes: int
+    """Address space; costs nothing until it is used."""
+    warm_slots: int
+    """Free slots whose pages stay resident for the next guest."""
+    warm_bytes: int
+    queued_slots: int
+    """Slots that wait for their pages to go back; not free."""
+    queued_bytes: int
+    quarantined_slots: int
+    """Slots that could not be reset and are never used again."""
+    images: int
+    image_bytes: int
+    """Initial data of plugins, shared by their guests."""
+    nodes: int
+    """NUMA nodes in use."""
+
+    spawns: int
+    spawn_failures: int
+    calls: int
+    """Of guests that have ended, as the next."""
+    host_calls: int
+    traps: int
+    deadlines: int
+    cancels: int
+    memory_refusals: int
+    """Growths and spawns refused by a memory limit."""
+    slots_same: int
+    """Spawns whose slot was last used with the same data and tenant: nothing to map."""
+    slots_cold: int
+    slots_other: int
+    """Spawns whose slot was mapped anew over another plugin's or tenant's."""
+    returned_bytes: int
+    """Given back to the operating system."""
+    restored_bytes: int
+    """Reset in place."""
+    reset_failures: int
+
+
+def read_stats(host: Any) -> MemStats:
+    """Take a snapshot of a `sh_host`."""
+    native = ffi.new("sh_host_stats *")
+    lib.sh_host_get_stats(host, native)
+    pool = native.pool
+    return MemStats(
+        guests_live=native.guests_live,
+        guests_peak=native.guests_peak,
+        regions_live=pool.regions_live,
+        regions_max=pool.regions_max,
+        committed_bytes=pool.committed_bytes,
+        memory_limit=None if native.memory_limit == 2**64 - 1 else native.memory_limit,
+        process_rss_bytes=_process_rss_bytes(),
+        reserved_bytes=pool.reserved_bytes,
+        warm_slots=pool.slots_warm,
+        warm_bytes=pool.warm_bytes,
+        queued_slots=pool.slots_queued,
+        queued_bytes=pool.queued_bytes,
+        quarantined_slots=pool.slots_quarantined,
+        images=pool.images,
+        image_bytes=pool.image_bytes,
+        nodes=pool.nodes,
+        spawns=native.spawns,
+        spawn_failures=native.spawn_failures,
+        calls=native.calls,
+        host_calls=native.host_calls,
+        traps=native.traps,
+        deadlines=native.deadlines,
+        cancels=native.cancels,
+        memory_refusals=native.memory_refusals,
+        slots_same=pool.acquired_same,
+        slots_cold=pool.acquired_cold,
+        slots_other=pool.acquired_other,
+        returned_bytes=pool.returned_bytes,
+        restored_bytes=pool.restored_bytes,
+        reset_failures=pool.reset_failures,
+    )
+
+
+def _process_rss_bytes() -> int:
+    with open("/proc/self/statm", "rb", buffering=0) as statm:
+        return int(statm.read().split()[1]) * _PAGE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long one kind of operation took since the host was made. Nanoseconds, within 1/32."""
+
+    count: int
+    max_ns: int
+    buckets: tuple[tuple[int, int], ...]
+    """(highest value of the bucket in ns, count), ascending, empty ones left out."""
+
+    def percentile(self, percent: float) -> int:
+        """Return the value that `percent` of the operations did not exceed; 0 if there were none."""
+        wanted = self.count * percent / 100
+        passed = 0
+        for value, count in self.buckets:
+            passed += count
+            if passed >= wanted:
+                return min(value, self.max_ns)
+        return self.max_ns
+
+
+def read_latency(host: Any, operation: int) -> Latency:
+    """Take a snapshot of one histogram of a `sh_host`."""
+    native = ffi.new("sh_histogram *")
+    lib.sh_host_histogram(host, operation, native)
+    counts = ffi.unpack(native.counts, _BUCKETS)
+    buckets = tuple(
+        (lib.sh_histogram_value(bucket), count) for bucket, count in enumerate(counts) if count
+    )
+    return Latency(sum(counts), native.max, buckets)

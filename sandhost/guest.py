@@ -1,0 +1,248 @@
+"""A guest: one running instance of a plugin, in memory regions of its own."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ._ffi import failure, ffi, lib
+from .calls import Invoker, no_such_function
+from .errors import ConfigError, GuestClosed
+from .hostcalls import bindings
+from .memory import GuestMemory
+from .regions import Reclaim, reclaim_from
+
+if TYPE_CHECKING:
+    from .plugin import Plugin
+
+__all__ = ["Guest", "GuestStats"]
+
+_STDOUT, _STDERR = 1, 2
+
+
+class GuestStats(NamedTuple):
+    """What one guest has done and holds."""
+
+    calls: int
+    """Calls from Python, finished ones."""
+    host_calls: int
+    """Calls of the guest into host functions."""
+    fuel_used: int
+    """Over all calls; 0 without fuel."""
+    memory_bytes: int
+    """Committed now, over all its memories."""
+    memory_peak_bytes: int
+    age_ns: int
+    running: bool
+    """Whether a thread is in a call."""
+
+
+class Guest:
+    """One running instance of a plugin. Made by `plugin.spawn()`, ended by `close()` or `with`.
+
+    A guest belongs to one thread at a time: whoever calls it while another thread is in it gets
+    `GuestBusy`. After its end every use raises `GuestClosed`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_id",
+        "_invokers",
+        "_memories",
+        "_outputs",
+        "_reclaim",
+        "plugin",
+    )
+
+    plugin: Plugin
+    """What it was spawned from."""
+
+    def __init__(self, plugin: Plugin, guest_id: int, invokers: dict[str, Invoker]) -> None:
+        self.plugin = plugin
+        self._id = guest_id  # 0 once closed
+        self._invokers = invokers
+        self._memories: dict[int, GuestMemory] | None = None
+        self._outputs: tuple[tuple[bytes, int], ...] | None = None  # kept at close, with WASI
+        self._reclaim: Reclaim | None = None
+
+    def adopt(self, guest_id: int) -> None:
+        """Take the id that a callback has seen before `spawn` returned it. Not for users."""
+        self._id = guest_id
+
+    def __repr__(self) -> str:
+        state = "closed" if self._reclaim is not None else f"id {self._id:#x}"
+        return f"<sandhost.Guest of {self.plugin.name!r}, {state}>"
+
+    # ---- calls ----
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call an exported function.
+
+        Integers, floats and bytes (v128) go in and come out; several results are a tuple, none is
+        None. An i32 or i64 may be given as the unsigned number of the same bits.
+
+        Raises:
+            GuestTrap: it trapped, with `.code` and a backtrace in `.frames`.
+            GuestExit: it exited through WASI (`_start` that exits with 0 returns None).
+            LimitExceeded: it reached a limit; see the subclasses.
+            GuestCancelled: another thread called `cancel()`.
+            GuestClosed, GuestBusy: it has ended; another thread is in it.
+            TypeError, OverflowError: the arguments do not fit the function.
+            ConfigError: there is no such function.
+            Exception: whatever a host function raised, as it was raised.
+        """
+        invoker = self._invokers.get(name)
+        if invoker is None:
+            raise no_such_function(name, self._invokers)
+        return invoker(self, *arguments)
+
+    def func(self, name: str) -> Callable[..., Any]:
+        """Return an exported function bound to this guest: the fast path for many calls.
+
+        Raises:
+            ConfigError: there is no such function.
+        """
+        invoker = self._invokers.get(name)
+        if invoker is None:
+            raise no_such_function(name, self._invokers)
+        return functools.partial(invoker, self)
+
+    def cancel(self) -> bool:
+        """End the call that another thread is in; it raises `GuestCancelled` there.
+
+        Returns at once, with whether there was a call. A guest inside a host function is stopped
+        when that returns.
+        """
+        return bool(lib.sh_cancel(self._id))
+
+    # ---- memory ----
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's first linear memory.
+
+        Raises:
+            ConfigError: it has none.
+            GuestClosed: it has ended.
+        """
+        return self.memory_at(0)
+
+    def memory_at(self, index: int) -> GuestMemory:
+        """Return a linear memory by its index in the module."""
+        memories = self._memories
+        if memories is None:
+            memories = self._map_memories()
+        memory = memories.get(index)
+        if memory is None:
+            raise ConfigError(f"the guest has {len(memories)} memories; there is no memory {index}")
+        return memory
+
+    def _map_memories(self) -> dict[int, GuestMemory]:
+        if self._reclaim is not None:
+            raise GuestClosed("the guest has ended, and its memory with it")
+        self.plugin.host_guests.add(self)
+        self._memories = {
+            index: GuestMemory(self, self._id, index, memory.is64)
+            for index, memory in enumerate(self.plugin.info.memories)
+        }
+        return self._memories
+
+    # ---- WASI output ----
+
+    @property
+    def stdout(self) -> bytes:
+        """What the guest wrote to standard output, up to `Wasi.output_limit`; also after its end."""
+        return self._output(_STDOUT)[0]
+
+    @property
+    def stderr(self) -> bytes:
+        """What the guest wrote to standard error, up to `Wasi.output_limit`; also after its end."""
+        return self._output(_STDERR)[0]
+
+    @property
+    def output_dropped(self) -> int:
+        """Bytes of output beyond the limit, both streams together."""
+        return self._output(_STDOUT)[1] + self._output(_STDERR)[1]
+
+    def _output(self, stream: int) -> tuple[bytes, int]:
+        if self._outputs is not None:
+            return self._outputs[stream - 1]
+        data, length, dropped = ffi.new("uint8_t **"), ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        if lib.sh_output(self._id, stream, data, length, dropped):
+            raise failure()
+        return bytes(ffi.buffer(data[0], length[0])) if length[0] else b"", dropped[0]
+
+    # ---- the end ----
+
+    @property
+    def closed(self) -> bool:
+        """Whether the guest has ended."""
+        return self._reclaim is not None
+
+    def stats(self) -> GuestStats:
+        """Return what the guest has done and holds.
+
+        Raises:
+            GuestClosed: it has ended.
+        """
+        native = ffi.new("sh_guest_stats *")
+        if lib.sh_guest_get_stats(self._id, native):
+            raise failure()
+        return GuestStats(
+            native.calls,
+            native.host_calls,
+            native.fuel_used,
+            native.committed_bytes,
+            native.peak_bytes,
+            native.age_ns,
+            bool(native.running),
+        )
+
+    def close(self) -> Reclaim:
+        """End the guest and give its memory back, as the host's reclaim policy says. Idempotent.
+
+        Raises:
+            GuestBusy: a thread is in a call, or views of its memory are alive. Nothing has changed.
+        """
+        if self._reclaim is not None:
+            return self._reclaim
+        if self._memories is not None:
+            self._unmap_memories(self._memories)
+        if self.plugin.info.has_wasi and self._outputs is None:
+            self._outputs = (self._output(_STDOUT), self._output(_STDERR))
+        native = ffi.new("sh_reclaim *")
+        status = lib.sh_close(self._id, -1, native)
+        if status and status != lib.SH_CLOSED:  # SH_CLOSED: the host ended it
+            self._outputs = None
+            raise failure()
+        if bindings:
+            bindings.pop(self._id, None)
+        self._id = 0
+        self._reclaim = reclaim_from(native)
+        return self._reclaim
+
+    def _unmap_memories(self, memories: dict[int, GuestMemory]) -> None:
+        if lib.sh_guest_running(self._id):
+            return  # close will say why not, and the memories stay
+        for memory in memories.values():
+            memory.release()
+        self._memories = None
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._reclaim is None and self._id:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self)
+            self.close()

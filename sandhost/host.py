@@ -1,0 +1,234 @@
+"""The host: puts engine, region pool, cache and host functions together, and owns their lifetimes."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from ._ffi import failure, ffi, lib
+from .errors import ConfigError, GuestClosed
+from .govern.stats import Latency, MemStats, read_latency, read_stats
+from .guest import Guest
+from .hostcalls import HostFunction
+from .limits import UNLIMITED
+from .modules.cache import CompileCache
+from .modules.compiled import compile_module, read_source
+from .plugin import Plugin, Tenant
+from .regions import policy_number
+from .units import parse_bytes, parse_seconds
+
+__all__ = ["Host"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_SMALLEST_STACK, _LARGEST_STACK = 64 << 10, 1536 << 10
+_MOST_GUESTS = 28_000  # 4 GiB of address space each, in 47 bits
+
+
+class Host:
+    """Where plugins are loaded and guests live. Close it, or use it in a `with` block.
+
+    Args:
+        memory_limit: bytes (or "4 GiB") that all guests together may have committed; None: no limit.
+        reclaim: what happens to a guest's memory at its end. "immediate": all of it is back with the
+            operating system when `close()` returns. "warm": up to `warm_guest` bytes a guest and
+            `warm_total` in all are reset in place and stay resident for the next one; they go back
+            after `warm_idle` seconds. "lazy": the kernel takes the pages when it needs them.
+        max_guests: most linear memories alive at once, 1 to 28,000.
+        stack: bytes of stack for a guest's calls, 64 KiB to 1.5 MiB.
+        tenant_memory: memory limit of a tenant that was not given one of its own.
+        cache: False keeps compiled code out of the cache directory (`$SANDHOST_CACHE_DIR`, else
+            `~/.cache/sandhost`).
+        optimize: False compiles faster and runs slower.
+        numa_bind: pages come from the guest's own NUMA node or not at all, instead of preferably.
+
+    Raises:
+        ConfigError: a value cannot be meant.
+        NativeError: address space for the regions cannot be reserved.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_limit: int | str | None = None,
+        reclaim: str = "warm",
+        max_guests: int = 16_384,
+        warm_guest: int | str = "2 MiB",
+        warm_total: int | str = "256 MiB",
+        warm_idle: float | str = 10.0,
+        stack: int | str = "512 KiB",
+        tenant_memory: int | str | None = None,
+        cache: bool = True,
+        cache_limit: int | str = "2 GiB",
+        optimize: bool = True,
+        numa_bind: bool = False,
+    ) -> None:
+        if not isinstance(max_guests, int) or not 1 <= max_guests <= _MOST_GUESTS:
+            raise ConfigError(f"max_guests is {max_guests!r}; give 1 to {_MOST_GUESTS}")
+        stack_bytes = parse_bytes(stack)
+        if not _SMALLEST_STACK <= stack_bytes <= _LARGEST_STACK:
+            raise ConfigError(f"stack is {stack!r}; give 64 KiB to 1.5 MiB")
+        options = ffi.new(
+            "sh_host_options *",
+            {
+                "memory_limit": _limit(memory_limit),
+                "max_regions": max_guests,
+                "policy": policy_number(reclaim),
+                "resident_per_slot": parse_bytes(warm_guest),
+                "resident_total": parse_bytes(warm_total),
+                "decay_ns": round(parse_seconds(warm_idle) * 1e9),
+                "wasm_stack": stack_bytes,
+                "optimize": optimize,
+                "numa_bind": numa_bind,
+            },
+        )
+        self._tenant_memory = None if tenant_memory is None else parse_bytes(tenant_memory)
+        self._optimize = optimize
+        self._cache = CompileCache(None, parse_bytes(cache_limit)) if cache else None
+        self._functions: dict[tuple[str, str], HostFunction] = {}
+        self._tenants: dict[str, Tenant] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._pid = os.getpid()
+        self.mapped_guests: weakref.WeakSet[Guest] = weakref.WeakSet()
+        self.native = lib.sh_host_new(options)
+        if not self.native:
+            raise failure()
+        self.native = ffi.gc(self.native, lib.sh_host_release)
+
+    # ---- host functions, modules, tenants ----
+
+    def function(
+        self, module: str, name: str, signature: str | None = None
+    ) -> Callable[[_Function], _Function]:
+        """Define a host function: `@host.function("env", "log")`. Define before load.
+
+        Its types come from its annotations (`int`, `float`, `bytes` for v128, a tuple for several
+        results), or from `signature="(i32, i64) -> f64"`. A parameter annotated `sandhost.Guest`
+        receives the calling guest. What it raises comes out of the guest's call.
+
+        Raises:
+            ConfigError: the types cannot be told.
+        """
+
+        def define(function: _Function) -> _Function:
+            self._functions[module, name] = HostFunction(module, name, function, signature)
+            return function
+
+        return define
+
+    def load(
+        self,
+        source: str | os.PathLike[str] | bytes,
+        *,
+        fuel: bool = False,
+        name: str | None = None,
+    ) -> Plugin:
+        """Load a module from a path or from bytes, as wasm or as wat text; compile it, or take it
+        from the cache.
+
+        Args:
+            fuel: compile with instruction counters, for `Limits(fuel=...)`.
+            name: how errors and statistics call it; else its path or its own name.
+
+        Raises:
+            ModuleError: it cannot be read, is not valid, uses what sandhost does not load, or imports
+                what the host does not define.
+        """
+        self._check_open()
+        path, wasm = read_source(source)
+        compiled = compile_module(
+            self.native, wasm, fuel=fuel, optimize=self._optimize, cache=self._cache
+        )
+        title = name or (compiled.rewritten.info.name if path == "module" else path) or path
+        return Plugin(self, title, compiled.rewritten, compiled.native, dict(self._functions))
+
+    def tenant(self, name: str, memory_limit: int | str | None = None) -> Tenant:
+        """Return the tenant of this name; the first call makes it, with its memory limit.
+
+        Raises:
+            ConfigError: it exists with another limit.
+        """
+        tenant = self._tenants.get(name)
+        limit = None if memory_limit is None else parse_bytes(memory_limit)
+        if tenant is None:
+            self._check_open()
+            with self._lock:
+                tenant = self._tenants.get(name)
+                if tenant is None:
+                    limit = self._tenant_memory if limit is None else limit
+                    native = lib.sh_tenant_new(self.native, UNLIMITED if limit is None else limit)
+                    if not native:
+                        raise failure()
+                    tenant = self._tenants[name] = Tenant(name, limit, native)
+        if limit is not None and tenant.memory_limit != limit:
+            raise ConfigError(
+                f"tenant {name!r} exists with the memory limit {tenant.memory_limit}, not {limit}"
+            )
+        return tenant
+
+    # ---- figures ----
+
+    def stats(self) -> MemStats:
+        """Return a snapshot of what the host holds and has done."""
+        return read_stats(self.native)
+
+    def latency(self, operation: str) -> Latency:
+        """Return how long each "spawn", "call" or "close" took since the host was made."""
+        operations = {"spawn": lib.SH_OP_SPAWN, "call": lib.SH_OP_CALL, "close": lib.SH_OP_CLOSE}
+        if operation not in operations:
+            raise ConfigError(f"operation is {operation!r}; choose one of {', '.join(operations)}")
+        return read_latency(self.native, operations[operation])
+
+    def trim(self) -> int:
+        """Give the resident memory of all free slots back to the operating system; return bytes."""
+        return int(lib.sh_host_trim(self.native, 0))
+
+    # ---- the end ----
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise GuestClosed("the host is closed")
+
+    def close(self) -> None:
+        """End every guest, cancelling calls that other threads are in. Idempotent.
+
+        Raises:
+            GuestBusy: a call could not be ended (it is inside a host function), or views of a
+                guest's memory are alive. The host takes no new guests; call again.
+        """
+        if os.getpid() != self._pid:
+            return  # a forked child has no guests
+        self._closed = True
+        for guest in list(self.mapped_guests):
+            guest.close()
+        if lib.sh_host_close(self.native):
+            raise failure()
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and self.stats().guests_live:
+            warnings.warn("a sandhost.Host with live guests was never closed", ResourceWarning)
+
+
+def _limit(value: int | str | None) -> int:
+    return UNLIMITED if value is None else parse_bytes(value)
+
+
+atexit.register(lib.sh_exiting)

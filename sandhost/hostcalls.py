@@ -1,0 +1,292 @@
+"""Host functions: Python that guests may call, typed by annotations, and how a call reaches them.
+
+An adapter is generated for each imported signature, so that a call does no more than read its
+cells, call the function and write the result:
+
+    def adapter(binding, cells, reals):             # (i32, f64) -> i32
+        result = function(cells[0], reals[2])
+        ...
+        cells[0] = result
+
+C finds the adapter by a number. Which guest calls is known by the guest's id; a guest object is only
+looked up for functions that ask for one.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import threading
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ._ffi import ffi, lib
+from .errors import ConfigError, HostCallError, ModuleError
+from .modules.types import FuncType
+
+if typing.TYPE_CHECKING:
+    from .guest import Guest
+
+__all__ = [
+    "LETTERS",
+    "Binding",
+    "HostFunction",
+    "bindings",
+    "cell_of",
+    "interrupted",
+    "pending",
+    "spawning",
+    "unbind",
+]
+
+LETTERS = {"i32": "i", "i64": "l", "f32": "f", "f64": "d", "v128": "v"}
+"""How C spells value types; anything else is a reference, "r"."""
+
+_ACCEPTS = {int: ("i32", "i64"), float: ("f32", "f64"), bytes: ("v128",)}
+
+
+class Binding:
+    """What callbacks need to know of a guest: only made for guests that can be called back so."""
+
+    __slots__ = ("guest", "streams")
+
+    def __init__(self, guest: Callable[[], Guest | None], streams: tuple[Any, Any]) -> None:
+        self.guest = guest
+        self.streams = streams
+
+
+bindings: dict[int, Binding] = {}
+"""By guest id."""
+spawning = threading.local()
+"""`.binding`: of the guest that this thread is spawning; its id is not known before it runs."""
+pending: dict[int, BaseException] = {}
+"""By guest id: the exception that ended its call, on the way from the callback to the caller."""
+_adapters: dict[int, Callable[[int, Any, Any], None]] = {}
+_numbers = itertools.count(1)
+
+
+def binding_of(guest_id: int) -> Binding:
+    """Return the binding of a guest, also while it is being spawned."""
+    binding = bindings.get(guest_id)
+    if binding is None:
+        binding = bindings[guest_id] = spawning.binding
+        guest = binding.guest()
+        if guest is not None:
+            guest.adopt(guest_id)
+    return binding
+
+
+def cell_of(letter: str, index: int) -> str:
+    """Return the Python expression for one value in `cells` or `reals` (16 bytes a value)."""
+    return f"{'reals' if letter in 'fd' else 'cells'}[{2 * index}]"
+
+
+class HostFunction:
+    """A Python function under the name that guests import.
+
+    Parameters and results are `int` (i32 or i64, as the guest imports it), `float` (f32 or f64) and
+    `bytes` (v128); several results are a tuple. A parameter annotated `sandhost.Guest` is no wasm
+    parameter: it receives the calling guest.
+    """
+
+    def __init__(
+        self, module: str, name: str, function: Callable[..., Any], signature: str | None
+    ) -> None:
+        self.module, self.name, self.function = module, name, function
+        self.explicit = None if signature is None else _parse_signature(signature)
+        self.wants_guest: int | None = None
+        self._accepted: tuple[list[type], list[type]] | None = None
+        if not callable(function):
+            raise ConfigError(f"host function {module}.{name}: {function!r} is not callable")
+        if self.explicit is None:
+            self._accepted = self._read_annotations()
+        else:
+            self.wants_guest = _guest_parameter(function)
+
+    def _read_annotations(self) -> tuple[list[type], list[type]]:
+        where = f"host function {self.module}.{self.name}"
+        try:
+            hints = typing.get_type_hints(self.function)
+        except NameError as error:
+            raise ConfigError(f"{where}: its annotations cannot be read: {error}") from error
+        self.wants_guest = _guest_parameter(self.function)
+        params: list[type] = []
+        for position, (name, parameter) in enumerate(
+            inspect.signature(self.function).parameters.items()
+        ):
+            if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                raise ConfigError(f"{where}: parameter {name} is not positional")
+            if position == self.wants_guest:
+                continue
+            if hints.get(name) not in _ACCEPTS:
+                raise ConfigError(
+                    f"{where}: annotate parameter {name} with int, float, bytes or sandhost.Guest, "
+                    'or give signature="(i32, ...) -> ..."'
+                )
+            params.append(hints[name])
+        returned = hints.get("return", type(None))
+        several = typing.get_origin(returned) is tuple
+        results = list(typing.get_args(returned)) if several else [returned]
+        results = [] if results == [type(None)] else results
+        if any(result not in _ACCEPTS for result in results):
+            raise ConfigError(f"{where}: annotate the result with int, float, bytes, a tuple or None")
+        return params, results
+
+    def check(self, wanted: FuncType) -> None:
+        """Hold the function against the type that a module imports.
+
+        Raises:
+            ModuleError: it does not fit, saying both types.
+        """
+        if self.explicit is not None:
+            fits = self.explicit == wanted
+            ours = str(self.explicit)
+        else:
+            assert self._accepted is not None
+            params, results = self._accepted
+            fits = _fits(params, wanted.params) and _fits(results, wanted.results)
+            ours = f"({_names(params)}) -> ({_names(results)})"
+        if not fits:
+            raise ModuleError(
+                f"the module imports {self.module}.{self.name} as {wanted}; "
+                f"the host function of that name is {ours}"
+            )
+
+    def bind(self, wanted: FuncType) -> int:
+        """Make an adapter for the imported type; return the number by which C calls it."""
+        number = next(_numbers)
+        factory = _adapter_factory(
+            tuple(LETTERS[t] for t in wanted.params),
+            tuple(LETTERS[t] for t in wanted.results),
+            self.wants_guest,
+        )
+        _adapters[number] = factory(
+            self.function, functools.partial(_misfit, self, wanted), _calling_guest, ffi
+        )
+        return number
+
+
+def unbind(numbers: Sequence[int]) -> None:
+    """Forget adapters whose plugin is gone."""
+    for number in numbers:
+        _adapters.pop(number, None)
+
+
+def _names(types: Sequence[type]) -> str:
+    return ", ".join(t.__name__ for t in types)
+
+
+def _fits(ours: Sequence[type], wanted: Sequence[str]) -> bool:
+    return len(ours) == len(wanted) and all(w in _ACCEPTS[o] for o, w in zip(ours, wanted))
+
+
+def _guest_parameter(function: Callable[..., Any]) -> int | None:
+    """Return the position of the parameter annotated `Guest`."""
+    for position, parameter in enumerate(inspect.signature(function).parameters.values()):
+        annotation = parameter.annotation
+        name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+        if name.rsplit(".", 1)[-1].strip("\"'") == "Guest":
+            return position
+    return None
+
+
+def _parse_signature(signature: str) -> FuncType:
+    """Read "(i32, i64) -> f64", "() -> ()" or "(i32)"."""
+    params, _, results = signature.partition("->")
+    sides = []
+    for side in (params, results):
+        names = [n.strip() for n in side.strip().removeprefix("(").removesuffix(")").split(",")]
+        names = [n for n in names if n]
+        if any(n not in LETTERS for n in names):
+            raise ConfigError(
+                f"signature {signature!r} is not understood; write it like '(i32, i64) -> f64'"
+            )
+        sides.append(tuple(names))
+    return FuncType(*sides)
+
+
+def _calling_guest(guest_id: int) -> Guest:
+    guest = binding_of(guest_id).guest()
+    assert guest is not None, "a guest that runs is held by its caller"
+    return guest
+
+
+def _misfit(function: HostFunction, wanted: FuncType, result: object, cause: Exception) -> Exception:
+    error = HostCallError(
+        f"host function {function.module}.{function.name} returned {result!r:.200}; "
+        f"the guest expects ({', '.join(wanted.results)})"
+    )
+    error.__cause__ = cause
+    return error
+
+
+@functools.lru_cache(maxsize=256)
+def _adapter_factory(
+    params: tuple[str, ...], results: tuple[str, ...], guest_at: int | None
+) -> Callable[..., Any]:
+    """Compile the function that makes adapters of one shape."""
+    arguments = [
+        f"bytes(ffi.buffer(cells + {2 * k}, 16))" if letter == "v" else cell_of(letter, k)
+        for k, letter in enumerate(params)
+    ]
+    if guest_at is not None:
+        arguments.insert(guest_at, "calling_guest(guest_id)")
+    lines = [f"result = function({', '.join(arguments)})"]
+    if results:
+        values = ["result"] if len(results) == 1 else [f"result{k}" for k in range(len(results))]
+        body = [] if len(results) == 1 else [f"{', '.join(values)} = result"]
+        for k, (letter, value) in enumerate(zip(results, values)):
+            if letter == "i":
+                body.append(f"if not -0x80000000 <= {value} <= 0xffffffff: raise OverflowError")
+            if letter == "v":
+                body.append(f"if len({value}) != 16: raise ValueError('a v128 has 16 bytes')")
+                body.append(f"ffi.buffer(cells + {2 * k}, 16)[:] = {value}")
+            else:
+                body.append(f"{cell_of(letter, k)} = {value}")
+        lines += ["try:", *("    " + line for line in body)]
+        lines += ["except (TypeError, ValueError, OverflowError) as error:"]
+        lines += ["    raise misfit(result, error)"]
+    source = "def make(function, misfit, calling_guest, ffi):\n    def adapter(guest_id, cells, reals):\n"
+    source += "".join(f"        {line}\n" for line in lines) + "    return adapter\n"
+    scope: dict[str, Any] = {}
+    exec(source, scope)
+    made: Callable[..., Any] = scope["make"]
+    return made
+
+
+interrupted: list[BaseException] = []
+"""What a signal handler raised on the main thread while a guest ran there."""
+
+
+def _keep_signal(_type: object, error: BaseException, _traceback: object) -> None:
+    interrupted[:] = [error]
+
+
+@ffi.def_extern(error=1, onerror=_keep_signal)  # type: ignore[untyped-decorator]
+def _hostcall(guest_id: int, number: int, cells: Any, reals: Any) -> int:
+    try:
+        _adapters[number](guest_id, cells, reals)
+    except BaseException as error:  # a boundary: it goes on in Guest.call
+        pending[guest_id] = error
+        return 1
+    return 0
+
+
+@ffi.def_extern(error=1, onerror=_keep_signal)  # type: ignore[untyped-decorator]
+def _output(guest_id: int, stream: int, data: Any, length: int) -> int:
+    try:
+        binding_of(guest_id).streams[stream - 1](bytes(ffi.buffer(data, length)))
+    except BaseException as error:  # a boundary: it goes on in Guest.call
+        pending[guest_id] = error
+        return 1
+    return 0
+
+
+@ffi.def_extern(error=1, onerror=_keep_signal)  # type: ignore[untyped-decorator]
+def _signals() -> int:
+    return 0  # by getting here, Python has run its signal handlers
+
+
+lib.sh_set_callbacks(lib._hostcall, lib._output, lib._signals)

@@ -1,0 +1,115 @@
+"""A guest's linear memory as Python reaches it: bounds-checked, and never after the guest's end.
+
+One buffer covers all the address space the memory may grow into; its current size stands in a word
+that C keeps, so a read is a comparison and a slice, with no call into C. The buffer pins the region
+in C: whatever else goes wrong, the region is not given to another guest under a reader.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from ._ffi import failure, ffi, lib
+from .errors import GuestBusy, GuestClosed, OutOfBounds
+
+if TYPE_CHECKING:
+    from .guest import Guest
+
+__all__ = ["GuestMemory"]
+
+_views: dict[weakref.ref[Any], Any] = {}
+"""Live views, each with its guest, which it keeps alive. (A weakref that is dropped calls nobody.)"""
+
+
+class GuestMemory:
+    """One linear memory of a guest. Addresses may be negative: wasm's i32 comes out signed."""
+
+    __slots__ = ("_base", "_bytes", "_guest", "_guest_id", "_index", "_mask", "_size", "_views")
+
+    def __init__(self, guest: Guest, guest_id: int, index: int, is64: bool) -> None:
+        native = ffi.new("sh_memory *")
+        if lib.sh_memory_get(guest_id, index, native) or lib.sh_memory_pin(guest_id, index):
+            raise failure()
+        self._guest = weakref.ref(guest)
+        self._guest_id = guest_id
+        self._index = index
+        self._mask = 2**64 - 1 if is64 else 2**32 - 1
+        self._base = native.base
+        self._size = lib.sh_memory_size(guest_id, index)
+        self._bytes: memoryview | None = memoryview(ffi.buffer(native.base, native.capacity))
+        self._views = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that the memory has now."""
+        if self._bytes is None:
+            raise GuestClosed("the guest has ended, and its memory with it")
+        return int(self._size[0])
+
+    def read(self, address: int, length: int) -> bytes:
+        """Copy `length` bytes out.
+
+        Raises:
+            OutOfBounds: not all of them lie in the memory.
+            GuestClosed: the guest has ended.
+        """
+        start = self._start(address, length)
+        return bytes(self._bytes[start : start + length])  # type: ignore[index]
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy the bytes of any contiguous buffer in.
+
+        Raises:
+            OutOfBounds: they do not all fit into the memory.
+            GuestClosed: the guest has ended.
+        """
+        source = memoryview(data).cast("B")
+        start = self._start(address, len(source))
+        self._bytes[start : start + len(source)] = source  # type: ignore[index]
+
+    def view(self, address: int, length: int) -> memoryview:
+        """Return a writable window without copying. It pins the guest: use it in a `with` block.
+
+        The guest sees what is written and the other way round. While the view, or anything made
+        from it, is alive, `guest.close()` raises `GuestBusy`.
+
+        Raises:
+            OutOfBounds: not all of it lies in the memory.
+            GuestClosed: the guest has ended.
+        """
+        start = self._start(address, length)
+        window = ffi.buffer(self._base + start, length)
+        self._views += 1
+        _views[weakref.ref(window, self._view_ended)] = self._guest()
+        return memoryview(window)
+
+    def _view_ended(self, reference: weakref.ref[Any]) -> None:
+        self._views -= 1
+        del _views[reference]  # the guest may end here, if nobody else holds it
+
+    def _start(self, address: int, length: int) -> int:
+        """Return the address as an unsigned offset at which `length` bytes exist."""
+        if self._bytes is None:
+            raise GuestClosed("the guest has ended, and its memory with it")
+        start = address & self._mask if -(self._mask >> 1) - 1 <= address < 0 else address
+        size = self._size[0]
+        if start < 0 or length < 0 or start + length > size:
+            raise OutOfBounds(f"{length} bytes at {address:#x} are not within a memory of {size} bytes")
+        return start
+
+    def release(self) -> None:
+        """Let go of the region, because the guest is about to end. For `Guest.close`.
+
+        Raises:
+            GuestBusy: views are alive.
+        """
+        if self._bytes is None:
+            return
+        if self._views:
+            raise GuestBusy(
+                f"{self._views} views of the guest's memory are alive; release them before close"
+            )
+        self._bytes.release()
+        self._bytes = None
+        lib.sh_memory_unpin(self._guest_id, self._index)

@@ -1,0 +1,279 @@
+"""A plugin: a module that was checked, compiled and linked once, ready to be spawned."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ._ffi import failure, ffi, lib
+from .calls import Invoker, call_failure, make_invoker
+from .errors import ConfigError, ModuleError
+from .guest import Guest
+from .hostcalls import LETTERS, Binding, HostFunction, bindings, spawning, unbind
+from .limits import UNLIMITED, Limits
+from .modules.describe import ModuleInfo
+from .modules.rewrite import Rewritten
+from .modules.types import FuncType, Import
+from .wasi import Wasi, WasiGrant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Plugin", "PluginStats", "Tenant"]
+
+_WASI = "wasi_snapshot_preview1"
+_DEFAULT_LIMITS = Limits()
+
+
+class PluginStats(NamedTuple):
+    """Counters of one plugin. Calls are of guests that have ended."""
+
+    guests_live: int
+    spawns: int
+    calls: int
+    host_calls: int
+    traps: int
+    image_bytes: int
+    """Initial data, shared by all guests."""
+
+
+class Tenant:
+    """Whose guests share a memory limit. Made by `host.tenant(name)`."""
+
+    __slots__ = ("memory_limit", "name", "native")
+
+    def __init__(self, name: str, memory_limit: int | None, native: Any) -> None:
+        self.name, self.memory_limit, self.native = name, memory_limit, native
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes committed in its guests' regions now."""
+        return int(lib.sh_tenant_used(self.native))
+
+    @property
+    def memory_peak_bytes(self) -> int:
+        """The most it ever was."""
+        return int(lib.sh_tenant_peak(self.native))
+
+    def __repr__(self) -> str:
+        return f"<sandhost.Tenant {self.name!r}>"
+
+
+class Plugin:
+    """What `host.load()` returns. Threads may spawn from one plugin at the same time."""
+
+    def __init__(
+        self,
+        host: Any,
+        name: str,
+        rewritten: Rewritten,
+        native_module: Any,
+        functions: Mapping[tuple[str, str], HostFunction],
+    ) -> None:
+        self._host = host
+        self.name = name
+        """Where it was loaded from, or the module's own name."""
+        self.info: ModuleInfo = rewritten.info
+        """The module as its author wrote it."""
+        self.host_guests: weakref.WeakSet[Guest] = host.mapped_guests
+        self._native = ffi.gc(
+            lib.sh_plugin_new(host.native, native_module), lib.sh_plugin_release
+        )
+        if not self._native:
+            raise failure()
+        self._adapters: list[int] = []
+        weakref.finalize(self, unbind, self._adapters).atexit = False
+        self._calls_back = False
+        self._add_memories(rewritten)
+        self._add_imports(functions)
+        self._invokers = self._add_exports()
+        tables = self.info.tables
+        largest = max((table.minimum for table in tables), default=0)
+        lib.sh_plugin_tables(self._native, len(tables), largest)
+        self._do(lib.sh_plugin_link(self._native))
+        self._no_limits_given = self._native_limits(_DEFAULT_LIMITS)
+        self._last_limits = (_DEFAULT_LIMITS, self._no_limits_given)
+        self._no_wasi_given = WasiGrant(Wasi()) if self._wasi else None
+        self._last_grant = self._no_wasi_given
+
+    def __repr__(self) -> str:
+        return f"<sandhost.Plugin {self.name!r}>"
+
+    # ---- putting it together ----
+
+    def _do(self, status: int) -> None:
+        if status == lib.SH_ARGUMENT:
+            raise ModuleError(str(failure()))
+        if status:
+            raise failure()
+
+    def _add_memories(self, rewritten: Rewritten) -> None:
+        for memory, image in zip(rewritten.memories, rewritten.images):
+            runs = image.runs if image is not None else ()
+            views = [ffi.from_buffer(run) for _, run in runs]
+            self._do(
+                lib.sh_plugin_memory(
+                    self._native,
+                    memory.minimum_bytes,
+                    UNLIMITED if memory.maximum_bytes is None else memory.maximum_bytes,
+                    memory.page_size,
+                    image.length if image is not None else 0,
+                    len(runs),
+                    [offset for offset, _ in runs],
+                    [ffi.cast("uint8_t *", view) for view in views],
+                    [len(run) for _, run in runs],
+                )
+            )
+
+    def _add_imports(self, functions: Mapping[tuple[str, str], HostFunction]) -> None:
+        self._wasi = any(wanted.module == _WASI for wanted in self.info.imports)
+        missing = []
+        seen = set()
+        for wanted in self.info.imports:
+            key = (wanted.module, wanted.name)
+            function = functions.get(key)
+            if wanted.kind == "memory" or (wanted.module == _WASI and function is None):
+                continue
+            if function is None or not isinstance(wanted.type, FuncType):
+                missing.append(wanted)
+            elif key not in seen:
+                seen.add(key)
+                self._add_function(function, wanted.type)
+        if missing:
+            raise ModuleError(_describe_missing(missing, functions))
+        if self._wasi:
+            exported = [e.index for e in self.info.exports if e.kind == "memory"]
+            self._do(lib.sh_plugin_wasi(self._native, exported[0] if exported else 0))
+
+    def _add_function(self, function: HostFunction, wanted: FuncType) -> None:
+        function.check(wanted)
+        params, results = (
+            "".join(LETTERS.get(t, "r") for t in side) for side in (wanted.params, wanted.results)
+        )
+        if "r" in params + results:
+            raise ModuleError(
+                f"the module imports {function.module}.{function.name} as {wanted}; "
+                "references cannot cross"
+            )
+        number = function.bind(wanted)
+        self._adapters.append(number)
+        self._calls_back |= function.wants_guest is not None
+        self._do(
+            lib.sh_plugin_import(
+                self._native,
+                function.module.encode(),
+                function.name.encode(),
+                params.encode(),
+                results.encode(),
+                number,
+            )
+        )
+
+    def _add_exports(self) -> dict[str, Invoker]:
+        invokers = {}
+        for export in self.info.exports:
+            if not isinstance(export.type, FuncType):
+                continue
+            params, results = (
+                "".join(LETTERS.get(t, "r") for t in side).encode()
+                for side in (export.type.params, export.type.results)
+            )
+            name = export.name.encode("utf-8", "surrogateescape")
+            self._do(lib.sh_plugin_export(self._native, name, len(name), params, results))
+            invokers[export.name] = make_invoker(export.name, len(invokers), export.type)
+        return invokers
+
+    # ---- spawn ----
+
+    def spawn(
+        self,
+        *,
+        limits: Limits | None = None,
+        tenant: str | Tenant | None = None,
+        wasi: Wasi | None = None,
+    ) -> Guest:
+        """Start a guest: a fresh instance in regions of its own.
+
+        Raises:
+            OutOfMemory: its first memory exceeds the guest's, the tenant's or the host's limit.
+            RegionFullError: no region is free.
+            GuestTrap, DeadlineExceeded, …: what its start function did; see `Guest.call`.
+            ConfigError: WASI is given to a plugin that imports none, or fuel to one without.
+        """
+        if limits is None:
+            native_limits = self._no_limits_given
+        else:  # usually the same object each time; one tuple, since other threads spawn as well
+            source, native_limits = self._last_limits
+            if source is not limits:
+                native_limits = self._native_limits(limits)
+                self._last_limits = (limits, native_limits)
+        owner = ffi.NULL
+        if tenant is not None:
+            owner = (tenant if isinstance(tenant, Tenant) else self._host.tenant(tenant)).native
+        if self._wasi or self._calls_back or wasi is not None:
+            return self._spawn_bound(owner, native_limits, wasi)
+        guest_id = lib.sh_spawn(self._native, owner, native_limits, ffi.NULL)
+        if not guest_id:
+            raise failure()
+        return Guest(self, guest_id, self._invokers)
+
+    def _spawn_bound(self, owner: Any, limits: Any, wasi: Wasi | None) -> Guest:
+        """Spawn a guest that needs WASI, or whose callbacks must find it."""
+        grant = self._no_wasi_given
+        if wasi is not None:
+            grant = self._last_grant
+            if grant is None:
+                raise ConfigError(f"{self.name} imports nothing of WASI; spawn it without wasi=")
+            if grant.source is not wasi:
+                grant = self._last_grant = WasiGrant(wasi)
+        guest = Guest(self, 0, self._invokers)
+        streams = (grant.source.stdout, grant.source.stderr) if grant else (None, None)
+        binding = spawning.binding = Binding(weakref.ref(guest), streams)
+        try:
+            native_wasi = grant.native if grant else ffi.NULL
+            guest_id = lib.sh_spawn(self._native, owner, limits, native_wasi)
+        finally:
+            del spawning.binding
+        seen_id, guest._id = guest._id, guest_id
+        if not guest_id:
+            bindings.pop(seen_id, None)
+            raise call_failure(seen_id)
+        if self._calls_back or any(streams):
+            bindings[guest_id] = binding
+        return guest
+
+    def _native_limits(self, limits: Limits) -> Any:
+        return ffi.new(
+            "sh_limits *",
+            (limits.memory_bytes, limits.deadline_ns, limits.fuel or 0, limits.table_elements),
+        )
+
+    def stats(self) -> PluginStats:
+        """Return the plugin's counters."""
+        native = ffi.new("sh_plugin_stats *")
+        lib.sh_plugin_get_stats(self._native, native)
+        return PluginStats(
+            native.guests_live,
+            native.spawns,
+            native.calls,
+            native.host_calls,
+            native.traps,
+            native.image_bytes,
+        )
+
+
+def _describe_missing(
+    missing: list[Import], functions: Mapping[tuple[str, str], HostFunction]
+) -> str:
+    lines = []
+    for wanted in missing[:10]:
+        kind = "function" if wanted.kind == "func" else wanted.kind
+        lines.append(f"  {wanted.module}.{wanted.name}: {kind} {wanted.type}")
+    if len(missing) > 10:
+        lines.append(f"  … and {len(missing) - 10} more")
+    defined = ", ".join(sorted(f"{module}.{name}" for module, name in functions)) or "none"
+    return (
+        "the module imports what the host does not define:\n"
+        + "\n".join(lines)
+        + f"\nhost functions defined before load: {defined}"
+    )

@@ -1,0 +1,61 @@
+"""What the end of a guest does with its memory, and what came back."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any, Literal, NamedTuple, get_args
+
+from ._ffi import lib
+from .errors import ConfigError
+
+__all__ = ["POLICIES", "Policy", "Reclaim", "policy_number", "reclaim_from"]
+
+Policy = Literal["immediate", "warm", "lazy"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+_NUMBERS = {
+    "immediate": lib.SH_POLICY_IMMEDIATE,
+    "warm": lib.SH_POLICY_WARM,
+    "lazy": lib.SH_POLICY_LAZY,
+}
+_NAMES = {number: name for name, number in _NUMBERS.items()}
+
+
+def policy_number(policy: str) -> int:
+    """Return C's number of a reclaim policy."""
+    if policy not in _NUMBERS:
+        raise ConfigError(f"reclaim is {policy!r}; choose one of {', '.join(POLICIES)}")
+    return int(_NUMBERS[policy])
+
+
+class Reclaim(NamedTuple):
+    """What happened to a guest's memory when it ended.
+
+    Only private pages count: what the guest wrote. Pages of an image that it merely read are
+    shared by all guests of the plugin.
+    """
+
+    bytes: int
+    """Bytes that were back with the operating system when close returned."""
+    pages: int
+    """The same in OS pages."""
+    ns: int
+    """Nanoseconds that resetting the memory took."""
+    policy: str
+    """"immediate", "warm" or "lazy"."""
+    kept_bytes: int
+    """Bytes reset in place that stay resident, ready for the next guest (warm)."""
+    deferred_bytes: int
+    """Bytes that go back a little later: queued (warm), or when the kernel wants them (lazy)."""
+
+
+def reclaim_from(native: Any) -> Reclaim:
+    """Read a `sh_reclaim`."""
+    returned = native.returned_bytes
+    return Reclaim(
+        returned,
+        returned // mmap.PAGESIZE,
+        native.ns,
+        _NAMES[native.policy],
+        native.kept_bytes,
+        native.deferred_bytes,
+    )

@@ -1,0 +1,87 @@
+"""What a guest of WASI preview 1 is given: nothing, unless it stands here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._ffi import ffi
+from .errors import ConfigError
+from .units import parse_bytes
+
+__all__ = ["Dir", "Wasi", "WasiGrant"]
+
+StreamCallback = Callable[[bytes], object]
+
+
+@dataclass(frozen=True)
+class Dir:
+    """A directory of the host that a guest may use."""
+
+    path: str | os.PathLike[str]
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class Wasi:
+    """Arguments, environment, streams and directories of one guest.
+
+    Output is kept in memory up to `output_limit` bytes a stream (what exceeds it is dropped and
+    counted), or goes to a callback, in the thread that runs the guest, as the guest writes it.
+
+    Raises:
+        ConfigError: a value cannot be meant, or a directory does not exist.
+    """
+
+    argv: Sequence[str] = ()
+    """The first one is the program's own name."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    stdin: bytes = b""
+    stdout: StreamCallback | None = None
+    stderr: StreamCallback | None = None
+    dirs: Mapping[str, Dir | str | os.PathLike[str]] = field(default_factory=dict)
+    """Path in the guest to a directory of the host; a plain path is read-only."""
+    output_limit: int | str = "1 MiB"
+
+    def __post_init__(self) -> None:
+        for text in (*self.argv, *self.env, *self.env.values(), *self.dirs):
+            if not isinstance(text, str) or "\0" in text:
+                raise ConfigError(f"WASI arguments and names are texts without NUL, not {text!r}")
+        for granted in self.dirs.values():
+            path = granted.path if isinstance(granted, Dir) else granted
+            if not os.path.isdir(path):
+                raise ConfigError(f"cannot grant {os.fspath(path)!r}: no such directory")
+        parse_bytes(self.output_limit)
+
+
+class WasiGrant:
+    """A `Wasi` in the form that C takes. Made once, used for any number of spawns."""
+
+    __slots__ = ("_alive", "native", "source")
+
+    def __init__(self, source: Wasi) -> None:
+        self.source = source
+        self._alive: list[Any] = []  # what `native` points to
+        native = self.native = ffi.new("sh_wasi *")
+        native.argv, native.argc = self._strings(source.argv), len(source.argv)
+        native.env_names = self._strings(source.env)
+        native.env_values = self._strings(source.env.values())
+        native.env_count = len(source.env)
+        native.input, native.input_length = self._keep(ffi.from_buffer(source.stdin)), len(source.stdin)
+        dirs = [d if isinstance(d, Dir) else Dir(d) for d in source.dirs.values()]
+        native.host_dirs = self._strings(os.path.realpath(d.path) for d in dirs)
+        native.guest_dirs = self._strings(source.dirs)
+        native.writable = self._keep(ffi.new("uint8_t[]", [d.writable for d in dirs]))
+        native.dir_count = len(dirs)
+        native.output_limit = parse_bytes(source.output_limit)
+        native.stream = (source.stdout is not None) | (source.stderr is not None) << 1
+
+    def _keep(self, value: Any) -> Any:
+        self._alive.append(value)
+        return value
+
+    def _strings(self, texts: Any) -> Any:
+        each = [self._keep(ffi.new("char[]", text.encode())) for text in texts]
+        return self._keep(ffi.new("char *[]", each))
