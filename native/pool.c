@@ -167,7 +167,7 @@ static int add_arena(shi_pool *pool, uint32_t node) {
   if (left == 0) {
     return shi_os_failure("regions", ENOSPC);
   }
-  shi_arena *arena;
+  shi_arena *arena = NULL;
   int error = make_arena(pool, node, left < pool->options.arena_slots ? left : pool->options.arena_slots, &arena);
   if (error != 0) {
     return error;

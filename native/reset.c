@@ -30,8 +30,8 @@ enum { RUNS = 256 };
  * it is likely to dirty they only delay the close. Arbitrary. */
 enum { FAR_OVER = 8 };
 
-/* Below this, giving back at once costs no more than handing over: 64 OS pages are 6 µs of madvise, waking a thread and
- * its taking of locks the same order. Chosen by measurement, see tests/native/bench_region.c. */
+/* Handing a slot to the queue costs the releasing thread about 1 µs, giving 64 OS pages back 8 µs: what is cheaper than
+ * that is not worth having the slot out of use for a while. Measured with tests/native/bench_region.c. */
 enum { QUEUE_FROM_BYTES = 256 << 10 };
 
 static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
