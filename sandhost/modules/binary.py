@@ -68,6 +68,8 @@ _MAGIC = b"\0asm"
 _VERSION = b"\x01\0\0\0"
 # As in wasmtime's validator (wasmparser, limits.rs): a longer name is refused later anyway.
 _MAX_NAME_BYTES = 100_000
+# Ours: the known sections are 13, and compilers add some ten of their own.
+_MAX_SECTIONS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,8 @@ def split(data: bytes) -> list[Section]:
     last_rank = -1
     while reader.pos < reader.end:
         start = reader.pos
+        if len(sections) == _MAX_SECTIONS:
+            raise ModuleError(f"the module has more than {_MAX_SECTIONS} sections", start)
         section_id = reader.byte()
         if section_id not in SECTION_NAMES:
             raise ModuleError(f"unknown section id {section_id}", start)

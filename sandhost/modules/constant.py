@@ -10,7 +10,7 @@ from .binary import Reader
 __all__ = ["Constant", "Constants"]
 
 # Ours: far above any compiler's output, it keeps hostile expressions from costing seconds.
-_MAX_OPERATORS = 4_000_000
+_MAX_OPERATORS = 1_000_000
 
 _END = 0x0B
 _GLOBAL_GET = 0x23

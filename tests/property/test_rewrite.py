@@ -299,6 +299,36 @@ def is_valid(engine: wasmtime.Engine, wasm: bytes) -> bool:
     return True
 
 
+def section(section_id: int, payload: bytes) -> bytes:
+    return bytes([section_id]) + leb.encode_unsigned(len(payload)) + payload
+
+
+def repeated(count: int, entry: bytes) -> bytes:
+    return leb.encode_unsigned(count) + entry * count
+
+
+COSTLY = {
+    "sections": (b"\0\1\0" * 10_001, "more than 10000 sections"),
+    "types": (section(1, repeated(2_000_000, b"\x60\0\0")), "above the limit"),
+    "imports": (section(2, repeated(100_001, b"\0\0\3\x7f\0")), "above the limit"),
+    "globals": (section(6, repeated(100_001, b"\x7f\1\x41\0\x0b")), "above the limit"),
+    "memories": (section(5, repeated(101, b"\0\0")), "above the limit"),
+    "segments": (section(11, repeated(100_001, b"\1\0")), "above the limit"),
+    "operators": (
+        section(6, b"\1\x7f\0" + b"\x41\0" * 1_000_001 + b"\x0b"),
+        "more than 1000000 constant operators",
+    ),
+    "parameters": (section(1, b"\1\x60" + repeated(1001, b"\x7f") + b"\0"), "above the limit"),
+    "a count beyond the bytes": (section(5, b"\x0a\0\0"), "10 entries cannot fit into 2 bytes"),
+}
+
+
+@pytest.mark.parametrize(("sections", "reason"), COSTLY.values(), ids=COSTLY.keys())
+def test_what_would_cost_far_more_than_its_length_is_refused(sections: bytes, reason: str) -> None:
+    with pytest.raises(ModuleError, match=reason):
+        rewrite(b"\0asm\1\0\0\0" + sections)
+
+
 @given(st.integers(0, 2**64 - 1))
 def test_unsigned_integers_survive_the_round_trip(value: int) -> None:
     encoded = leb.encode_unsigned(value)
