@@ -35,7 +35,7 @@ typedef struct {
  *
  * Invariant, under the lock: every mapped slot is in `by_key`, in `by_image`, and in `warm` or `idle`; mapped is the
  * number of these, unmapped the number in `cold`; `warm` holds exactly those with something to give back (resident
- * pages, or stale ones); `warm` and `idle` are ordered by the time of release, newest first. */
+ * pages, or stale ones); `warm` and `idle` begin with the slot that came last. */
 typedef struct {
   _Alignas(64) pthread_mutex_t lock;
   shi_bins by_key;   /* image and affinity */

@@ -109,6 +109,7 @@ static void finish_queued(shi_pool *pool, shi_slot *slot, bool given_back) {
   if (given_back) {
     shi_account_refund(slot->owed_to, slot->owed_bytes);
     slot->owed_to = NULL;
+    slot->freed_ns = shi_os_now_ns();
     shi_pool_put(pool, slot, SHI_NEWEST);
   } else {
     shi_pool_quarantine(pool, slot);
@@ -147,7 +148,7 @@ static void finish_decayed(shi_pool *pool, shi_slot *slot, bool given_back) {
   } else {
     slot->freed_ns = shi_os_now_ns();
   }
-  shi_pool_put(pool, slot, SHI_OLDEST);
+  shi_pool_put(pool, slot, given_back ? SHI_OLDEST : SHI_NEWEST);
 }
 
 static bool take_decaying(shi_pool *pool, shi_shard *shard, range_batch *batch, uint64_t before_ns,

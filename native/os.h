@@ -57,13 +57,14 @@ int shi_os_give_back_batch(const struct iovec *ranges, size_t count);
  * anonymous memory. */
 int shi_os_give_back_lazily(uint8_t *at, uint64_t bytes);
 
-/* Which pages hold private data. Layout as struct page_region of <linux/fs.h>. */
+/* Pages that are alike. Layout as struct page_region of <linux/fs.h>. */
 typedef struct {
   uint64_t start;
   uint64_t end;
   uint64_t categories;
 } shi_os_run;
 #define SHI_OS_SWAPPED (UINT64_C(1) << 4)
+#define SHI_OS_ZERO_PAGE (UINT64_C(1) << 5)
 
 typedef struct {
   int fd;
@@ -72,9 +73,9 @@ typedef struct {
 
 int shi_os_pagemap_open(shi_os_pagemap *out);
 void shi_os_pagemap_close(shi_os_pagemap *pagemap);
-/* Finds private pages in [start, end): present or swapped, not the file's, not the zero page. Returns the number of
- * runs, in address order, no more than `capacity`; *next is where to go on: the search is over when *next == end.
- * Without PAGEMAP_SCAN a zero page counts as private. */
+/* Finds pages in [start, end) that are not the file's: present or swapped. Returns the number of runs, in address
+ * order, no more than `capacity`; *next is where to go on: the search is over when *next == end. Runs of the zero page
+ * are told apart; without PAGEMAP_SCAN they are not. */
 int shi_os_private_pages(const shi_os_pagemap *pagemap, uint64_t start, uint64_t end, shi_os_run *runs, size_t capacity,
                          uint64_t *next);
 

@@ -284,7 +284,6 @@ struct pm_scan_arg {
 #define PAGEMAP_SCAN_REQUEST _IOWR('f', 16, struct pm_scan_arg)
 #define CATEGORY_FILE (UINT64_C(1) << 2)
 #define CATEGORY_PRESENT (UINT64_C(1) << 3)
-#define CATEGORY_ZERO_PAGE (UINT64_C(1) << 5)
 _Static_assert(sizeof(struct pm_scan_arg) == 96 && sizeof(shi_os_run) == 24, "the kernel's layouts");
 
 static int scan(int fd, uint64_t start, uint64_t end, shi_os_run *runs, size_t capacity, uint64_t *next) {
@@ -294,10 +293,10 @@ static int scan(int fd, uint64_t start, uint64_t end, shi_os_run *runs, size_t c
       .end = end,
       .vec = (uint64_t)(uintptr_t)runs,
       .vec_len = capacity,
-      .category_inverted = CATEGORY_FILE | CATEGORY_ZERO_PAGE,
-      .category_mask = CATEGORY_FILE | CATEGORY_ZERO_PAGE,
+      .category_inverted = CATEGORY_FILE,
+      .category_mask = CATEGORY_FILE,
       .category_anyof_mask = CATEGORY_PRESENT | SHI_OS_SWAPPED,
-      .return_mask = CATEGORY_PRESENT | SHI_OS_SWAPPED,
+      .return_mask = SHI_OS_SWAPPED | SHI_OS_ZERO_PAGE,
   };
   int count = -1;
   if (!injected(SH_OS_PAGEMAP_SCAN)) {
@@ -334,7 +333,7 @@ static int read_entries(int fd, uint64_t start, uint64_t end, shi_os_run *runs, 
       if ((!present && !swapped) || file) {
         continue;
       }
-      uint64_t categories = swapped ? SHI_OS_SWAPPED : CATEGORY_PRESENT;
+      uint64_t categories = swapped ? SHI_OS_SWAPPED : 0;
       if (count > 0 && runs[count - 1].end == at && runs[count - 1].categories == categories) {
         runs[count - 1].end += os_page;
       } else if (count < capacity) {

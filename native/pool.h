@@ -57,7 +57,7 @@ typedef struct shi_slot {
   uint64_t initial;  /* committed when acquired: what lies beyond was grown */
   uint64_t resident; /* bytes of clean private pages kept in a free slot, counted in the pool's warm_bytes */
   uint64_t affinity;
-  uint64_t freed_ns;  /* when it was released */
+  uint64_t freed_ns;  /* when it was released, or left the queue */
   uint64_t rest_from; /* queued: what to give back */
   uint64_t rest_to;
   uint64_t rest_bytes;  /* private bytes in there */

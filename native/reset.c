@@ -56,7 +56,10 @@ static void write_back(const shi_slot *slot, uint64_t from, uint64_t to) {
 
 /* ---- finding private pages -------------------------------------------------------------------------------------- */
 
-/* Walks the private pages of a slot, in address order, in as many system calls as it takes. */
+/* Walks the private pages of a slot, in address order, in as many system calls as it takes.
+ *
+ * Beyond the image the zero page is what should be there. Within the image it is not: a guest's page of zeros can
+ * become one when the kernel merges equal pages (KSM with use_zero_pages, as under systemd's MemoryKSM). */
 typedef struct {
   const shi_slot *slot;
   uint64_t at; /* an address: the search has come so far */
@@ -75,10 +78,19 @@ static int search_more(const shi_pool *pool, page_search *search) {
   if (search->at == from && from < search->end) {
     return shi_os_failure("private pages", EIO); /* a walk that does not advance never ends */
   }
+  int kept = 0;
   for (int i = 0; i < search->count; i++) {
-    search->runs[i].start -= base;
-    search->runs[i].end -= base;
+    shi_os_run run = search->runs[i];
+    run.start -= base;
+    run.end -= base;
+    if (run.categories & SHI_OS_ZERO_PAGE) {
+      run.end = least(run.end, search->slot->image_bytes);
+    }
+    if (run.start < run.end) {
+      search->runs[kept++] = run;
+    }
   }
+  search->count = kept;
   return 0;
 }
 

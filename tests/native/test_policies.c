@@ -1,6 +1,11 @@
 /* What each policy does with the memory of a guest that ends, as the kernel sees it. */
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 
 #include "fixture.h"
@@ -171,6 +176,54 @@ static void without_pagemap_scan_the_entries_are_read(void) {
   fixture_close(&f);
 }
 
+/* Puts the kernel's zero page where a guest's page was, as the merging of equal pages does; false: not allowed to. */
+static bool put_zero_page(uint8_t *at) {
+  int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+  struct uffdio_api api = {.api = UFFD_API};
+  struct uffdio_range range = {.start = (uintptr_t)at, .len = OS_PAGE};
+  struct uffdio_register watch = {.range = range, .mode = UFFDIO_REGISTER_MODE_MISSING};
+  struct uffdio_zeropage zero = {.range = range};
+  bool done = fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0 && ioctl(fd, UFFDIO_REGISTER, &watch) == 0 &&
+              madvise(at, OS_PAGE, MADV_DONTNEED) == 0 && ioctl(fd, UFFDIO_ZEROPAGE, &zero) == 0;
+  if (fd >= 0) {
+    ioctl(fd, UFFDIO_UNREGISTER, &range);
+    close(fd);
+  }
+  return done;
+}
+
+static void a_zero_page_within_the_image_is_restored(void) {
+  shi_pool_options options = default_options();
+  fixture_open(&f, &options);
+  shi_image *image = make_image(64 * KIB, 7);
+  for (int policy = SH_POLICY_IMMEDIATE; policy <= SH_POLICY_LAZY; policy++) {
+    shi_region *region = acquire(&f, image, 1, 128 * KIB);
+    if (put_zero_page(region->base + 32 * KIB)) {
+      CHECK(is_all(region->base + 32 * KIB, OS_PAGE, 0));
+    }
+    release(&f, region, policy);
+    CHECK(acquire(&f, image, 1, 128 * KIB) == region && reads_as(region, 64 * KIB, 7));
+    release(&f, region, SH_POLICY_IMMEDIATE);
+  }
+  shi_image_release(image);
+  fixture_close(&f);
+}
+
+static void zero_pages_beyond_the_image_are_not_counted(void) {
+  shi_pool_options options = default_options();
+  fixture_open(&f, &options);
+  shi_image *image = make_image(64 * KIB, 7);
+  shi_region *region = acquire(&f, image, 1, 8 * MIB);
+  CHECK(reads_as(region, 64 * KIB, 7));
+  dirty(region, 0, OS_PAGE);
+  for (uint64_t at = 128 * KIB; at < 8 * MIB; at += 2 * OS_PAGE) { /* zero pages and private ones by turns */
+    region->base[at] = 0xee;
+  }
+  CHECK_EQ(release(&f, region, SH_POLICY_IMMEDIATE).returned_bytes, OS_PAGE + (8 * MIB - 128 * KIB) / 2);
+  shi_image_release(image);
+  fixture_close(&f);
+}
+
 /* ---- the queue and decay ---------------------------------------------------------------------------------------- */
 
 static void a_queued_slot_is_not_free_until_it_is_flushed(void) {
@@ -301,6 +354,8 @@ int main(void) {
   RUN(grown_pages_are_never_kept);
   RUN(scattered_pages_beyond_one_scan_are_all_found);
   RUN(without_pagemap_scan_the_entries_are_read);
+  RUN(a_zero_page_within_the_image_is_restored);
+  RUN(zero_pages_beyond_the_image_are_not_counted);
   RUN(a_queued_slot_is_not_free_until_it_is_flushed);
   RUN(a_full_queue_sends_the_rest_back_at_once);
   RUN(the_thread_empties_the_queue_in_time_and_in_batches);
