@@ -286,6 +286,15 @@ def test_what_is_above_the_limit_is_not_kept(cache: CompileCache) -> None:
     assert read(cache, key(3)) is not None
 
 
+def test_what_was_just_put_is_kept_whatever_the_clock_says(cache: CompileCache) -> None:
+    cache.put(key(1), bytes(600))
+    assert cache.directory is not None
+    os.utime(cache.directory / f"{key(1)}.entry", (2**33, 2**33))
+    cache.put(key(2), bytes(600))
+    assert cache.get(key(1)) is None
+    assert cache.get(key(2)) is not None
+
+
 def test_putting_again_replaces(cache: CompileCache) -> None:
     cache.put(key(), bytes(800))
     cache.put(key(), bytes(700))

@@ -213,7 +213,7 @@ def test_only_what_precedes_an_unknown_offset_is_lifted(engine: wasmtime.Engine)
 
 
 @pytest.mark.parametrize("offset", ["global.get 0", "i32.add (global.get 0) (i32.const 1)"])
-def test_an_offset_from_a_mutable_or_imported_global_stays(offset: str) -> None:
+def test_an_offset_from_an_imported_global_stays(offset: str) -> None:
     wasm = assemble(
         '(module (import "env" "base" (global i32)) (memory 1)'
         f' (data (offset ({offset})) "x") (data (i32.const 0) "y"))'
@@ -221,6 +221,40 @@ def test_an_offset_from_a_mutable_or_imported_global_stays(offset: str) -> None:
     rewritten = rewrite(wasm)
     assert rewritten.images == (None,)
     assert describe(rewritten.wasm).data == describe(wasm).data
+
+
+INVALID_OFFSETS = {
+    "two values": '(memory 1) (data (offset (i32.const 1) (i32.const 2)) "x")',
+    "no value": '(memory 1) (data (offset) "x")',
+    "an operand is missing": '(memory 1) (data (offset i32.const 1 i32.add) "x")',
+    "i64 in a 32-bit memory": '(memory 1) (data (i64.const 1) "x")',
+    "i32 in a 64-bit memory": '(memory i64 1) (data (i32.const 1) "x")',
+    "mixed widths": '(memory 1) (data (offset (i32.add (i64.const 1) (i32.const 2))) "x")',
+    "a mutable global": (
+        '(memory 1) (global (mut i32) (i32.const 1)) (data (offset (global.get 0)) "x")'
+    ),
+    "a global of another type": (
+        '(memory 1) (global i64 (i32.const 1)) (data (offset (global.get 0)) "x")'
+    ),
+    "a later global": (
+        "(memory 1) (global i32 (global.get 1)) (global i32 (i32.const 1))"
+        '(data (offset (global.get 0)) "x")'
+    ),
+    "no such global": '(memory 1) (data (offset (global.get 0)) "x")',
+    "no such memory": '(memory 1) (data (memory 1) (i32.const 0) "x")',
+}
+
+
+@pytest.mark.parametrize("body", INVALID_OFFSETS.values(), ids=INVALID_OFFSETS.keys())
+def test_an_invalid_segment_stays_for_wasmtime_to_refuse(
+    engine: wasmtime.Engine, body: str
+) -> None:
+    wasm = assemble(f"(module {body})")
+    rewritten = rewrite(wasm)
+    assert rewritten.images == (None,)
+    for binary in (wasm, rewritten.wasm):
+        with pytest.raises(wasmtime.WasmtimeError):
+            wasmtime.Module.validate(engine, binary)
 
 
 BULK = (
