@@ -30,8 +30,8 @@ __all__ = [
     "REWRITE_VERSION",
     "Image",
     "MutableGlobal",
-    "OutOfBounds",
     "Rewritten",
+    "SegmentOutOfBounds",
     "global_export",
     "memory_export",
     "rewrite",
@@ -88,7 +88,7 @@ class MutableGlobal:
 
 
 @dataclass(frozen=True, slots=True)
-class OutOfBounds:
+class SegmentOutOfBounds:
     """The data segment for which every instantiation will trap."""
 
     segment: int
@@ -117,7 +117,7 @@ class Rewritten:
     exported_globals: tuple[MutableGlobal, ...]
     info: ModuleInfo
     """The module as it was."""
-    out_of_bounds: OutOfBounds | None
+    out_of_bounds: SegmentOutOfBounds | None
     """Set when instantiation is bound to trap with "out of bounds memory access"; the segment is
     still in `wasm`, so wasmtime raises the trap itself."""
 
@@ -174,7 +174,7 @@ class _Lifting:
         self._view = memoryview(module.data)
         self._runs: list[list[tuple[int, memoryview]]] = [[] for _ in module.memories]
         self.lifted: set[int] = set()
-        self.out_of_bounds: OutOfBounds | None = None
+        self.out_of_bounds: SegmentOutOfBounds | None = None
         self._decide()
 
     def _decide(self) -> None:
@@ -193,7 +193,7 @@ class _Lifting:
             offset, length = known.value, segment.end - segment.bytes_start
             if offset + length > memory_type.minimum_bytes:
                 closed[memory] = True
-                self.out_of_bounds = self.out_of_bounds or OutOfBounds(
+                self.out_of_bounds = self.out_of_bounds or SegmentOutOfBounds(
                     index, memory, offset, length, memory_type.minimum_bytes
                 )
                 continue
