@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GuestMemory"]
 
-_views: dict[weakref.ref[Any], Any] = {}
-"""Live views, each with its guest, which it keeps alive. (A weakref that is dropped calls nobody.)"""
+_views: dict[int, tuple[weakref.ref[Any], Any]] = {}
+"""Live views by the id of the weakref to each (a cffi buffer has no hash), with the guest, which it
+keeps alive. (A weakref that is dropped calls nobody.)"""
 
 
 class GuestMemory:
@@ -81,12 +82,13 @@ class GuestMemory:
         start = self._start(address, length)
         window = ffi.buffer(self._base + start, length)
         self._views += 1
-        _views[weakref.ref(window, self._view_ended)] = self._guest()
+        reference = weakref.ref(window, self._view_ended)
+        _views[id(reference)] = (reference, self._guest())
         return memoryview(window)
 
     def _view_ended(self, reference: weakref.ref[Any]) -> None:
         self._views -= 1
-        del _views[reference]  # the guest may end here, if nobody else holds it
+        del _views[id(reference)]  # the guest may end here, if nobody else holds it
 
     def _start(self, address: int, length: int) -> int:
         """Return the address as an unsigned offset at which `length` bytes exist."""
