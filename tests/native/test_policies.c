@@ -292,6 +292,21 @@ static void the_thread_empties_the_queue_in_time_and_in_batches(void) {
   fixture_close(&f);
 }
 
+static void a_single_queued_slot_does_not_wait_for_others(void) {
+  shi_pool_options options = default_options();
+  options.queue_ns = UINT64_C(5000000);
+  fixture_open(&f, &options);
+  for (int round = 0; round < 3; round++) { /* also when the thread has gone to sleep again */
+    shi_region *region = acquire(&f, NULL, 1, MIB);
+    dirty(region, 0, MIB);
+    CHECK_EQ(release(&f, region, SH_POLICY_WARM).deferred_bytes, 768 * KIB);
+    wait_until_idle(queued);
+    CHECK_EQ(resident_bytes(region->base + 256 * KIB, 768 * KIB), 0);
+    nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+  }
+  fixture_close(&f);
+}
+
 static void idle_warm_slots_decay(void) {
   shi_pool_options options = default_options();
   options.decay_ns = UINT64_C(20000000);
@@ -359,6 +374,7 @@ int main(void) {
   RUN(a_queued_slot_is_not_free_until_it_is_flushed);
   RUN(a_full_queue_sends_the_rest_back_at_once);
   RUN(the_thread_empties_the_queue_in_time_and_in_batches);
+  RUN(a_single_queued_slot_does_not_wait_for_others);
   RUN(idle_warm_slots_decay);
   RUN(trim_spares_slots_that_were_used_lately);
   RUN(lazy_is_never_counted_as_returned);
