@@ -2,8 +2,9 @@
  *
  *   bench_region [rounds]
  *
- * One thread. "touch" is the guest's own writing of one byte a page, with the faults it takes; the columns before and
- * after it are the allocator's. The image is 64 KiB, the memory 17 wasm pages (1.1 MiB) or as large as it takes. */
+ * One thread, and at the end the throughput of several. "touch" is the guest's own writing of one byte a page, with the
+ * faults it takes; the columns before and after it are the allocator's. The image is 64 KiB, the memory 17 wasm pages
+ * (1.1 MiB) or as large as it takes. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -56,6 +57,44 @@ static void measure(const char *name, const shi_pool_options *options, int polic
   fixture_close(&f);
 }
 
+/* ---- several threads on one pool -------------------------------------------------------------------------------- */
+
+enum { CYCLES = 100000, CYCLE_PAGES = 16 };
+
+static pool_fixture shared;
+
+static void *cycle(void *image) {
+  shi_account guest = {.parent = &shared.tenant, .limit = UINT64_MAX, .level = SHI_ACCOUNT_GUEST};
+  shi_region_request request = {.account = &guest, .image = image, .initial = 17 * 64 * KIB, .maximum = MIB * 4};
+  for (int i = 0; i < CYCLES; i++) {
+    shi_region *region;
+    sh_reclaim reclaim = {0};
+    CHECK_EQ(shi_region_acquire(shared.pool, &request, &region, NULL), 0);
+    for (uint64_t page = 0; page < CYCLE_PAGES; page++) {
+      region->base[page * OS_PAGE] = 1;
+    }
+    CHECK_EQ(shi_region_release(shared.pool, region, SH_POLICY_WARM, &reclaim), 0);
+  }
+  return NULL;
+}
+
+static void measure_threads(const shi_pool_options *options, int count) {
+  pthread_t threads[16];
+  fixture_open(&shared, options);
+  shi_image *image = make_image(64 * KIB, 7);
+  uint64_t started_ns = shi_os_now_ns();
+  for (int i = 0; i < count; i++) {
+    pthread_create(&threads[i], NULL, cycle, image);
+  }
+  for (int i = 0; i < count; i++) {
+    pthread_join(threads[i], NULL);
+  }
+  double seconds = (double)(shi_os_now_ns() - started_ns) / 1e9;
+  printf("%d threads, %d pages: %.0f cycles a second\n", count, CYCLE_PAGES, count * CYCLES / seconds);
+  shi_image_release(image);
+  fixture_close(&shared);
+}
+
 int main(int argc, char **argv) {
   static const uint64_t pages[] = {0, 1, 16, 64, 128, 256, 1024};
   size_t rounds = argc > 1 ? strtoull(argv[1], NULL, 10) : 3000;
@@ -77,5 +116,8 @@ int main(int argc, char **argv) {
     measure("warm, queued", &queue, SH_POLICY_WARM, pages[i], rounds);
     measure("immediate", &keep, SH_POLICY_IMMEDIATE, pages[i], rounds);
     measure("lazy", &keep, SH_POLICY_LAZY, pages[i], rounds);
+  }
+  for (int count = 1; count <= 4; count *= 2) {
+    measure_threads(&keep, count);
   }
 }
