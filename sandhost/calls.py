@@ -9,11 +9,12 @@ An invoker is called as `invoker(guest, *arguments)`.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._ffi import failure, ffi, lib
-from .errors import ConfigError, GuestExit
+from .errors import ConfigError, GuestExit, printable
 from .hostcalls import LETTERS, cell_of, interrupted, pending
 from .modules.types import FuncType
 
@@ -38,7 +39,7 @@ def make_invoker(name: str, index: int, signature: FuncType) -> Invoker:
     """Return the invoker of the export with this index, or one that refuses by name."""
     params = [LETTERS.get(t, "r") for t in signature.params]
     results = [LETTERS.get(t, "r") for t in signature.results]
-    described = f"{name}{signature}"
+    described = f"{printable(name)}{signature}"
     if "r" in params or "r" in results:
         return functools.partial(_refuse_references, described)
     integers = set(params + results) <= {"i", "l"}
@@ -81,14 +82,21 @@ class _Support:
         """Return the arguments with unsigned 64-bit integers as the signed ones of the same bits.
 
         Raises:
-            OverflowError: a number has more bits.
+            TypeError, OverflowError: an argument is no integer, or has more bits.
         """
         out = list(arguments)
         for k, (kind, value) in enumerate(zip(self.signature.params, arguments)):
-            if kind == "i64" and isinstance(value, int) and 2**63 <= value < 2**64:
-                out[k] = value - 2**64
-            elif kind in ("i32", "i64") and not -(2**63) <= int(value) < 2**63:
-                raise OverflowError(f"{self.described}: argument {k + 1} does not fit an {kind}")
+            if kind in ("i32", "i64"):
+                number = operator.index(value)
+                if kind == "i64" and 2**63 <= number < 2**64:
+                    number -= 2**64
+                if not -(2**63) <= number < 2**63:
+                    raise OverflowError(
+                        f"{self.described}: argument {k + 1} does not fit an {kind}"
+                    )
+                out[k] = number
+            elif isinstance(value, int):
+                out[k] = float(value)  # OverflowError: an integer beyond all floats
         return tuple(out)
 
 
@@ -190,5 +198,5 @@ def _compile(source: str) -> Callable[..., Invoker]:
 def no_such_function(name: object, invokers: Mapping[str, Invoker]) -> ConfigError:
     """Return the error for a call of what is no exported function."""
     names = sorted(invokers)
-    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-    return ConfigError(f"the plugin exports no function {name!r}; it exports {shown or 'none'}")
+    shown = ", ".join(map(printable, names[:8])) + (", …" if len(names) > 8 else "")
+    return ConfigError(f"the plugin exports no function {name!r:.200}; it exports {shown or 'none'}")

@@ -56,6 +56,15 @@ __all__ = [
 _SHOWN_INNER, _SHOWN_OUTER = 24, 8
 
 
+def printable(name: str, most: int = 100) -> str:
+    """Return a module's name for a message: without control characters, and not without end.
+
+    Names are the module's, so they may try to forge lines of a log or to command a terminal.
+    """
+    shown = name if len(name) <= most else f"{name[: most - 1]}…"
+    return shown if shown.isprintable() else repr(shown)[1:-1]
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One wasm frame of a trap, innermost first in `GuestTrap.frames`."""
@@ -70,8 +79,8 @@ class Frame:
     """Name of the module, None when it has none."""
 
     def __str__(self) -> str:
-        function = self.function if self.function is not None else f"function {self.index}"
-        module = f" in {self.module}" if self.module is not None else ""
+        function = f"function {self.index}" if self.function is None else printable(self.function)
+        module = f" in {printable(self.module)}" if self.module is not None else ""
         return f"{function}{module} at {self.offset:#x}"
 
 

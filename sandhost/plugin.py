@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._ffi import failure, ffi, lib
 from .calls import Invoker, call_failure, make_invoker
-from .errors import ConfigError, ModuleError
+from .errors import ConfigError, ModuleError, printable
 from .guest import Guest
 from .hostcalls import LETTERS, Binding, HostFunction, bindings, spawning, unbind
 from .limits import UNLIMITED, Limits
@@ -268,7 +268,8 @@ def _describe_missing(
     lines = []
     for wanted in missing[:10]:
         kind = "function" if wanted.kind == "func" else wanted.kind
-        lines.append(f"  {wanted.module}.{wanted.name}: {kind} {wanted.type}")
+        name = f"{printable(wanted.module)}.{printable(wanted.name)}"
+        lines.append(f"  {name}: {kind} {wanted.type}")
     if len(missing) > 10:
         lines.append(f"  … and {len(missing) - 10} more")
     defined = ", ".join(sorted(f"{module}.{name}" for module, name in functions)) or "none"

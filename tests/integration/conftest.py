@@ -1,0 +1,32 @@
+"""Hosts for the tests of this folder, and the way to tests/helpers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import sandhost  # noqa: E402  (after the path is set)
+from helpers import POLICIES, balanced, collected  # noqa: E402
+
+
+@pytest.fixture
+def host() -> Iterator[sandhost.Host]:
+    """A host that must hold nothing when the test is over."""
+    with sandhost.Host(cache=False, max_guests=512) as host:
+        yield host
+        collected()
+        balanced(host)
+
+
+@pytest.fixture(params=POLICIES)
+def any_host(request: pytest.FixtureRequest) -> Iterator[sandhost.Host]:
+    """The same, once for each reclaim policy."""
+    with sandhost.Host(cache=False, max_guests=512, reclaim=request.param) as host:
+        yield host
+        collected()
+        balanced(host)
