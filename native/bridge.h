@@ -104,7 +104,7 @@ typedef struct {
   size_t name_length;
   char *params, *results; /* see sh_plugin_export */
   uint32_t param_count, result_count;
-  bool integers;   /* fits sh_call_ints */
+  bool integers; /* fits sh_call_ints */
   bool references; /* takes or returns one: cannot be called from Python */
 } shi_export;
 
@@ -156,7 +156,7 @@ extern sh_signals_fn shi_signals;
 wasm_trap_t *shi_hostcall_trampoline(void *import, wasmtime_caller_t *caller, wasmtime_val_raw_t *values, size_t count);
 
 /* process.c: what holds for the whole process */
-extern _Atomic bool shi_forked;  /* we are the child of a process that had hosts */
+extern _Atomic bool shi_forked; /* we are the child of a process that had hosts */
 extern _Atomic bool shi_exiting; /* Python is going away */
 void shi_process_add(sh_host *host);
 void shi_process_remove(sh_host *host);
@@ -165,6 +165,6 @@ uint64_t shi_stack_left(void); /* bytes of the calling thread's stack below this
 
 /* trap_signals.c: keeps wasmtime's fault handlers reachable */
 void shi_trap_signals_installed(void); /* right after the first engine exists */
-void shi_trap_signals_check(void);     /* cheap; puts a chain right if somebody installed handlers since */
+void shi_trap_signals_check(void); /* cheap; puts a chain right if somebody installed handlers since */
 
 #endif

@@ -32,7 +32,8 @@ int shi_guest_begin(shi_guest *guest) {
   uint64_t wanted = guest->plugin->host->options.wasm_stack + HOST_STACK;
   uint64_t left = shi_stack_left();
   if (left < wanted)
-    return shi_fail_limit(SH_STACK, wanted, left, "the calling thread has %" PRIu64 " KiB of stack left; a call needs %" PRIu64
+    return shi_fail_limit(SH_STACK, wanted, left,
+                          "the calling thread has %" PRIu64 " KiB of stack left; a call needs %" PRIu64
                           " KiB (threading.stack_size, or less recursion between guests and host functions)",
                           left >> 10, wanted >> 10);
   shi_trap_signals_check();

@@ -166,8 +166,7 @@ static int instantiate(shi_guest *guest) {
   sh_plugin *plugin = guest->plugin;
   wasm_trap_t *trap = NULL;
   shi_creator_expect(guest);
-  wasmtime_error_t *error =
-      wt.wasmtime_instance_pre_instantiate(plugin->pre, guest->context, &guest->instance, &trap);
+  wasmtime_error_t *error = wt.wasmtime_instance_pre_instantiate(plugin->pre, guest->context, &guest->instance, &trap);
   shi_creator_expect(NULL);
   if (!error && !trap && guest->region_count != plugin->memory_count)
     return shi_fail(SH_WASMTIME, "wasmtime made %u memories where the plugin has %u", guest->region_count,

@@ -64,9 +64,8 @@ int sh_plugin_import(sh_plugin *plugin, const char *module, const char *name, co
   import->result_count = (uint32_t)strlen(results);
   import->next = plugin->imports;
   plugin->imports = import;
-  wasmtime_error_t *error =
-      wt.wasmtime_linker_define_func_unchecked(plugin->linker, module, strlen(module), name, strlen(name), type,
-                                               shi_hostcall_trampoline, import, NULL);
+  wasmtime_error_t *error = wt.wasmtime_linker_define_func_unchecked(
+      plugin->linker, module, strlen(module), name, strlen(name), type, shi_hostcall_trampoline, import, NULL);
   wt.wasm_functype_delete(type);
   return error ? shi_fail_wasmtime(error) : SH_OK;
 }
@@ -110,8 +109,7 @@ int sh_plugin_tables(sh_plugin *plugin, uint32_t count, uint64_t largest_minimum
 }
 
 int sh_plugin_link(sh_plugin *plugin) {
-  wasmtime_error_t *error =
-      wt.wasmtime_linker_instantiate_pre(plugin->linker, plugin->module->module, &plugin->pre);
+  wasmtime_error_t *error = wt.wasmtime_linker_instantiate_pre(plugin->linker, plugin->module->module, &plugin->pre);
   if (error) return shi_fail_wasmtime(error);
   wt.wasmtime_linker_delete(plugin->linker);
   plugin->linker = NULL;

@@ -13,7 +13,7 @@ int sh_wasmtime_open(const char *path) {
   void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!library) return shi_fail(SH_WASMTIME, "%s", dlerror());
 
-#define RESOLVE(result, name, parameters)                                                                               \
+#define RESOLVE(result, name, parameters)                                                                              \
   if (!(*(void **)&wt.name = dlsym(library, #name))) return shi_fail(SH_WASMTIME, "%s has no function %s", path, #name);
   SHI_WASMTIME_FUNCTIONS(RESOLVE)
 #undef RESOLVE

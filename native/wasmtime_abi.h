@@ -95,90 +95,90 @@ enum { WASMTIME_OPT_NONE = 0, WASMTIME_OPT_SPEED = 1 };
 enum { WASMTIME_TRAP_STACK_OVERFLOW = 0, WASMTIME_TRAP_MEMORY_OUT_OF_BOUNDS = 1, WASMTIME_TRAP_OUT_OF_FUEL = 11 };
 
 /* X(result, name, parameters) */
-#define SHI_WASMTIME_FUNCTIONS(X)                                                                                       \
-  X(wasm_config_t *, wasm_config_new, (void))                                                                           \
-  X(void, wasmtime_config_host_memory_creator_set, (wasm_config_t *, wasmtime_memory_creator_t *))                      \
-  X(void, wasmtime_config_memory_init_cow_set, (wasm_config_t *, bool))                                                 \
-  X(void, wasmtime_config_memory_may_move_set, (wasm_config_t *, bool))                                                 \
-  X(void, wasmtime_config_memory_reservation_set, (wasm_config_t *, uint64_t))                                          \
-  X(void, wasmtime_config_memory_guard_size_set, (wasm_config_t *, uint64_t))                                           \
-  X(void, wasmtime_config_epoch_interruption_set, (wasm_config_t *, bool))                                              \
-  X(void, wasmtime_config_consume_fuel_set, (wasm_config_t *, bool))                                                    \
-  X(void, wasmtime_config_max_wasm_stack_set, (wasm_config_t *, size_t))                                                \
-  X(void, wasmtime_config_wasm_threads_set, (wasm_config_t *, bool))                                                    \
-  X(void, wasmtime_config_shared_memory_set, (wasm_config_t *, bool))                                                   \
-  X(void, wasmtime_config_wasm_gc_set, (wasm_config_t *, bool))                                                         \
-  X(void, wasmtime_config_wasm_exceptions_set, (wasm_config_t *, bool))                                                 \
-  X(void, wasmtime_config_wasm_multi_memory_set, (wasm_config_t *, bool))                                               \
-  X(void, wasmtime_config_wasm_memory64_set, (wasm_config_t *, bool))                                                   \
-  X(void, wasmtime_config_wasm_tail_call_set, (wasm_config_t *, bool))                                                  \
-  X(void, wasmtime_config_wasm_custom_page_sizes_set, (wasm_config_t *, bool))                                          \
-  X(void, wasmtime_config_cranelift_opt_level_set, (wasm_config_t *, uint8_t))                                          \
-  X(wasm_engine_t *, wasm_engine_new_with_config, (wasm_config_t *))                                                    \
-  X(void, wasm_engine_delete, (wasm_engine_t *))                                                                        \
-  X(void, wasmtime_engine_increment_epoch, (wasm_engine_t *))                                                           \
-  X(wasmtime_error_t *, wasmtime_module_new, (wasm_engine_t *, const uint8_t *, size_t, wasmtime_module_t **))          \
-  X(wasmtime_error_t *, wasmtime_module_serialize, (wasmtime_module_t *, wasm_byte_vec_t *))                            \
-  X(wasmtime_error_t *, wasmtime_module_deserialize_file, (wasm_engine_t *, const char *, wasmtime_module_t **))        \
-  X(void, wasmtime_module_delete, (wasmtime_module_t *))                                                                \
-  X(wasmtime_error_t *, wasmtime_wat2wasm, (const char *, size_t, wasm_byte_vec_t *))                                   \
-  X(wasmtime_linker_t *, wasmtime_linker_new, (wasm_engine_t *))                                                        \
-  X(void, wasmtime_linker_delete, (wasmtime_linker_t *))                                                                \
-  X(void, wasmtime_linker_allow_shadowing, (wasmtime_linker_t *, bool))                                                 \
-  X(wasmtime_error_t *, wasmtime_linker_define_wasi, (wasmtime_linker_t *))                                             \
-  X(wasmtime_error_t *, wasmtime_linker_define_func_unchecked,                                                          \
-    (wasmtime_linker_t *, const char *, size_t, const char *, size_t, const wasm_functype_t *,                          \
-     wasmtime_func_unchecked_callback_t, void *, shi_finalizer_t))                                                      \
-  X(wasmtime_error_t *, wasmtime_linker_instantiate_pre,                                                                \
-    (const wasmtime_linker_t *, const wasmtime_module_t *, wasmtime_instance_pre_t **))                                 \
-  X(wasmtime_error_t *, wasmtime_instance_pre_instantiate,                                                              \
-    (const wasmtime_instance_pre_t *, wasmtime_context_t *, wasmtime_instance_t *, wasm_trap_t **))                     \
-  X(void, wasmtime_instance_pre_delete, (wasmtime_instance_pre_t *))                                                    \
-  X(wasmtime_store_t *, wasmtime_store_new, (wasm_engine_t *, void *, shi_finalizer_t))                                 \
-  X(void, wasmtime_store_delete, (wasmtime_store_t *))                                                                  \
-  X(wasmtime_context_t *, wasmtime_store_context, (wasmtime_store_t *))                                                 \
-  X(void, wasmtime_store_limiter, (wasmtime_store_t *, int64_t, int64_t, int64_t, int64_t, int64_t))                    \
-  X(void, wasmtime_store_epoch_deadline_callback, (wasmtime_store_t *, shi_epoch_callback_t, void *, shi_finalizer_t))  \
-  X(void *, wasmtime_context_get_data, (const wasmtime_context_t *))                                                    \
-  X(void, wasmtime_context_set_epoch_deadline, (wasmtime_context_t *, uint64_t))                                        \
-  X(wasmtime_error_t *, wasmtime_context_set_fuel, (wasmtime_context_t *, uint64_t))                                    \
-  X(wasmtime_error_t *, wasmtime_context_get_fuel, (const wasmtime_context_t *, uint64_t *))                            \
-  X(wasmtime_error_t *, wasmtime_context_set_wasi, (wasmtime_context_t *, wasi_config_t *))                             \
-  X(bool, wasmtime_instance_export_get,                                                                                 \
-    (wasmtime_context_t *, const wasmtime_instance_t *, const char *, size_t, wasmtime_extern_t *))                     \
-  X(wasmtime_error_t *, wasmtime_func_call_unchecked,                                                                   \
-    (wasmtime_context_t *, const wasmtime_func_t *, wasmtime_val_raw_t *, size_t, wasm_trap_t **))                      \
-  X(uint8_t *, wasmtime_memory_data, (const wasmtime_context_t *, const wasmtime_memory_like_t *))                      \
-  X(wasmtime_context_t *, wasmtime_caller_context, (wasmtime_caller_t *))                                               \
-  X(wasm_functype_t *, wasm_functype_new, (wasm_valtype_vec_t *, wasm_valtype_vec_t *))                                 \
-  X(void, wasm_functype_delete, (wasm_functype_t *))                                                                    \
-  X(wasm_valtype_t *, wasm_valtype_new, (uint8_t))                                                                      \
-  X(void, wasm_valtype_vec_new, (wasm_valtype_vec_t *, size_t, wasm_valtype_t *const *))                                \
+#define SHI_WASMTIME_FUNCTIONS(X)                                                                                      \
+  X(wasm_config_t *, wasm_config_new, (void))                                                                          \
+  X(void, wasmtime_config_host_memory_creator_set, (wasm_config_t *, wasmtime_memory_creator_t *))                     \
+  X(void, wasmtime_config_memory_init_cow_set, (wasm_config_t *, bool))                                                \
+  X(void, wasmtime_config_memory_may_move_set, (wasm_config_t *, bool))                                                \
+  X(void, wasmtime_config_memory_reservation_set, (wasm_config_t *, uint64_t))                                         \
+  X(void, wasmtime_config_memory_guard_size_set, (wasm_config_t *, uint64_t))                                          \
+  X(void, wasmtime_config_epoch_interruption_set, (wasm_config_t *, bool))                                             \
+  X(void, wasmtime_config_consume_fuel_set, (wasm_config_t *, bool))                                                   \
+  X(void, wasmtime_config_max_wasm_stack_set, (wasm_config_t *, size_t))                                               \
+  X(void, wasmtime_config_wasm_threads_set, (wasm_config_t *, bool))                                                   \
+  X(void, wasmtime_config_shared_memory_set, (wasm_config_t *, bool))                                                  \
+  X(void, wasmtime_config_wasm_gc_set, (wasm_config_t *, bool))                                                        \
+  X(void, wasmtime_config_wasm_exceptions_set, (wasm_config_t *, bool))                                                \
+  X(void, wasmtime_config_wasm_multi_memory_set, (wasm_config_t *, bool))                                              \
+  X(void, wasmtime_config_wasm_memory64_set, (wasm_config_t *, bool))                                                  \
+  X(void, wasmtime_config_wasm_tail_call_set, (wasm_config_t *, bool))                                                 \
+  X(void, wasmtime_config_wasm_custom_page_sizes_set, (wasm_config_t *, bool))                                         \
+  X(void, wasmtime_config_cranelift_opt_level_set, (wasm_config_t *, uint8_t))                                         \
+  X(wasm_engine_t *, wasm_engine_new_with_config, (wasm_config_t *))                                                   \
+  X(void, wasm_engine_delete, (wasm_engine_t *))                                                                       \
+  X(void, wasmtime_engine_increment_epoch, (wasm_engine_t *))                                                          \
+  X(wasmtime_error_t *, wasmtime_module_new, (wasm_engine_t *, const uint8_t *, size_t, wasmtime_module_t **))         \
+  X(wasmtime_error_t *, wasmtime_module_serialize, (wasmtime_module_t *, wasm_byte_vec_t *))                           \
+  X(wasmtime_error_t *, wasmtime_module_deserialize_file, (wasm_engine_t *, const char *, wasmtime_module_t **))       \
+  X(void, wasmtime_module_delete, (wasmtime_module_t *))                                                               \
+  X(wasmtime_error_t *, wasmtime_wat2wasm, (const char *, size_t, wasm_byte_vec_t *))                                  \
+  X(wasmtime_linker_t *, wasmtime_linker_new, (wasm_engine_t *))                                                       \
+  X(void, wasmtime_linker_delete, (wasmtime_linker_t *))                                                               \
+  X(void, wasmtime_linker_allow_shadowing, (wasmtime_linker_t *, bool))                                                \
+  X(wasmtime_error_t *, wasmtime_linker_define_wasi, (wasmtime_linker_t *))                                            \
+  X(wasmtime_error_t *, wasmtime_linker_define_func_unchecked,                                                         \
+    (wasmtime_linker_t *, const char *, size_t, const char *, size_t, const wasm_functype_t *,                         \
+     wasmtime_func_unchecked_callback_t, void *, shi_finalizer_t))                                                     \
+  X(wasmtime_error_t *, wasmtime_linker_instantiate_pre,                                                               \
+    (const wasmtime_linker_t *, const wasmtime_module_t *, wasmtime_instance_pre_t **))                                \
+  X(wasmtime_error_t *, wasmtime_instance_pre_instantiate,                                                             \
+    (const wasmtime_instance_pre_t *, wasmtime_context_t *, wasmtime_instance_t *, wasm_trap_t **))                    \
+  X(void, wasmtime_instance_pre_delete, (wasmtime_instance_pre_t *))                                                   \
+  X(wasmtime_store_t *, wasmtime_store_new, (wasm_engine_t *, void *, shi_finalizer_t))                                \
+  X(void, wasmtime_store_delete, (wasmtime_store_t *))                                                                 \
+  X(wasmtime_context_t *, wasmtime_store_context, (wasmtime_store_t *))                                                \
+  X(void, wasmtime_store_limiter, (wasmtime_store_t *, int64_t, int64_t, int64_t, int64_t, int64_t))                   \
+  X(void, wasmtime_store_epoch_deadline_callback, (wasmtime_store_t *, shi_epoch_callback_t, void *, shi_finalizer_t)) \
+  X(void *, wasmtime_context_get_data, (const wasmtime_context_t *))                                                   \
+  X(void, wasmtime_context_set_epoch_deadline, (wasmtime_context_t *, uint64_t))                                       \
+  X(wasmtime_error_t *, wasmtime_context_set_fuel, (wasmtime_context_t *, uint64_t))                                   \
+  X(wasmtime_error_t *, wasmtime_context_get_fuel, (const wasmtime_context_t *, uint64_t *))                           \
+  X(wasmtime_error_t *, wasmtime_context_set_wasi, (wasmtime_context_t *, wasi_config_t *))                            \
+  X(bool, wasmtime_instance_export_get,                                                                                \
+    (wasmtime_context_t *, const wasmtime_instance_t *, const char *, size_t, wasmtime_extern_t *))                    \
+  X(wasmtime_error_t *, wasmtime_func_call_unchecked,                                                                  \
+    (wasmtime_context_t *, const wasmtime_func_t *, wasmtime_val_raw_t *, size_t, wasm_trap_t **))                     \
+  X(uint8_t *, wasmtime_memory_data, (const wasmtime_context_t *, const wasmtime_memory_like_t *))                     \
+  X(wasmtime_context_t *, wasmtime_caller_context, (wasmtime_caller_t *))                                              \
+  X(wasm_functype_t *, wasm_functype_new, (wasm_valtype_vec_t *, wasm_valtype_vec_t *))                                \
+  X(void, wasm_functype_delete, (wasm_functype_t *))                                                                   \
+  X(wasm_valtype_t *, wasm_valtype_new, (uint8_t))                                                                     \
+  X(void, wasm_valtype_vec_new, (wasm_valtype_vec_t *, size_t, wasm_valtype_t *const *))                               \
   X(void, wasm_valtype_vec_delete, (wasm_valtype_vec_t *))                                                             \
-  X(void, wasm_byte_vec_new, (wasm_byte_vec_t *, size_t, const char *))                                                 \
-  X(void, wasm_byte_vec_delete, (wasm_byte_vec_t *))                                                                    \
-  X(wasm_trap_t *, wasmtime_trap_new, (const char *, size_t))                                                           \
-  X(bool, wasmtime_trap_code, (const wasm_trap_t *, uint8_t *))                                                         \
-  X(void, wasm_trap_message, (const wasm_trap_t *, wasm_byte_vec_t *))                                                  \
-  X(void, wasm_trap_trace, (const wasm_trap_t *, wasm_frame_vec_t *))                                                   \
-  X(void, wasm_trap_delete, (wasm_trap_t *))                                                                            \
-  X(wasmtime_error_t *, wasmtime_error_new, (const char *))                                                             \
-  X(void, wasmtime_error_delete, (wasmtime_error_t *))                                                                  \
-  X(void, wasmtime_error_message, (const wasmtime_error_t *, wasm_byte_vec_t *))                                        \
-  X(bool, wasmtime_error_exit_status, (const wasmtime_error_t *, int *))                                                \
-  X(void, wasmtime_error_wasm_trace, (const wasmtime_error_t *, wasm_frame_vec_t *))                                    \
-  X(void, wasm_frame_vec_delete, (wasm_frame_vec_t *))                                                                  \
-  X(uint32_t, wasm_frame_func_index, (const wasm_frame_t *))                                                            \
-  X(size_t, wasm_frame_module_offset, (const wasm_frame_t *))                                                           \
-  X(const wasm_byte_vec_t *, wasmtime_frame_func_name, (const wasm_frame_t *))                                          \
-  X(const wasm_byte_vec_t *, wasmtime_frame_module_name, (const wasm_frame_t *))                                        \
-  X(wasi_config_t *, wasi_config_new, (void))                                                                           \
-  X(void, wasi_config_delete, (wasi_config_t *))                                                                        \
-  X(bool, wasi_config_set_argv, (wasi_config_t *, size_t, const char **))                                               \
-  X(bool, wasi_config_set_env, (wasi_config_t *, size_t, const char **, const char **))                                 \
-  X(void, wasi_config_set_stdin_bytes, (wasi_config_t *, wasm_byte_vec_t *))                                            \
-  X(void, wasi_config_set_stdout_custom, (wasi_config_t *, shi_wasi_output_t, void *, shi_finalizer_t))                 \
-  X(void, wasi_config_set_stderr_custom, (wasi_config_t *, shi_wasi_output_t, void *, shi_finalizer_t))                 \
+  X(void, wasm_byte_vec_new, (wasm_byte_vec_t *, size_t, const char *))                                                \
+  X(void, wasm_byte_vec_delete, (wasm_byte_vec_t *))                                                                   \
+  X(wasm_trap_t *, wasmtime_trap_new, (const char *, size_t))                                                          \
+  X(bool, wasmtime_trap_code, (const wasm_trap_t *, uint8_t *))                                                        \
+  X(void, wasm_trap_message, (const wasm_trap_t *, wasm_byte_vec_t *))                                                 \
+  X(void, wasm_trap_trace, (const wasm_trap_t *, wasm_frame_vec_t *))                                                  \
+  X(void, wasm_trap_delete, (wasm_trap_t *))                                                                           \
+  X(wasmtime_error_t *, wasmtime_error_new, (const char *))                                                            \
+  X(void, wasmtime_error_delete, (wasmtime_error_t *))                                                                 \
+  X(void, wasmtime_error_message, (const wasmtime_error_t *, wasm_byte_vec_t *))                                       \
+  X(bool, wasmtime_error_exit_status, (const wasmtime_error_t *, int *))                                               \
+  X(void, wasmtime_error_wasm_trace, (const wasmtime_error_t *, wasm_frame_vec_t *))                                   \
+  X(void, wasm_frame_vec_delete, (wasm_frame_vec_t *))                                                                 \
+  X(uint32_t, wasm_frame_func_index, (const wasm_frame_t *))                                                           \
+  X(size_t, wasm_frame_module_offset, (const wasm_frame_t *))                                                          \
+  X(const wasm_byte_vec_t *, wasmtime_frame_func_name, (const wasm_frame_t *))                                         \
+  X(const wasm_byte_vec_t *, wasmtime_frame_module_name, (const wasm_frame_t *))                                       \
+  X(wasi_config_t *, wasi_config_new, (void))                                                                          \
+  X(void, wasi_config_delete, (wasi_config_t *))                                                                       \
+  X(bool, wasi_config_set_argv, (wasi_config_t *, size_t, const char **))                                              \
+  X(bool, wasi_config_set_env, (wasi_config_t *, size_t, const char **, const char **))                                \
+  X(void, wasi_config_set_stdin_bytes, (wasi_config_t *, wasm_byte_vec_t *))                                           \
+  X(void, wasi_config_set_stdout_custom, (wasi_config_t *, shi_wasi_output_t, void *, shi_finalizer_t))                \
+  X(void, wasi_config_set_stderr_custom, (wasi_config_t *, shi_wasi_output_t, void *, shi_finalizer_t))                \
   X(bool, wasi_config_preopen_dir, (wasi_config_t *, const char *, const char *, bool))
 
 #define SHI_WASMTIME_POINTER(result, name, parameters) result(*name) parameters;
