@@ -27,7 +27,7 @@ wasm_trap_t *shi_hostcall_trampoline(void *env, wasmtime_caller_t *caller, wasmt
   /* In Python we are host code: a fault there is the host's, and nested calls count from here. */
   uint32_t in_guest = shi_thread_in_guest;
   shi_thread_in_guest = 0;
-  int failed = shi_hostcall(shi_guest_id(guest), import->callback_id, &values->i64, &values->f64);
+  int failed = shi_hostcall(shi_guest_id(guest), import->callback_id, &values->i64);
   shi_thread_in_guest = in_guest;
   if (failed) return stop(guest, SH_HOST_ERROR);
   if (guest->deadline_ns && shi_now_ns() >= guest->deadline_ns) return stop(guest, SH_DEADLINE);

@@ -236,8 +236,8 @@ int sh_guest_get_stats(uint64_t guest, sh_guest_stats *out);
 
 /* ---- callbacks into Python ------------------------------------------------------------------------------------- */
 
-/* Runs host function `id`; parameters and results in `cells` as in sh_call (`reals` is the same memory). 0: fine. */
-typedef int (*sh_hostcall_fn)(uint64_t guest, uint32_t id, int64_t *cells, double *reals);
+/* Runs host function `id`; parameters and results in `cells` as in sh_call. 0: fine. */
+typedef int (*sh_hostcall_fn)(uint64_t guest, uint32_t id, int64_t *cells);
 /* A guest's output. Returns 0 to go on. */
 typedef int (*sh_output_fn)(uint64_t guest, int stream, const uint8_t *bytes, size_t length);
 /* Lets Python run its signal handlers, on the main thread, while a guest computes. 0: go on. */

@@ -1,16 +1,20 @@
-"""Loggers: structlog over the standard library, silent until the application listens."""
+"""Loggers: structlog over the standard library, silent until the application listens.
+
+structlog is imported when the first event is logged: it would be most of `import sandhost`.
+"""
 
 from __future__ import annotations
 
-import logging
+import functools
 from collections.abc import MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import structlog
+if TYPE_CHECKING:
+    import logging
+
+    import structlog
 
 __all__ = ["get_logger"]
-
-logging.getLogger("sandhost").addHandler(logging.NullHandler())
 
 
 def _to_record(
@@ -25,12 +29,19 @@ def _to_record(
     return ("%s", f"{name} {shown}".rstrip()), {"extra": fields, **special}
 
 
+@functools.cache
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """Return the logger of one part, for example `get_logger("sandhost.cache")`.
 
-    Fields become attributes of the LogRecord, so they avoid the names that it owns (`name`,
-    `module`, `thread`, `process`, `args`).
+    Call it where an event is logged, not when a module is imported. Fields become attributes of
+    the LogRecord, so they avoid the names that it owns (`name`, `module`, `thread`, `process`,
+    `args`).
     """
+    import logging
+
+    import structlog
+
+    logging.getLogger("sandhost").addHandler(logging.NullHandler())
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
         logging.getLogger(name),
         processors=[structlog.stdlib.filter_by_level, _to_record],

@@ -223,7 +223,11 @@ class Host:
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True) and self.stats().guests_live:
+        if getattr(self, "_closed", True):
+            return
+        native = ffi.new("sh_host_stats *")
+        lib.sh_host_get_stats(self.native, native)
+        if native.guests_live:
             warnings.warn("a sandhost.Host with live guests was never closed", ResourceWarning)
 
 

@@ -3,7 +3,8 @@
 An adapter is generated for each imported signature, so that a call does no more than read its
 cells, call the function and write the result:
 
-    def adapter(binding, cells, reals):             # (i32, f64) -> i32
+    def adapter(guest_id, cells):               # (i32, f64) -> i32
+        reals = cast(REALS, cells)
         result = function(cells[0], reals[2])
         ...
         cells[0] = result
@@ -63,7 +64,7 @@ spawning = threading.local()
 """`.binding`: of the guest that this thread is spawning; its id is not known before it runs."""
 pending: dict[int, BaseException] = {}
 """By guest id: the exception that ended its call, on the way from the callback to the caller."""
-_adapters: dict[int, Callable[[int, Any, Any], None]] = {}
+_adapters: dict[int, Callable[[int, Any], None]] = {}
 _numbers = itertools.count(1)
 
 
@@ -163,7 +164,7 @@ class HostFunction:
             self.wants_guest,
         )
         _adapters[number] = factory(
-            self.function, functools.partial(_misfit, self, wanted), _calling_guest, ffi
+            self.function, functools.partial(_misfit, self, wanted)
         )
         return number
 
@@ -228,12 +229,13 @@ def _adapter_factory(
 ) -> Callable[..., Any]:
     """Compile the function that makes adapters of one shape."""
     arguments = [
-        f"bytes(ffi.buffer(cells + {2 * k}, 16))" if letter == "v" else cell_of(letter, k)
+        f"bytes(buffer(cells + {2 * k}, 16))" if letter == "v" else cell_of(letter, k)
         for k, letter in enumerate(params)
     ]
     if guest_at is not None:
         arguments.insert(guest_at, "calling_guest(guest_id)")
-    lines = [f"result = function({', '.join(arguments)})"]
+    lines = ["reals = cast(REALS, cells)"] if set(params + results) & {"f", "d"} else []
+    lines += [f"result = function({', '.join(arguments)})"]
     if results:
         values = ["result"] if len(results) == 1 else [f"result{k}" for k in range(len(results))]
         body = [] if len(results) == 1 else [f"{', '.join(values)} = result"]
@@ -242,15 +244,20 @@ def _adapter_factory(
                 body.append(f"if not -0x80000000 <= {value} <= 0xffffffff: raise OverflowError")
             if letter == "v":
                 body.append(f"if len({value}) != 16: raise ValueError('a v128 has 16 bytes')")
-                body.append(f"ffi.buffer(cells + {2 * k}, 16)[:] = {value}")
+                body.append(f"buffer(cells + {2 * k}, 16)[:] = {value}")
             else:
                 body.append(f"{cell_of(letter, k)} = {value}")
         lines += ["try:", *("    " + line for line in body)]
         lines += ["except (TypeError, ValueError, OverflowError) as error:"]
         lines += ["    raise misfit(result, error)"]
-    source = "def make(function, misfit, calling_guest, ffi):\n    def adapter(guest_id, cells, reals):\n"
+    source = "def make(function, misfit):\n    def adapter(guest_id, cells):\n"
     source += "".join(f"        {line}\n" for line in lines) + "    return adapter\n"
-    scope: dict[str, Any] = {}
+    scope: dict[str, Any] = {
+        "buffer": ffi.buffer,
+        "cast": ffi.cast,
+        "REALS": ffi.typeof("double *"),
+        "calling_guest": _calling_guest,
+    }
     exec(source, scope)
     made: Callable[..., Any] = scope["make"]
     return made
@@ -265,9 +272,9 @@ def _keep_signal(_type: object, error: BaseException, _traceback: object) -> Non
 
 
 @ffi.def_extern(error=1, onerror=_keep_signal)  # type: ignore[untyped-decorator]
-def _hostcall(guest_id: int, number: int, cells: Any, reals: Any) -> int:
+def _hostcall(guest_id: int, number: int, cells: Any) -> int:
     try:
-        _adapters[number](guest_id, cells, reals)
+        _adapters[number](guest_id, cells)
     except BaseException as error:  # a boundary: it goes on in Guest.call
         pending[guest_id] = error
         return 1

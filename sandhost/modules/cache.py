@@ -50,8 +50,7 @@ from .private import (
 
 __all__ = ["CacheStats", "CompileCache", "Entry", "default_directory"]
 
-_log = get_logger("sandhost.cache")
-
+_LOGGER = "sandhost.cache"
 _DEFAULT_MAX_BYTES = 4 * 2**30  # arbitrary: some 16 interpreters, or 500 plugins of 8 MB
 _ORPHAN_AGE_S = 3600.0  # longer than any put takes
 _RECORD_BYTES = 1024
@@ -278,7 +277,7 @@ class CompileCache:
         except OSError as error:
             # A full or read-only disk. The bytes are good all the same; only their age is not
             # renewed, or they are hashed again next time.
-            _log.debug("cache.not_renewed", key=key, reason=str(error))
+            get_logger(_LOGGER).debug("cache.not_renewed", key=key, reason=str(error))
         return True
 
     def _store(self, directory: int, key: str, data: bytes | memoryview) -> str:
@@ -299,7 +298,7 @@ class CompileCache:
                 unlink_if_present(directory, artifact)
         if evicted:
             self._count(evicted=evicted)
-            _log.info("cache.evicted", entries=evicted, max_bytes=self.max_bytes)
+            get_logger(_LOGGER).info("cache.evicted", entries=evicted, max_bytes=self.max_bytes)
         return artifact
 
     def _discard(self, directory: int, key: str, line: bytes, problem: object) -> None:
@@ -312,7 +311,7 @@ class CompileCache:
             if artifact is not None:
                 unlink_if_present(directory, artifact)
         self._count(corrupt=1)
-        _log.warning("cache.corrupt", key=key, problem=str(problem), action="removed")
+        get_logger(_LOGGER).warning("cache.corrupt", key=key, problem=str(problem), action="removed")
 
     def _count(self, **events: int) -> None:
         with self._mutex:
@@ -330,7 +329,7 @@ class CompileCache:
             if event in self._warned:
                 return
             self._warned.add(event)
-        _log.warning(event, directory=str(self.directory), reason=str(reason), effect=effect)
+        get_logger(_LOGGER).warning(event, directory=str(self.directory), reason=str(reason), effect=effect)
 
 
 def _check_key(key: str) -> None:
