@@ -1,0 +1,5 @@
+"""`python -m sandhost`: the command line."""
+
+from sandhost.cli import main
+
+main()

@@ -1,0 +1,62 @@
+"""The command line: one file a command, imported when the command is used.
+
+    group      which commands there are, how errors look, what exit statuses mean
+    output     rich consoles, plain text for pipes, JSON
+    loading    a spinner while a module compiles
+    values     sizes, times, grants and wasm values as people type them
+    run, inspect, doctor      the commands; bench and demo lie in folders of their own
+
+click is imported here, rich only by what prints with it; `import sandhost` needs neither.
+"""
+
+from __future__ import annotations
+
+import click
+
+from .group import SandhostGroup
+
+__all__ = ["cli", "main"]
+
+_COMMANDS = {
+    "run": ("sandhost.cli.run:run", "Run a WASI command, or call a function of a plugin."),
+    "inspect": ("sandhost.cli.inspect:inspect", "Show what a module is and what it would need."),
+    "bench": ("sandhost.bench.command:bench", "Measure spawn, call, unload and reclaim."),
+    "demo": ("sandhost.demo.command:demo", "Watch thousands of guests come and go."),
+    "doctor": ("sandhost.cli.doctor:doctor", "Check this machine and explain what it finds."),
+}
+
+
+def _show_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from .version import version_lines
+
+        click.echo(version_lines())
+        context.exit()
+
+
+@click.group(cls=SandhostGroup, commands_at=_COMMANDS)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the versions of sandhost, wasmtime, Python and the kernel.",
+)
+@click.option("--debug", is_flag=True, help="Show Python's traceback when something goes wrong.")
+def cli(debug: bool) -> None:
+    """Run untrusted WebAssembly plugins, each in a memory region of its own.
+
+    \b
+    Exit status:
+      0    it worked            124  a limit ended the guest: deadline, fuel, memory
+      1    a check failed       125  sandhost could not do it
+      2    wrong usage          130  interrupted
+
+    'sandhost run' adds the guest's own status, and 134 for a trap.
+    """  # noqa: D301 - \b is click's mark for lines to keep
+
+
+def main() -> None:
+    """Run the command line of this process, and end it with the command's exit status."""
+    cli(prog_name="sandhost")
