@@ -4,13 +4,16 @@
     host                          puts the parts together, owns their lifetimes
     govern                        statistics
     plugin, guest, calls,         what is loaded, what runs, how calls cross
-      hostcalls, wasi
-    memory, regions, modules      a guest's bytes; what came back; reading and compiling modules
+      hostcalls
+    memory, regions, tenants,     a guest's bytes; what came back; who shares limits; what WASI gives;
+      wasi, modules               reading and compiling modules
     _ffi, _wasmtime               the doors to C and to wasmtime's library
     errors, limits, units, _log   the ground
 
 A file imports only from floors below its own.
 """
+
+import typing
 
 from .errors import (
     ConfigError,
@@ -34,13 +37,16 @@ from .errors import (
     SandhostError,
 )
 from .govern.stats import Latency, MemStats
-from .guest import Guest, GuestStats
 from .host import Host
 from .limits import Limits
-from .memory import GuestMemory
-from .plugin import Plugin, PluginStats, Tenant
 from .regions import Reclaim
+from .tenants import Tenant
 from .wasi import Dir, Wasi
+
+if typing.TYPE_CHECKING:
+    from .guest import Guest, GuestStats
+    from .memory import GuestMemory
+    from .plugin import Plugin, PluginStats
 
 __version__ = "0.1.0"
 
@@ -79,3 +85,20 @@ __all__ = [
     "Wasi",
     "__version__",
 ]
+
+_MADE_BY_HOSTS = {
+    "Guest": ".guest",
+    "GuestStats": ".guest",
+    "GuestMemory": ".memory",
+    "Plugin": ".plugin",
+    "PluginStats": ".plugin",
+}
+
+
+def __getattr__(name: str) -> typing.Any:
+    """Import what only a host makes when it is first named (PEP 562)."""
+    if name not in _MADE_BY_HOSTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_MADE_BY_HOSTS[name], __name__), name)

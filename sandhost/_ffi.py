@@ -33,7 +33,7 @@ except ImportError as error:  # pragma: no cover - only in a broken installation
 __all__ = ["WASMTIME_VERSION", "failure", "ffi", "lib"]
 
 _library, WASMTIME_VERSION = _wasmtime.locate()
-if lib.sh_wasmtime_open(str(_library).encode()) != lib.SH_OK:
+if lib.sh_wasmtime_open(_library.encode()) != lib.SH_OK:
     raise ImportError(
         f"wasmtime {WASMTIME_VERSION} does not offer the C interface that sandhost was built for: "
         + bytes(ffi.string(lib.sh_last_error().message)).decode(errors="replace")
@@ -65,7 +65,7 @@ def _frames(error: object) -> tuple[Frame, ...]:
     return tuple(
         Frame(
             function=_text(frame.function) or None,
-            index=frame.function_index,
+            function_index=frame.function_index,
             offset=frame.module_offset,
             module=_text(frame.module) or None,
         )

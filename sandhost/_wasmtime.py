@@ -1,14 +1,13 @@
 """Finds the library that wasmtime's wheel ships, without importing wasmtime's Python bindings.
 
 Their import costs tens of milliseconds for thousands of ctypes declarations that nobody here uses.
+For the same reason this file makes do with the cheapest of the standard library.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import platform
-import re
-from pathlib import Path
+import os
 
 __all__ = ["RELEASE", "locate"]
 
@@ -18,7 +17,7 @@ RELEASE = 50
 _NEEDED = f"sandhost needs wasmtime {RELEASE}.x (pip install 'wasmtime>={RELEASE},<{RELEASE + 1}')"
 
 
-def locate() -> tuple[Path, str]:
+def locate() -> tuple[str, str]:
     """Return the path of wasmtime's shared library and the wheel's version.
 
     Raises:
@@ -27,24 +26,25 @@ def locate() -> tuple[Path, str]:
     spec = importlib.util.find_spec("wasmtime")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"{_NEEDED}; it is not installed")
-    package = Path(spec.submodule_search_locations[0])
-    version = _version(package)
+    package = spec.submodule_search_locations[0]
+    version = _version(os.path.dirname(package))
     if version.split(".")[0] != str(RELEASE):
-        raise ImportError(f"{_NEEDED}; found {version} in {package.parent}")
-    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-    library = package / f"linux-{machine}" / "_libwasmtime.so"
-    if not library.is_file():
+        raise ImportError(f"{_NEEDED}; found {version} in {os.path.dirname(package)}")
+    system, machine = os.uname().sysname, os.uname().machine
+    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    library = os.path.join(package, f"{system.lower()}-{machine}", "_libwasmtime.so")
+    if not os.path.isfile(library):
         raise ImportError(
-            f"wasmtime {version} brings no library for {platform.system()} on {machine} "
+            f"wasmtime {version} brings no library for {system} on {machine} "
             f"(looked for {library}); sandhost runs on 64-bit Linux, x86-64 or aarch64"
         )
     return library, version
 
 
-def _version(package: Path) -> str:
+def _version(site_packages: str) -> str:
     """Read the version off the wheel's dist-info folder: reading its metadata would cost more."""
-    for folder in package.parent.glob("wasmtime-*.dist-info"):
-        match = re.fullmatch(r"wasmtime-(\d[^-]*)\.dist-info", folder.name)
-        if match:
-            return match[1]
+    prefix, suffix = "wasmtime-", ".dist-info"
+    for name in os.listdir(site_packages):
+        if name.startswith(prefix) and name.endswith(suffix) and name[len(prefix)].isdigit():
+            return name[len(prefix) : -len(suffix)]
     return "of unknown version"

@@ -27,8 +27,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = [
     "ConfigError",
@@ -65,21 +64,20 @@ def printable(name: str, most: int = 100) -> str:
     return shown if shown.isprintable() else repr(shown)[1:-1]
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One wasm frame of a trap, innermost first in `GuestTrap.frames`."""
 
     function: str | None
     """Name from the module's name section, None when it has none."""
-    index: int
-    """Function index in the module."""
+    function_index: int
+    """In the module, imports first."""
     offset: int
     """Byte offset of the instruction from the start of the module."""
     module: str | None
     """Name of the module, None when it has none."""
 
     def __str__(self) -> str:
-        function = f"function {self.index}" if self.function is None else printable(self.function)
+        function = f"function {self.function_index}" if self.function is None else printable(self.function)
         module = f" in {printable(self.module)}" if self.module is not None else ""
         return f"{function}{module} at {self.offset:#x}"
 

@@ -9,19 +9,23 @@ import warnings
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestClosed
 from .govern.stats import Latency, MemStats, read_latency, read_stats
-from .guest import Guest
-from .hostcalls import HostFunction
 from .limits import UNLIMITED
-from .modules.cache import CompileCache
-from .modules.compiled import compile_module, read_source
-from .plugin import Plugin, Tenant
 from .regions import policy_number
+from .tenants import Tenant
 from .units import parse_bytes, parse_seconds
+
+if TYPE_CHECKING:
+    from .guest import Guest
+    from .hostcalls import HostFunction
+    from .modules.cache import CompileCache
+    from .plugin import Plugin
+
+# What a host needs only once it has something to load is imported there: see `function` and `load`.
 
 __all__ = ["Host"]
 
@@ -90,7 +94,8 @@ class Host:
         )
         self._tenant_memory = None if tenant_memory is None else parse_bytes(tenant_memory)
         self._optimize = optimize
-        self._cache = CompileCache(None, parse_bytes(cache_limit)) if cache else None
+        self._cache_limit = parse_bytes(cache_limit) if cache else None
+        self._cache: CompileCache | None = None
         self._functions: dict[tuple[str, str], HostFunction] = {}
         self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
@@ -117,6 +122,8 @@ class Host:
             ConfigError: the types cannot be told.
         """
 
+        from .hostcalls import HostFunction
+
         def define(function: _Function) -> _Function:
             self._functions[module, name] = HostFunction(module, name, function, signature)
             return function
@@ -141,8 +148,14 @@ class Host:
             ModuleError: it cannot be read, is not valid, uses what sandhost does not load, or imports
                 what the host does not define.
         """
+        from .modules.cache import CompileCache
+        from .modules.compiled import compile_module, read_source
+        from .plugin import Plugin
+
         self._check_open()
         path, wasm = read_source(source)
+        if self._cache is None and self._cache_limit is not None:
+            self._cache = CompileCache(None, self._cache_limit)
         compiled = compile_module(
             self.native, wasm, fuel=fuel, optimize=self._optimize, cache=self._cache
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import ConfigError
 from .units import parse_bytes, parse_seconds
@@ -13,29 +13,44 @@ UNLIMITED = 2**64 - 1
 """In bytes, where None was given."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one guest may use. Sizes are bytes or texts such as "16 MiB"; mistakes raise at once.
+class _Fields(NamedTuple):
+    memory: int | str | None
+    deadline: float | str | None
+    fuel: int | None
+    table_elements: int
+
+
+class Limits(_Fields):
+    """What one guest may use. Immutable; mistakes raise at once.
+
+    Args:
+        memory: bytes (or "16 MiB") committed over all of the guest's memories; None: only tenant
+            and host limit it.
+        deadline: seconds (or "250 ms") that one call may take by the wall clock; None: no limit.
+        fuel: instructions, roughly, that one call may execute. Needs `host.load(..., fuel=True)`.
+        table_elements: elements that each table may have.
 
     Raises:
         ConfigError: a value cannot be meant.
     """
 
-    memory: int | str | None = "256 MiB"
-    """Bytes committed over all of the guest's memories; None: only tenant and host limit it."""
-    deadline: float | str | None = None
-    """Seconds (or "250 ms") that one call may take by the wall clock; None: no limit."""
-    fuel: int | None = None
-    """Instructions, roughly, that one call may execute. Needs `host.load(..., fuel=True)`."""
-    table_elements: int = 1_000_000
-    """Elements that each table may have."""
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if self.fuel is not None and not (isinstance(self.fuel, int) and 0 < self.fuel < 2**63):
-            raise ConfigError(f"fuel is {self.fuel!r}; give a positive number of instructions")
-        if not (isinstance(self.table_elements, int) and 0 <= self.table_elements < 2**63):
-            raise ConfigError(f"table_elements is {self.table_elements!r}; give a number of elements")
-        _ = self.memory_bytes, self.deadline_ns
+    def __new__(
+        cls,
+        memory: int | str | None = "256 MiB",
+        deadline: float | str | None = None,
+        fuel: int | None = None,
+        table_elements: int = 1_000_000,
+    ) -> Limits:
+        """Check the values."""
+        limits = super().__new__(cls, memory, deadline, fuel, table_elements)
+        if fuel is not None and not (isinstance(fuel, int) and 0 < fuel < 2**63):
+            raise ConfigError(f"fuel is {fuel!r}; give a positive number of instructions")
+        if not (isinstance(table_elements, int) and 0 <= table_elements < 2**63):
+            raise ConfigError(f"table_elements is {table_elements!r}; give a number of elements")
+        _ = limits.memory_bytes, limits.deadline_ns
+        return limits
 
     @property
     def memory_bytes(self) -> int:

@@ -14,12 +14,13 @@ from .limits import UNLIMITED, Limits
 from .modules.describe import ModuleInfo
 from .modules.rewrite import Rewritten
 from .modules.types import FuncType, Import
+from .tenants import Tenant
 from .wasi import Wasi, WasiGrant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Plugin", "PluginStats", "Tenant"]
+__all__ = ["Plugin", "PluginStats"]
 
 _WASI = "wasi_snapshot_preview1"
 _DEFAULT_LIMITS = Limits()
@@ -35,28 +36,6 @@ class PluginStats(NamedTuple):
     traps: int
     image_bytes: int
     """Initial data, shared by all guests."""
-
-
-class Tenant:
-    """Whose guests share a memory limit. Made by `host.tenant(name)`."""
-
-    __slots__ = ("memory_limit", "name", "native")
-
-    def __init__(self, name: str, memory_limit: int | None, native: Any) -> None:
-        self.name, self.memory_limit, self.native = name, memory_limit, native
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes committed in its guests' regions now."""
-        return int(lib.sh_tenant_used(self.native))
-
-    @property
-    def memory_peak_bytes(self) -> int:
-        """The most it ever was."""
-        return int(lib.sh_tenant_peak(self.native))
-
-    def __repr__(self) -> str:
-        return f"<sandhost.Tenant {self.name!r}>"
 
 
 class Plugin:

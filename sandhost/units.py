@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import re
-from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    import re
+    from decimal import Decimal
 
 __all__ = ["format_bytes", "format_ns", "parse_bytes", "parse_seconds"]
 
@@ -28,12 +32,20 @@ _NANOSECONDS = {
     "min": 60 * 10**9,
     "h": 3600 * 10**9,
 }
-# Bounded digits: a text from a request must not cost a big-number conversion.
-_QUANTITY = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([A-Za-zµμ]*)")
+
+
+@functools.cache
+def _quantity_pattern() -> re.Pattern[str]:
+    import re  # when it is first needed, as Decimal: `import sandhost` is to be quick
+
+    # Bounded digits: a text from a request must not cost a big-number conversion.
+    return re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([A-Za-zµμ]*)")
 
 
 def _quantity(text: str, units: dict[str, int], what: str, examples: str) -> Decimal:
-    match = _QUANTITY.fullmatch(text.strip())
+    from decimal import Decimal
+
+    match = _quantity_pattern().fullmatch(text.strip())
     scale = units.get(match[2].lower()) if match else None
     if match is None or scale is None:
         raise ConfigError(f"{text[:40]!r} is not a {what}: write {examples}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ._ffi import ffi
 from .errors import ConfigError
@@ -16,44 +16,65 @@ __all__ = ["Dir", "Wasi", "WasiGrant"]
 StreamCallback = Callable[[bytes], object]
 
 
-@dataclass(frozen=True)
-class Dir:
+class Dir(NamedTuple):
     """A directory of the host that a guest may use."""
 
     path: str | os.PathLike[str]
     writable: bool = False
 
 
-@dataclass(frozen=True)
-class Wasi:
-    """Arguments, environment, streams and directories of one guest.
+class _Fields(NamedTuple):
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    stdin: bytes
+    stdout: StreamCallback | None
+    stderr: StreamCallback | None
+    dirs: Mapping[str, Dir | str | os.PathLike[str]]
+    output_limit: int | str
 
-    Output is kept in memory up to `output_limit` bytes a stream (what exceeds it is dropped and
-    counted), or goes to a callback, in the thread that runs the guest, as the guest writes it.
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Wasi(_Fields):
+    """Arguments, environment, streams and directories of one guest. Immutable.
+
+    Args:
+        argv: the first one is the program's own name.
+        env: environment variables.
+        stdin: what the guest reads from standard input.
+        stdout: called with bytes, in the thread that runs the guest, as the guest writes them.
+            None: they are kept for `guest.stdout`.
+        stderr: the same for standard error.
+        dirs: path in the guest to a directory of the host; a plain path is read-only.
+        output_limit: bytes (or "1 MiB") kept of each stream; more is dropped and counted.
 
     Raises:
         ConfigError: a value cannot be meant, or a directory does not exist.
     """
 
-    argv: Sequence[str] = ()
-    """The first one is the program's own name."""
-    env: Mapping[str, str] = field(default_factory=dict)
-    stdin: bytes = b""
-    stdout: StreamCallback | None = None
-    stderr: StreamCallback | None = None
-    dirs: Mapping[str, Dir | str | os.PathLike[str]] = field(default_factory=dict)
-    """Path in the guest to a directory of the host; a plain path is read-only."""
-    output_limit: int | str = "1 MiB"
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        for text in (*self.argv, *self.env, *self.env.values(), *self.dirs):
+    def __new__(
+        cls,
+        argv: Sequence[str] = (),
+        env: Mapping[str, str] = _NOTHING,
+        stdin: bytes = b"",
+        stdout: StreamCallback | None = None,
+        stderr: StreamCallback | None = None,
+        dirs: Mapping[str, Dir | str | os.PathLike[str]] = _NOTHING,
+        output_limit: int | str = "1 MiB",
+    ) -> Wasi:
+        """Check the values."""
+        for text in (*argv, *env, *env.values(), *dirs):
             if not isinstance(text, str) or "\0" in text:
                 raise ConfigError(f"WASI arguments and names are texts without NUL, not {text!r}")
-        for granted in self.dirs.values():
+        for granted in dirs.values():
             path = granted.path if isinstance(granted, Dir) else granted
             if not os.path.isdir(path):
                 raise ConfigError(f"cannot grant {os.fspath(path)!r}: no such directory")
-        parse_bytes(self.output_limit)
+        parse_bytes(output_limit)
+        return super().__new__(cls, argv, env, stdin, stdout, stderr, dirs, output_limit)
 
 
 class WasiGrant:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._ffi import ffi, lib
 
@@ -14,8 +13,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _BUCKETS = 1184
 
 
-@dataclass(frozen=True, slots=True)
-class MemStats:
+class MemStats(NamedTuple):
     """What a host holds, at one moment. Bytes unless the name says otherwise.
 
     Gauges first, then counters since the host was made. The figures are read one after the other
@@ -114,18 +112,18 @@ def _process_rss_bytes() -> int:
         return int(statm.read().split()[1]) * _PAGE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
+class Latency(NamedTuple):
     """How long one kind of operation took since the host was made. Nanoseconds, within 1/32."""
 
-    count: int
+    total: int
+    """How many operations."""
     max_ns: int
     buckets: tuple[tuple[int, int], ...]
     """(highest value of the bucket in ns, count), ascending, empty ones left out."""
 
     def percentile(self, percent: float) -> int:
         """Return the value that `percent` of the operations did not exceed; 0 if there were none."""
-        wanted = self.count * percent / 100
+        wanted = self.total * percent / 100
         passed = 0
         for value, count in self.buckets:
             passed += count
