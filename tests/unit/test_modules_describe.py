@@ -137,7 +137,7 @@ def test_loggers_are_silent_until_someone_listens() -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=os.sep,  # where no source folder shadows the installed package
         capture_output=True,
         text=True,
         check=True,
