@@ -1,0 +1,33 @@
+"""What the README shows must run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_example_in_the_readme_prints_what_a_reader_expects(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    script = tmp_path / "example.py"
+    script.write_text(example)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "SANDHOST_CACHE_DIR": str(tmp_path / "cache")},
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    hello, five, late, reclaim = done.stdout.splitlines()
+    assert hello == "hello from the plugin"
+    assert five == "5"
+    assert late.startswith("the call ran past its deadline of 250 ms")
+    assert reclaim.startswith("Reclaim(bytes=")
