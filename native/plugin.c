@@ -48,9 +48,29 @@ int sh_plugin_memory(sh_plugin *plugin, uint64_t minimum, uint64_t maximum, uint
   return SH_OK;
 }
 
+static bool equals(const wasm_byte_vec_t *name, const char *text) {
+  return name->size == strlen(text) && memcmp(name->data, text, name->size) == 0;
+}
+
+/* The type as the module imports it. The C API cannot make one with a v128, but it can pass one on. */
+static wasm_functype_t *imported_type(const sh_plugin *plugin, const char *module, const char *name) {
+  wasm_functype_t *found = NULL;
+  wasm_importtype_vec_t imports;
+  wt.wasmtime_module_imports(plugin->module->module, &imports);
+  for (size_t k = 0; k < imports.size && !found; k++) {
+    const wasm_importtype_t *import = imports.data[k];
+    if (!equals(wt.wasm_importtype_module(import), module) || !equals(wt.wasm_importtype_name(import), name)) continue;
+    const wasm_functype_t *type = wt.wasm_externtype_as_functype_const(wt.wasm_importtype_type(import));
+    if (type) found = wt.wasm_functype_copy(type);
+  }
+  wt.wasm_importtype_vec_delete(&imports);
+  return found;
+}
+
 int sh_plugin_import(sh_plugin *plugin, const char *module, const char *name, const char *params, const char *results,
                      uint32_t callback_id) {
-  wasm_functype_t *type = shi_functype(params, results);
+  bool vectors = strchr(params, 'v') || strchr(results, 'v');
+  wasm_functype_t *type = vectors ? imported_type(plugin, module, name) : shi_functype(params, results);
   if (!type) return shi_fail(SH_ARGUMENT, "import %s.%s: references cannot cross", module, name);
   shi_import *import = calloc(1, sizeof *import);
   if (!import || !(import->params = strdup(params)) || !(import->results = strdup(results))) {

@@ -18,6 +18,8 @@ typedef struct wasm_frame_t wasm_frame_t;
 typedef struct wasm_functype_t wasm_functype_t;
 typedef struct wasm_valtype_t wasm_valtype_t;
 typedef struct wasm_memorytype_t wasm_memorytype_t;
+typedef struct wasm_importtype_t wasm_importtype_t;
+typedef struct wasm_externtype_t wasm_externtype_t;
 typedef struct wasmtime_error_t wasmtime_error_t;
 typedef struct wasmtime_module_t wasmtime_module_t;
 typedef struct wasmtime_linker_t wasmtime_linker_t;
@@ -39,6 +41,10 @@ typedef struct {
   size_t size;
   wasm_valtype_t **data;
 } wasm_valtype_vec_t;
+typedef struct {
+  size_t size;
+  wasm_importtype_t **data;
+} wasm_importtype_vec_t;
 
 typedef union {
   int32_t i32;
@@ -90,7 +96,7 @@ typedef wasmtime_error_t *(*shi_epoch_callback_t)(wasmtime_context_t *context, v
 typedef ssize_t (*shi_wasi_output_t)(void *data, const unsigned char *bytes, size_t length);
 typedef void (*shi_finalizer_t)(void *data);
 
-enum { WASM_I32 = 0, WASM_I64 = 1, WASM_F32 = 2, WASM_F64 = 3, WASM_V128 = 4 };
+enum { WASM_I32 = 0, WASM_I64 = 1, WASM_F32 = 2, WASM_F64 = 3 };
 enum { WASMTIME_OPT_NONE = 0, WASMTIME_OPT_SPEED = 1 };
 enum { WASMTIME_TRAP_STACK_OVERFLOW = 0, WASMTIME_TRAP_MEMORY_OUT_OF_BOUNDS = 1, WASMTIME_TRAP_OUT_OF_FUEL = 11 };
 
@@ -152,6 +158,13 @@ enum { WASMTIME_TRAP_STACK_OVERFLOW = 0, WASMTIME_TRAP_MEMORY_OUT_OF_BOUNDS = 1,
   X(wasmtime_context_t *, wasmtime_caller_context, (wasmtime_caller_t *))                                              \
   X(wasm_functype_t *, wasm_functype_new, (wasm_valtype_vec_t *, wasm_valtype_vec_t *))                                \
   X(void, wasm_functype_delete, (wasm_functype_t *))                                                                   \
+  X(wasm_functype_t *, wasm_functype_copy, (const wasm_functype_t *))                                                  \
+  X(void, wasmtime_module_imports, (const wasmtime_module_t *, wasm_importtype_vec_t *))                               \
+  X(const wasm_byte_vec_t *, wasm_importtype_module, (const wasm_importtype_t *))                                      \
+  X(const wasm_byte_vec_t *, wasm_importtype_name, (const wasm_importtype_t *))                                        \
+  X(const wasm_externtype_t *, wasm_importtype_type, (const wasm_importtype_t *))                                      \
+  X(const wasm_functype_t *, wasm_externtype_as_functype_const, (const wasm_externtype_t *))                           \
+  X(void, wasm_importtype_vec_delete, (wasm_importtype_vec_t *))                                                       \
   X(wasm_valtype_t *, wasm_valtype_new, (uint8_t))                                                                     \
   X(void, wasm_valtype_vec_new, (wasm_valtype_vec_t *, size_t, wasm_valtype_t *const *))                               \
   X(void, wasm_valtype_vec_delete, (wasm_valtype_vec_t *))                                                             \

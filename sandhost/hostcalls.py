@@ -61,7 +61,8 @@ class Binding:
 bindings: dict[int, Binding] = {}
 """By guest id."""
 spawning = threading.local()
-"""`.binding`: of the guest that this thread is spawning; its id is not known before it runs."""
+"""`.binding`: of the guest that this thread is spawning; its id is not known before it runs.
+`.failed`: the id of the guest whose callback raised last in this thread."""
 pending: dict[int, BaseException] = {}
 """By guest id: the exception that ended its call, on the way from the callback to the caller."""
 _adapters: dict[int, Callable[[int, Any], None]] = {}
@@ -223,6 +224,13 @@ def _misfit(function: HostFunction, wanted: FuncType, result: object, cause: Exc
     return error
 
 
+def _signed(value: int) -> int:
+    """Return the signed number of the same 64 bits."""
+    if value >= 2**64:
+        raise OverflowError
+    return value - 2**64
+
+
 @functools.lru_cache(maxsize=256)
 def _adapter_factory(
     params: tuple[str, ...], results: tuple[str, ...], guest_at: int | None
@@ -245,8 +253,10 @@ def _adapter_factory(
             if letter == "v":
                 body.append(f"if len({value}) != 16: raise ValueError('a v128 has 16 bytes')")
                 body.append(f"buffer(cells + {2 * k}, 16)[:] = {value}")
-            else:
-                body.append(f"{cell_of(letter, k)} = {value}")
+                continue
+            if letter == "l":
+                body.append(f"if {value} > 0x7fffffffffffffff: {value} = signed({value})")
+            body.append(f"{cell_of(letter, k)} = {value}")
         lines += ["try:", *("    " + line for line in body)]
         lines += ["except (TypeError, ValueError, OverflowError) as error:"]
         lines += ["    raise misfit(result, error)"]
@@ -257,6 +267,7 @@ def _adapter_factory(
         "cast": ffi.cast,
         "REALS": ffi.typeof("double *"),
         "calling_guest": _calling_guest,
+        "signed": _signed,
     }
     exec(source, scope)
     made: Callable[..., Any] = scope["make"]
@@ -277,6 +288,7 @@ def _hostcall(guest_id: int, number: int, cells: Any) -> int:
         _adapters[number](guest_id, cells)
     except BaseException as error:  # a boundary: it goes on in Guest.call
         pending[guest_id] = error
+        spawning.failed = guest_id
         return 1
     return 0
 
@@ -287,6 +299,7 @@ def _output(guest_id: int, stream: int, data: Any, length: int) -> int:
         binding_of(guest_id).streams[stream - 1](bytes(ffi.buffer(data, length)))
     except BaseException as error:  # a boundary: it goes on in Guest.call
         pending[guest_id] = error
+        spawning.failed = guest_id
         return 1
     return 0
 

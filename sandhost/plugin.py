@@ -193,7 +193,7 @@ class Plugin:
             return self._spawn_bound(owner, native_limits, wasi)
         guest_id = lib.sh_spawn(self._native, owner, native_limits, ffi.NULL)
         if not guest_id:
-            raise failure()
+            raise call_failure(getattr(spawning, "failed", 0))
         return Guest(self, guest_id, self._invokers)
 
     def _spawn_bound(self, owner: Any, limits: Any, wasi: Wasi | None) -> Guest:
@@ -207,16 +207,18 @@ class Plugin:
                 grant = self._last_grant = WasiGrant(wasi)
         guest = Guest(self, 0, self._invokers)
         streams = (grant.source.stdout, grant.source.stderr) if grant else (None, None)
-        binding = spawning.binding = Binding(weakref.ref(guest), streams)
+        binding = Binding(weakref.ref(guest), streams)
+        outer = getattr(spawning, "binding", None)  # a start function may call a host that spawns
+        spawning.binding = binding
         try:
             native_wasi = grant.native if grant else ffi.NULL
             guest_id = lib.sh_spawn(self._native, owner, limits, native_wasi)
         finally:
-            del spawning.binding
+            spawning.binding = outer
         seen_id, guest._id = guest._id, guest_id
         if not guest_id:
             bindings.pop(seen_id, None)
-            raise call_failure(seen_id)
+            raise call_failure(seen_id or getattr(spawning, "failed", 0))
         if self._calls_back or any(streams):
             bindings[guest_id] = binding
         return guest
