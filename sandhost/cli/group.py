@@ -36,11 +36,15 @@ class SandhostGroup(click.Group):
         super().__init__(*args, **more)
         self._commands_at = dict(commands_at or {})
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the commands that are installed, in the order in which they were named."""
         return [name for name, (where, _) in self._commands_at.items() if _is_there(where)]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(
+        self,
+        ctx: click.Context,
+        cmd_name: str,  # noqa: ARG002 - click's signature
+    ) -> click.Command | None:
         """Import a command; None when there is none of this name, or it is not installed."""
         if cmd_name not in self._commands_at:
             return None

@@ -37,7 +37,7 @@ class _Work(threading.Thread):
     def run(self) -> None:
         try:
             self.result = self._function()
-        except BaseException as error:  # a boundary: it goes on in the waiting thread
+        except BaseException as error:  # noqa: BLE001 - it goes on in the waiting thread
             self.error = error
 
 

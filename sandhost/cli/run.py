@@ -50,9 +50,10 @@ class _RunCommand(click.Command):
 def _unknown_option(argument: str, known: list[str], ctx: click.Context) -> click.UsageError:
     import difflib
 
-    close = difflib.get_close_matches(argument.split("=")[0], known, 1)
+    option = argument.partition("=")[0]
+    close = difflib.get_close_matches(option, known, 1)
     meant = f"did you mean {close[0]}?" if close else "options for the guest stand after '--'"
-    return click.UsageError(f"no such option {argument.split('=')[0]}; {meant}", ctx)
+    return click.UsageError(f"no such option {option}; {meant}", ctx)
 
 
 @click.command(

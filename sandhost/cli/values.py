@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -79,7 +80,7 @@ def parse_dirs(texts: Sequence[str]) -> dict[str, Dir]:
             raise click.BadParameter(
                 f"{text!r}: write HOST, HOST:GUEST or HOST:GUEST:rw", param_hint="--dir"
             )
-        if rest == ["rw"] or rest == ["ro"]:
+        if rest in (["rw"], ["ro"]):
             raise click.BadParameter(
                 f"{text!r}: name the path in the guest as well: {host}:{host}:{rest[0]}",
                 param_hint="--dir",
@@ -152,6 +153,6 @@ def jsonable(value: Any, kind: str) -> Any:
     """Return a result as JSON has it: floats that JSON cannot hold, and vectors, as text."""
     if kind in _BITS:
         return value
-    if kind in ("f32", "f64") and value == value and abs(value) != float("inf"):
+    if kind in ("f32", "f64") and math.isfinite(value):
         return float(value_text(value, kind))
     return value_text(value, kind)
