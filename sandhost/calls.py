@@ -70,7 +70,11 @@ class _Support:
         if status == lib.SH_ARGUMENT:
             raise OverflowError(f"{self.described}: {failure()}")
         error = call_failure(guest._id)
-        if isinstance(error, GuestExit) and error.status == 0 and self.described.startswith("_start("):
+        if (
+            isinstance(error, GuestExit)
+            and error.status == 0
+            and self.described.startswith("_start(")
+        ):
             return None
         raise error
 
@@ -120,7 +124,7 @@ def make(index, support):
 """
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _integer_factory(count: int, has_result: bool) -> Callable[..., Invoker]:
     names = [f"a{k}" for k in range(count)]
     source = _INTEGER_TEMPLATE.format(
@@ -199,4 +203,6 @@ def no_such_function(name: object, invokers: Mapping[str, Invoker]) -> ConfigErr
     """Return the error for a call of what is no exported function."""
     names = sorted(invokers)
     shown = ", ".join(map(printable, names[:8])) + (", …" if len(names) > 8 else "")
-    return ConfigError(f"the plugin exports no function {name!r:.200}; it exports {shown or 'none'}")
+    return ConfigError(
+        f"the plugin exports no function {name!r:.200}; it exports {shown or 'none'}"
+    )

@@ -133,7 +133,9 @@ class HostFunction:
         results = list(typing.get_args(returned)) if several else [returned]
         results = [] if results == [type(None)] else results
         if any(result not in _ACCEPTS for result in results):
-            raise ConfigError(f"{where}: annotate the result with int, float, bytes, a tuple or None")
+            raise ConfigError(
+                f"{where}: annotate the result with int, float, bytes, a tuple or None"
+            )
         return params, results
 
     def check(self, wanted: FuncType) -> None:
@@ -164,9 +166,7 @@ class HostFunction:
             tuple(LETTERS[t] for t in wanted.results),
             self.wants_guest,
         )
-        _adapters[number] = factory(
-            self.function, functools.partial(_misfit, self, wanted)
-        )
+        _adapters[number] = factory(self.function, functools.partial(_misfit, self, wanted))
         return number
 
 
@@ -215,7 +215,9 @@ def _calling_guest(guest_id: int) -> Guest:
     return guest
 
 
-def _misfit(function: HostFunction, wanted: FuncType, result: object, cause: Exception) -> Exception:
+def _misfit(
+    function: HostFunction, wanted: FuncType, result: object, cause: Exception
+) -> Exception:
     error = HostCallError(
         f"host function {function.module}.{function.name} returned {result!r:.200}; "
         f"the guest expects ({', '.join(wanted.results)})"
@@ -282,29 +284,29 @@ def _keep_signal(_type: object, error: BaseException, _traceback: object) -> Non
     interrupted[:] = [error]
 
 
-@ffi.def_extern(error=1, onerror=_keep_signal)  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=1, onerror=_keep_signal)
 def _hostcall(guest_id: int, number: int, cells: Any) -> int:
     try:
         _adapters[number](guest_id, cells)
-    except BaseException as error:  # a boundary: it goes on in Guest.call
+    except BaseException as error:  # noqa: BLE001 - it goes on in Guest.call
         pending[guest_id] = error
         spawning.failed = guest_id
         return 1
     return 0
 
 
-@ffi.def_extern(error=1, onerror=_keep_signal)  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=1, onerror=_keep_signal)
 def _output(guest_id: int, stream: int, data: Any, length: int) -> int:
     try:
         binding_of(guest_id).streams[stream - 1](bytes(ffi.buffer(data, length)))
-    except BaseException as error:  # a boundary: it goes on in Guest.call
+    except BaseException as error:  # noqa: BLE001 - it goes on in Guest.call
         pending[guest_id] = error
         spawning.failed = guest_id
         return 1
     return 0
 
 
-@ffi.def_extern(error=1, onerror=_keep_signal)  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=1, onerror=_keep_signal)
 def _signals() -> int:
     return 0  # by getting here, Python has run its signal handlers
 

@@ -90,7 +90,10 @@ class WasiGrant:
         native.env_names = self._strings(source.env)
         native.env_values = self._strings(source.env.values())
         native.env_count = len(source.env)
-        native.input, native.input_length = self._keep(ffi.from_buffer(source.stdin)), len(source.stdin)
+        native.input, native.input_length = (
+            self._keep(ffi.from_buffer(source.stdin)),
+            len(source.stdin),
+        )
         dirs = [d if isinstance(d, Dir) else Dir(d) for d in source.dirs.values()]
         native.host_dirs = self._strings(os.path.realpath(d.path) for d in dirs)
         native.guest_dirs = self._strings(source.dirs)
