@@ -34,7 +34,7 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
         context.exit()
 
 
-@click.group(cls=SandhostGroup, commands_at=_COMMANDS)
+@click.group(cls=SandhostGroup, commands_at=_COMMANDS, invoke_without_command=True)
 @click.option(
     "--version",
     is_flag=True,
@@ -44,7 +44,8 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
     help="Show the versions of sandhost, wasmtime, Python and the kernel.",
 )
 @click.option("--debug", is_flag=True, help="Show Python's traceback when something goes wrong.")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:  # noqa: ARG001 - read before click runs
     """Run untrusted WebAssembly plugins, each in a memory region of its own.
 
     \b
@@ -55,6 +56,8 @@ def cli(debug: bool) -> None:
 
     'sandhost run' adds the guest's own status, and 134 for a trap.
     """  # noqa: D301 - \b is click's mark for lines to keep
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main() -> None:

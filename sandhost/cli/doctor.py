@@ -57,7 +57,7 @@ def _render(findings: Sequence[Finding]) -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    from .output import printable
+    from .output import visible
     from .version import version_lines
 
     yield Text(", ".join(version_lines().splitlines()), "bold")
@@ -70,10 +70,10 @@ def _render(findings: Sequence[Finding]) -> Iterator[RenderableType]:
         table.add_column(ratio=1, overflow="fold")
         for finding in group:
             sign, style = _STYLES[finding.status]
-            said = Text(printable(finding.found))
+            said = Text(visible(finding.found))
             said.append(f"  · {finding.why}", "dim")
             if finding.advice:
-                said.append(f"\n→ {printable(finding.advice)}", style)
+                said.append(f"\n→ {visible(finding.advice)}", style)
             table.add_row(Text(f"{sign} {finding.status}", style), Text(finding.name), said)
         yield table
     yield _summary(findings)

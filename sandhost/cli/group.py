@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,12 +24,12 @@ INTERRUPTED = 130  # 128 + SIGINT
 TRAP = 134  # 128 + SIGABRT, as wasmtime's own command line
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 
+# Messages speak to Python programs; here the same limits are options.
+_LIMIT_ARGUMENT = re.compile(r"Limits\((memory|deadline|fuel)=\.\.\.\)")
+
 
 class SandhostGroup(click.Group):
-    """A group whose commands are named as "module:attribute", so that `--help` imports none.
-
-    Its `main` turns every error into one line on stderr and an exit status.
-    """
+    """A group whose commands are named as "module:attribute", so that `--help` imports none."""
 
     def __init__(
         self, *args: Any, commands_at: Mapping[str, tuple[str, str]] | None = None, **more: Any
@@ -36,14 +37,14 @@ class SandhostGroup(click.Group):
         super().__init__(*args, **more)
         self._commands_at = dict(commands_at or {})
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands that are installed, in the order in which they were named."""
         return [name for name, (where, _) in self._commands_at.items() if _is_there(where)]
 
     def get_command(
         self,
         ctx: click.Context,
-        cmd_name: str,  # noqa: ARG002 - click's signature
+        cmd_name: str,
     ) -> click.Command | None:
         """Import a command; None when there is none of this name, or it is not installed."""
         if cmd_name not in self._commands_at:
@@ -61,6 +62,16 @@ class SandhostGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command to the last byte of its output; click would make 1 of a closed pipe."""
+        try:
+            status = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_output()
+            return PIPE_CLOSED
+        return status
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -69,16 +80,15 @@ class SandhostGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run a command; in standalone mode end the process with its exit status."""
+        """Run a command; in standalone mode end the process with its exit status.
+
+        Every error becomes one line on stderr.
+        """
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
         debug = _wants_debug(sys.argv[1:] if args is None else args)
         try:
             status = super().main(args, prog_name, complete_var, False, **extra)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _drop_output()
-            status = PIPE_CLOSED
         except click.UsageError as error:
             status = _report_usage(error)
         except click.Abort:
@@ -122,9 +132,8 @@ def _report_usage(error: click.UsageError) -> int:
 
 def _report(error: Exception) -> int:
     if isinstance(error, SandhostError):
-        from .output import describe_error
-
-        _say(describe_error(error), "trap" if isinstance(error, GuestTrap) else "error")
+        message = _LIMIT_ARGUMENT.sub(r"--\1", str(error))
+        _say(message, "trap" if isinstance(error, GuestTrap) else "error")
         if isinstance(error, GuestTrap):
             return TRAP
         return LIMIT if isinstance(error, LimitExceeded) else FAILED
@@ -140,10 +149,10 @@ def _report(error: Exception) -> int:
 
 
 def _say(message: str, label: str = "error") -> None:
-    from .output import printable
+    from .output import visible
 
     prefix = "sandhost: " + click.style(f"{label}:", fg="red", bold=True)
-    click.echo(f"{prefix} {printable(message)}", err=True)
+    click.echo(f"{prefix} {visible(message)}", err=True)
 
 
 def _drop_output() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import printable
 from ..units import format_bytes
 
 if TYPE_CHECKING:
@@ -95,12 +96,10 @@ def _never_called(*_arguments: object) -> None: ...
 def _render(file: Path, found: Survey, tried: bool) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from .output import one_line
-
     info = found.info
-    title = Text.assemble((one_line(file.name), "bold"), ("  " + format_bytes(found.size), "dim"))
+    title = Text.assemble((printable(file.name), "bold"), ("  " + format_bytes(found.size), "dim"))
     if info is not None and info.name:
-        title.append(f"  named {one_line(info.name)}", "dim")
+        title.append(f"  named {printable(info.name)}", "dim")
     yield title
     yield Text(f"  {_KINDS[found.kind]}")
     if info is not None:
@@ -133,14 +132,12 @@ def _table(
     from rich.table import Table
     from rich.text import Text
 
-    from .output import one_line
-
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     table.add_column("")
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position in right else "left", overflow="fold")
     for row in rows[:_MOST_ROWS]:
-        table.add_row("", *(Text(one_line(cell)) for cell in row))
+        table.add_row("", *(Text(printable(cell, 80)) for cell in row))
     if len(rows) > _MOST_ROWS:
         table.add_row("", Text(f"… {len(rows) - _MOST_ROWS} more, see --json", "dim"))
     return table
@@ -266,7 +263,7 @@ def _needs(file: Path, found: Survey, tried: bool) -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    from .output import printable
+    from .output import visible
 
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
     table.add_column("")
@@ -280,7 +277,7 @@ def _needs(file: Path, found: Survey, tried: bool) -> Iterator[RenderableType]:
         wanted = len(found.host_functions)
         table.add_row("", "host functions", Text(str(wanted) if wanted else "none"))
     if found.obstacles:
-        reasons = "\n".join(printable(reason) for reason in found.obstacles[:10])
+        reasons = "\n".join(visible(reason) for reason in found.obstacles[:10])
         table.add_row("", "can be loaded", Text.assemble(("no: ", "bold red"), reasons))
     elif tried:
         table.add_row("", "can be loaded", Text("yes", "bold green"))
@@ -307,16 +304,15 @@ def _command(file: Path, found: Survey) -> str | None:
     import shlex
 
     from ..modules.types import FuncType
-    from .output import one_line
 
-    start = f"sandhost run {one_line(shlex.quote(str(file)), 200)}"
+    start = f"sandhost run {printable(shlex.quote(str(file)), 200)}"
     if found.kind == "command":
         return start
     assert found.info is not None
     for export in found.info.exports:
         if isinstance(export.type, FuncType) and export.name != "_initialize":
             arguments = " ".join(export.type.params).upper()
-            return f"{start} --invoke {one_line(shlex.quote(export.name))} {arguments}".rstrip()
+            return f"{start} --invoke {printable(shlex.quote(export.name))} {arguments}".rstrip()
     return None
 
 

@@ -74,7 +74,8 @@ def _wait_visibly(work: _Work, source: str | os.PathLike[str] | bytes, name: str
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from .output import error_console, one_line
+    from ..errors import printable
+    from .output import error_console
 
     shown, size = _describe(source, name)
     columns = (
@@ -86,7 +87,7 @@ def _wait_visibly(work: _Work, source: str | os.PathLike[str] | bytes, name: str
     from rich.markup import escape
 
     with Progress(*columns, console=error_console(), transient=True) as progress:
-        task = progress.add_task(escape(one_line(shown)), total=None, size=size)
+        task = progress.add_task(escape(printable(shown)), total=None, size=size)
         while work.is_alive():
             work.join(_POLL_S)
         progress.stop_task(task)

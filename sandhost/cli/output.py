@@ -5,61 +5,31 @@ from __future__ import annotations
 import io
 import json
 import sys
-import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import GuestTrap
-
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-__all__ = ["describe_error", "error_console", "one_line", "print_json", "printable", "show"]
+__all__ = ["error_console", "print_json", "show", "visible"]
 
 _PIPE_COLUMNS = 200  # wide enough that lines are not broken where nobody sees columns
-_SHOWN_INNER, _SHOWN_OUTER = 24, 8
 
 
-def printable(text: str) -> str:
-    """Return text with everything that could steer a terminal written as an escape.
+def visible(text: str) -> str:
+    """Return a message with everything that could steer a terminal written as an escape.
 
-    Names in a module are its author's: they may hold colour codes, line breaks, or marks that turn
-    the direction of writing. Line breaks and spaces stay.
+    Line breaks stay. For a single name from a module, `errors.printable` also takes those.
     """
     if text.isprintable():
         return text
     return "".join(
-        character if character == "\n" or character.isprintable() else _escape(character)
+        character
+        if character == "\n" or character.isprintable()
+        else character.encode("unicode_escape", "surrogatepass").decode()
         for character in text
     )
-
-
-def one_line(text: str, longest: int = 80) -> str:
-    """Return a name from a module as one line of bounded length."""
-    shown = printable(text[: longest + 1].replace("\n", "\\n"))
-    return shown if len(text) <= longest else f"{shown[: longest - 1]}… ({len(text)} characters)"
-
-
-def _escape(character: str) -> str:
-    if unicodedata.category(character) == "Zs":
-        return " "
-    return character.encode("unicode_escape", "surrogatepass").decode()
-
-
-def describe_error(error: Exception) -> str:
-    """Return what went wrong; a trap with one line a frame, whatever its names hold."""
-    if not isinstance(error, GuestTrap) or not error.frames:
-        return str(error)
-    lines = []
-    for number, frame in enumerate(error.frames):
-        function = one_line(frame.function) if frame.function else f"function {frame.index}"
-        module = f" in {one_line(frame.module)}" if frame.module else ""
-        lines.append(f"    {number}: {function}{module} at {frame.offset:#x}")
-    hidden = len(lines) - _SHOWN_INNER - _SHOWN_OUTER
-    if hidden > 0:
-        lines[_SHOWN_INNER:-_SHOWN_OUTER] = [f"    … {hidden} more frames"]
-    return "\n".join([str(error.args[0]), "  wasm backtrace:", *lines])
 
 
 def error_console() -> Console:

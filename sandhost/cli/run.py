@@ -53,6 +53,8 @@ def _unknown_option(argument: str, known: list[str], ctx: click.Context) -> clic
     option = argument.partition("=")[0]
     close = difflib.get_close_matches(option, known, 1)
     meant = f"did you mean {close[0]}?" if close else "options for the guest stand after '--'"
+    if ctx.parent is not None and any(option in p.opts for p in ctx.parent.command.params):
+        meant = f"it stands before the command: sandhost {option} {ctx.info_name} …"
     return click.UsageError(f"no such option {option}; {meant}", ctx)
 
 
@@ -136,6 +138,7 @@ def run(
       134  it trapped
       141  nobody reads its output any more
     """  # noqa: D301 - \b is click's mark for lines to keep
+    from ..errors import ConfigError
     from ..limits import Limits
     from ..modules.compiled import read_source
     from ..modules.describe import describe
@@ -143,7 +146,12 @@ def run(
     grants = parse_dirs(dirs)
     environment = parse_env(env)
     _check_texts(arguments, environment)
-    limits = Limits(fuel=fuel, deadline=deadline, memory="256 MiB" if memory is None else memory)
+    try:
+        limits = Limits(
+            fuel=fuel, deadline=deadline, memory="256 MiB" if memory is None else memory
+        )
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
     _, wasm = read_source(file)
     info = describe(wasm)
     task = _plan(info, file, invoke, arguments)
@@ -231,9 +239,9 @@ _TYPED = frozenset({"i32", "i64", "f32", "f64", "v128"})
 
 
 def _exported(info: ModuleInfo) -> str:
-    from .output import one_line
+    from ..errors import printable
 
-    names = [one_line(f"{e.name}{e.type}") for e in info.exports if e.kind == "func"]
+    names = [f"{printable(e.name)}{e.type}" for e in info.exports if e.kind == "func"]
     if not names:
         return "it exports no function"
     return "it exports " + ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
@@ -266,12 +274,16 @@ def _wasi(
     *,
     streamed: bool,
 ) -> Wasi:
+    from ..errors import ConfigError
     from ..wasi import Wasi
 
     stdout = stderr = None
     if streamed:
         stdout, stderr = _passing_on(sys.stdout), _passing_on(sys.stderr)
-    return Wasi(argv, environment, stdin, stdout, stderr, dirs)
+    try:
+        return Wasi(argv, environment, stdin, stdout, stderr, dirs)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _passing_on(text: TextIO) -> Callable[[bytes], object]:
@@ -352,7 +364,12 @@ def _record_error(error: BaseException, record: dict[str, Any]) -> int:
         described["message"] = error.args[0]
         described["code"] = error.code
         described["frames"] = [
-            {"function": f.function, "index": f.index, "offset": f.offset, "module": f.module}
+            {
+                "function": f.function,
+                "index": f.function_index,
+                "offset": f.offset,
+                "module": f.module,
+            }
             for f in error.frames
         ]
     record["error"] = described
