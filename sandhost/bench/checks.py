@@ -21,7 +21,7 @@ from .contenders import Contender, Ours
 from .kernel import PAGEMAP, ROLLUP, private_pages, process_private_bytes
 from .workload import OS_PAGE
 
-__all__ = ["Check", "check"]
+__all__ = ["Check", "check", "held_pages"]
 
 
 @dataclass
@@ -91,6 +91,11 @@ def _disagreement(reclaim: Reclaim, before: int, after: int) -> str | None:
             f"{kept} are reported as kept, {deferred} as deferred"
         )
     return None
+
+
+def held_pages(guest: Guest) -> int:
+    """Return the private pages of a guest's memories, as the kernel counts them."""
+    return sum(private_pages(*r) for r in _ranges(guest))
 
 
 def _ranges(guest: Guest) -> list[tuple[int, int]]:

@@ -100,7 +100,7 @@ class Ours:
             for function, values in setup:
                 guest.call(function, *values)
             call_started = clock()
-            try:  # noqa: SIM105 - a context manager would be timed too
+            try:
                 guest.call(name, *arguments)
             except GuestExit:
                 pass  # a WASI command that says how it went

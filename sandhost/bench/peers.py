@@ -94,7 +94,7 @@ class Wasmtime:
             for function, values in setup:
                 instance.exports(store)[function](store, *values)
             call_started = clock()
-            try:  # noqa: SIM105 - a context manager would be timed too
+            try:
                 instance.exports(store)[name](store, *arguments)
             except exit_trap:
                 pass

@@ -25,7 +25,7 @@ from .peers import available, open_peer
 from .results import Results, Row
 from .workload import Workload
 
-__all__ = ["Settings", "Step", "run"]
+__all__ = ["Settings", "Step", "block", "run"]
 
 _WARM_UP_S = 0.02
 
@@ -123,18 +123,18 @@ def _measure(
         for contender in contenders
     ]
     for contender in contenders:
-        _block(contender, threads, _WARM_UP_S)
+        block(contender, threads, _WARM_UP_S)
     count = len(contenders)
     for repetition in range(settings.repetitions):
         for turn in range(count):
             index = (turn + repetition) % count
-            samples, seconds = _block(contenders[index], threads, settings.block_s)
+            samples, seconds = block(contenders[index], threads, settings.block_s)
             _record(rows[index], samples, seconds)
             step(f"{contenders[index].name}: {workload.label}, {threads} threads")
     return rows
 
 
-def _block(contender: Contender, threads: int, seconds: float) -> tuple[Samples, float]:
+def block(contender: Contender, threads: int, seconds: float) -> tuple[Samples, float]:
     """Run cycles in all threads for a while; return the samples and how long it took."""
     gc.collect()
     parts = [Samples() for _ in range(threads)]
