@@ -11,6 +11,9 @@ click is imported here, rich only by what prints with it; `import sandhost` need
 
 from __future__ import annotations
 
+import io
+import sys
+
 import click
 
 from .group import SandhostGroup
@@ -62,4 +65,6 @@ def cli(context: click.Context, debug: bool) -> None:  # noqa: ARG001 - read bef
 
 def main() -> None:
     """Run the command line of this process, and end it with the command's exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # no locale is a reason to fail
     cli(prog_name="sandhost")

@@ -88,7 +88,7 @@ def _unknown_option(argument: str, known: list[str], ctx: click.Context) -> clic
 @click.option(
     "--deadline", callback=as_time, metavar="TIME", help='Longest a call may take, as "2 s".'
 )
-@click.option("--fuel", type=click.IntRange(1, 2**63 - 1), metavar="N", help="Most instructions.")
+@click.option("--fuel", type=click.IntRange(1), metavar="N", help="Most instructions.")
 @click.option(
     "--stdin-from",
     type=click.Path(path_type=Path),

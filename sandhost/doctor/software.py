@@ -116,7 +116,8 @@ def _cache(directory: Path | None) -> Finding:
         advice = "Modules compile each time: make it writable or set SANDHOST_CACHE_DIR."
         return _software(name, "note", f"{directory} cannot be written", why, advice)
     sizes = [entry.stat().st_size for entry in os.scandir(directory) if _is_code(entry)]
-    found = f"{directory}, {len(sizes)} modules, {format_bytes(sum(sizes))}, private"
+    count = f"{len(sizes)} module{'s' * (len(sizes) != 1)}"
+    found = f"{directory}, {count}, {format_bytes(sum(sizes))}, private"
     return _software(name, "ok", found, why)
 
 

@@ -136,5 +136,14 @@ def test_output_into_a_pipe_has_no_colour_even_when_the_terminal_has() -> None:
         assert b"\x1b" not in shown.stdout
 
 
+def test_a_terminal_without_unicode_is_no_reason_to_fail() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [*SANDHOST, "doctor"], capture_output=True, check=False, env=environment, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+
+
 def test_what_could_steer_a_terminal_is_escaped() -> None:
     assert visible("a\x1b[2J\u202eb\r\nc") == "a\\x1b[2J\\u202eb\\r\nc"

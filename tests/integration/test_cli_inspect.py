@@ -95,7 +95,6 @@ def test_data_that_is_not_lifted_is_named_with_its_reason() -> None:
 
 
 def test_invalid_code_is_found_by_compiling(tmp_path: Path) -> None:
-    wasm = guest_file("add").with_suffix(".wasm")
     wasm = GUESTS / "built" / "add.wasm"
     broken = tmp_path / "broken.wasm"
     broken.write_bytes(

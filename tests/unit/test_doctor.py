@@ -227,7 +227,7 @@ def test_a_cache_that_others_can_reach_is_noted(
     folder.mkdir(mode=0o700)
     (folder / "a.cwasm").write_bytes(b"x" * 2048)
     assert cache_finding().status == "ok"
-    assert "1 modules, 2 KiB" in cache_finding().found.replace("module,", "modules,")
+    assert ", 1 module, 2 KiB, private" in cache_finding().found
     folder.chmod(0o755)
     assert cache_finding().status == "note"
     assert "mode 0755" in cache_finding().found
