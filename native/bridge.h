@@ -140,7 +140,8 @@ void shi_plugin_release(sh_plugin *plugin);
 
 /* ---- signatures (signature.c) -------------------------------------------------------------------------------------- */
 
-wasm_functype_t *shi_functype(const char *params, const char *results); /* NULL: a v128, a reference or unknown character */
+wasm_functype_t *shi_functype(const char *params,
+                              const char *results); /* NULL: a v128, a reference or unknown character */
 /* Cells (Python's side: i32 sign-extended, f32 as double) to and from wasmtime's raw values, in place. */
 void shi_cells_to_raw(const char *types, wasmtime_val_raw_t *values);
 void shi_raw_to_cells(const char *types, wasmtime_val_raw_t *values);

@@ -15,7 +15,7 @@ wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *data, uin
   (void)kind; /* stays "continue" */
   shi_guest *guest = data;
   uint64_t now = shi_now_ns();
-  if (atomic_load(&shi_exiting) || atomic_load(&guest->cancel)) {
+  if (atomic_load(&shi_exiting) || shi_guest_cancelled(guest)) {
     guest->stop = SH_CANCELLED;
   } else if (guest->deadline_ns && now >= guest->deadline_ns) {
     guest->stop = SH_DEADLINE;
@@ -42,7 +42,6 @@ int shi_guest_begin(shi_guest *guest) {
 
   guest->stop = 0;
   guest->refused = false;
-  atomic_store_explicit(&guest->cancel, false, memory_order_relaxed);
   uint64_t now = shi_now_ns();
   guest->deadline_ns = guest->limits.deadline_ns ? now + guest->limits.deadline_ns : 0;
   guest->signals_due_ns = now + signals_every_ns;

@@ -1,6 +1,7 @@
 /* The life of a guest: table, spawn, close. */
 #include "guest.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,26 +99,75 @@ void shi_guest_leave(shi_guest *guest) {
 
 /* ---- spawn --------------------------------------------------------------------------------------------------------- */
 
+/* Gives back the regions that no view is in. True: all of them. */
+static bool release_regions(shi_guest *guest, int policy, sh_reclaim *reclaim) {
+  shi_pool *pool = guest->plugin->host->pool;
+  bool all = true;
+  for (uint32_t k = 0; k < guest->region_count; k++) {
+    if (!guest->regions[k]) continue;
+    if (shi_region_release(pool, guest->regions[k], policy, reclaim) == -EBUSY)
+      all = false;
+    else
+      guest->regions[k] = NULL;
+  }
+  return all;
+}
+
+/* After this the struct is somebody else's. */
+static void leave(shi_guest *guest) {
+  shi_plugin_release(guest->plugin);
+  put(guest);
+}
+
+/* A start function may have called the host, which has a view and does not know yet that the spawn failed. */
+static void release_when_unpinned(shi_guest *guest) {
+  sh_reclaim reclaim = {0};
+  pthread_mutex_lock(&mutex);
+  guest->pinned = !release_regions(guest, -1, &reclaim);
+  bool gone = !guest->pinned;
+  pthread_mutex_unlock(&mutex);
+  if (gone) leave(guest);
+}
+
+void shi_guest_unpin(shi_guest *guest, shi_region *region) {
+  sh_reclaim reclaim = {0};
+  pthread_mutex_lock(&mutex);
+  shi_region_unpin(region);
+  bool gone = guest->pinned && release_regions(guest, -1, &reclaim);
+  if (gone) guest->pinned = false;
+  pthread_mutex_unlock(&mutex);
+  if (gone) leave(guest);
+}
+
+shi_guest *shi_guest_with_regions(uint64_t id) {
+  shi_guest *guest = at((uint32_t)id);
+  if (!guest) return NULL;
+  uint64_t state = atomic_load(&guest->state);
+  return generation_of(state) == id >> 32 && phase_of(state) != SHI_FREE ? guest : NULL;
+}
+
 /* Every store that is ended goes through here, the half-made ones too. Adds to *reclaim. */
 static void end(shi_guest *guest, int policy, sh_reclaim *reclaim) {
   sh_plugin *plugin = guest->plugin;
   if (guest->store) wt.wasmtime_store_delete(guest->store);
   guest->store = NULL;
-  for (uint32_t k = 0; k < guest->region_count; k++) {
-    atomic_store_explicit(&guest->sizes[k], 0, memory_order_release);
-    shi_region_release(plugin->host->pool, guest->regions[k], policy, reclaim);
-  }
+  for (uint32_t k = 0; k < guest->region_count; k++) atomic_store_explicit(&guest->sizes[k], 0, memory_order_release);
+  bool all = release_regions(guest, policy, reclaim);
   if (guest->gc_heap) shi_region_release(plugin->host->pool, guest->gc_heap, policy, reclaim);
   for (int k = 0; k < 2; k++) {
     free(guest->streams[k].bytes);
     guest->streams[k] = (shi_stream){0};
   }
-  shi_plugin_release(plugin);
-  put(guest);
+  if (all)
+    leave(guest);
+  else
+    release_when_unpinned(guest);
 }
 
 static int prepare(shi_guest *guest, sh_plugin *plugin, sh_tenant *tenant, const sh_limits *limits) {
   guest->plugin = plugin;
+  guest->host = plugin->host;
+  guest->pinned = false;
   atomic_fetch_add_explicit(&plugin->references, 1, memory_order_relaxed);
   guest->store = NULL;
   guest->region_count = 0;
@@ -278,9 +328,12 @@ int sh_close(uint64_t id, int policy, sh_reclaim *out) {
 int sh_cancel(uint64_t id) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return 0;
   shi_guest *guest = shi_guest_find(id);
-  if (!guest || phase_of(atomic_load(&guest->state)) != SHI_RUNNING) return 0;
-  atomic_store(&guest->cancel, true);
-  shi_ticker_advance(&guest->plugin->host->ticker);
+  if (!guest) return 0;
+  uint64_t state = atomic_load(&guest->state);
+  do {
+    if (generation_of(state) != id >> 32 || phase_of(state) != SHI_RUNNING) return 0;
+  } while (!atomic_compare_exchange_weak(&guest->state, &state, state | SHI_CANCEL));
+  shi_ticker_advance(&guest->host->ticker);
   return 1;
 }
 
@@ -292,7 +345,7 @@ uint32_t shi_guests_end(sh_host *host) {
   for (uint32_t index = 0; index < size; index++) {
     shi_guest *guest = at(index);
     uint64_t state = atomic_load(&guest->state);
-    if (phase_of(state) == SHI_FREE || guest->plugin->host != host) continue;
+    if (phase_of(state) == SHI_FREE || guest->host != host) continue;
     uint64_t id = generation_of(state) << 32 | index;
     sh_reclaim reclaim;
     if (phase_of(state) == SHI_IDLE && sh_close(id, -1, &reclaim) == SH_OK) continue;

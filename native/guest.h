@@ -15,6 +15,9 @@
  * A struct whose generation would wrap is not used again. */
 enum shi_phase { SHI_FREE, SHI_IDLE, SHI_RUNNING, SHI_CLOSING };
 
+/* Set beside RUNNING: the call is to end. In the same word, so that it neither misses the call nor meets the next. */
+enum { SHI_CANCEL = 0x100 };
+
 typedef struct {
   uint8_t *bytes;
   uint64_t length, capacity, dropped;
@@ -26,6 +29,8 @@ typedef struct shi_guest {
   uint32_t index;          /* of this struct in the table */
   uint32_t depth;
   sh_plugin *plugin;
+  sh_host *host; /* the plugin's; only to be compared when the guest is not the caller's own */
+  bool pinned;   /* ended, but a view of its memory is alive: the last unpin ends the rest; under the table's lock */
   wasmtime_store_t *store;
   wasmtime_context_t *context;
   wasmtime_instance_t instance;
@@ -41,7 +46,6 @@ typedef struct shi_guest {
   sh_limits limits;
   uint64_t deadline_ns; /* absolute, of the outermost call; 0: none */
   uint64_t signals_due_ns;
-  _Atomic bool cancel;
   int stop; /* enum sh_status: why we ended the call ourselves; 0: we did not */
   uint64_t refused_wanted, refused_limit; /* the last growth refused in this call */
   uint32_t refused_level;
@@ -58,6 +62,10 @@ typedef struct shi_guest {
  * the static TLS model. */
 extern _Thread_local uint32_t shi_thread_in_guest __attribute__((tls_model("initial-exec")));
 
+static inline bool shi_guest_cancelled(const shi_guest *guest) {
+  return atomic_load_explicit(&guest->state, memory_order_relaxed) & SHI_CANCEL;
+}
+
 static inline uint64_t shi_guest_id(const shi_guest *guest) {
   return (atomic_load_explicit(&guest->state, memory_order_relaxed) & ~0xffffffffull) | guest->index;
 }
@@ -67,6 +75,10 @@ int shi_guest_enter(uint64_t id, shi_guest **out);
 void shi_guest_leave(shi_guest *guest);
 /* The live guest of that id, without entering: only for what may be read at any time. NULL: closed. */
 shi_guest *shi_guest_find(uint64_t id);
+/* Lets go of a pinned region; of a guest that ended with views alive, the last one gives its memory back. */
+void shi_guest_unpin(shi_guest *guest, shi_region *region);
+/* The guest of that id, ended or not, until its last region is given back. NULL: gone. */
+shi_guest *shi_guest_with_regions(uint64_t id);
 /* Ends all guests of a host that nobody is in; returns how many are left. */
 uint32_t shi_guests_end(sh_host *host);
 

@@ -31,7 +31,7 @@ wasm_trap_t *shi_hostcall_trampoline(void *env, wasmtime_caller_t *caller, wasmt
   shi_thread_in_guest = in_guest;
   if (failed) return stop(guest, SH_HOST_ERROR);
   if (guest->deadline_ns && shi_now_ns() >= guest->deadline_ns) return stop(guest, SH_DEADLINE);
-  if (atomic_load_explicit(&guest->cancel, memory_order_relaxed)) return stop(guest, SH_CANCELLED);
+  if (shi_guest_cancelled(guest)) return stop(guest, SH_CANCELLED);
   shi_cells_to_raw(import->results, values);
   return NULL;
 }

@@ -1,4 +1,6 @@
 /* A guest's bytes as Python reaches them. */
+#include <string.h>
+
 #include "guest.h"
 
 static shi_guest *find(uint64_t id, uint32_t memory_index) {
@@ -37,22 +39,26 @@ int sh_memory_pin(uint64_t id, uint32_t memory_index) {
   shi_region *region = guest->regions[memory_index];
   shi_region_pin(region);
   if (shi_guest_find(id)) return SH_OK;
-  shi_region_unpin(region);
+  shi_guest_unpin(guest, region);
   return shi_fail(SH_CLOSED, "the guest has ended");
 }
 
 void sh_memory_unpin(uint64_t id, uint32_t memory_index) {
   if (atomic_load(&shi_forked)) return;
-  shi_guest *guest = shi_guest_find(id);
-  if (guest && memory_index < guest->region_count) shi_region_unpin(guest->regions[memory_index]);
+  shi_guest *guest = shi_guest_with_regions(id);
+  if (guest && memory_index < guest->region_count && guest->regions[memory_index])
+    shi_guest_unpin(guest, guest->regions[memory_index]);
 }
 
-int sh_output(uint64_t id, int stream, const uint8_t **bytes, uint64_t *length, uint64_t *dropped) {
-  shi_guest *guest = find(id, 0);
-  if (!guest) return shi_error()->status;
+/* The guest is entered: while another thread runs it, the bytes move. */
+int sh_output(uint64_t id, int stream, uint8_t *to, uint64_t room, uint64_t *length, uint64_t *dropped) {
+  shi_guest *guest;
+  int status = shi_guest_enter(id, &guest);
+  if (status != SH_OK) return status;
   const shi_stream *output = &guest->streams[stream == 2];
-  *bytes = output->bytes;
+  if (output->length && output->length <= room) memcpy(to, output->bytes, output->length);
   *length = output->length;
   *dropped = output->dropped;
+  shi_guest_leave(guest);
   return SH_OK;
 }

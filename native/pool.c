@@ -417,9 +417,9 @@ uint64_t shi_pool_trim(shi_pool *pool, uint64_t idle_ns) {
   if (atomic_load(&pool->forked)) {
     return 0;
   }
-  uint64_t now_ns = shi_os_now_ns();
   uint64_t oldest_ns;
   uint64_t bytes = shi_maintain_flush(pool);
+  uint64_t now_ns = shi_os_now_ns(); /* after the flush: what it freed counts as free from then on */
   return bytes + (idle_ns > now_ns ? 0 : shi_maintain_decay(pool, now_ns - idle_ns, &oldest_ns));
 }
 

@@ -218,8 +218,8 @@ const uint64_t *sh_memory_size(uint64_t guest, uint32_t memory_index);
 int sh_memory_pin(uint64_t guest, uint32_t memory_index);
 void sh_memory_unpin(uint64_t guest, uint32_t memory_index);
 
-/* What WASI wrote to stdout (1) or stderr (2), valid until the next call or close. */
-int sh_output(uint64_t guest, int stream, const uint8_t **bytes, uint64_t *length, uint64_t *dropped);
+/* Copies what WASI wrote to stdout (1) or stderr (2), if `room` is enough for its *length. */
+int sh_output(uint64_t guest, int stream, uint8_t *to, uint64_t room, uint64_t *length, uint64_t *dropped);
 
 typedef struct {
   uint64_t calls;

@@ -72,6 +72,13 @@ static uint64_t due_in(const uint8_t *subscription) {
   return timeout > at ? timeout - at : 0;
 }
 
+/* After having waited for `waited` nanoseconds. */
+static bool is_due(const uint8_t *subscription, uint64_t waited) {
+  uint16_t flags;
+  memcpy(&flags, subscription + 40, sizeof flags);
+  return due_in(subscription) <= (flags & ABSTIME ? 0 : waited);
+}
+
 /* Sleeps in ticks, so that deadline and cancellation end it. False: the call is to be stopped. */
 static bool nap(shi_guest *guest, uint64_t ns) {
   uint64_t until = shi_now_ns() + ns;
@@ -121,7 +128,7 @@ static wasm_trap_t *poll_oneoff(void *env, wasmtime_caller_t *caller, wasmtime_v
   for (uint64_t k = 0; k < number; k++) {
     uint8_t subscription[SUBSCRIPTION]; /* copied: the event may be written over it */
     memcpy(subscription, memory + in + k * SUBSCRIPTION, SUBSCRIPTION);
-    if (subscription[8] == CLOCK && due_in(subscription) > wait) continue;
+    if (subscription[8] == CLOCK && !is_due(subscription, wait)) continue;
     uint8_t event[EVENT] = {0};
     memcpy(event, subscription, 8); /* userdata */
     event[10] = subscription[8];    /* type */

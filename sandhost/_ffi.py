@@ -54,6 +54,7 @@ _TRAP_CODES = {
     12: ("atomic_wait_non_shared_memory", "atomic wait on a memory that is not shared"),
     13: ("null_reference", "null reference"),
 }
+_NO_OFFSET = 2**64 - 1  # of the frame whose prologue found the stack exhausted
 _LEVELS = ("the guest's limit", "its tenant's limit", "the host's limit")
 
 
@@ -66,7 +67,7 @@ def _frames(error: object) -> tuple[Frame, ...]:
         Frame(
             function=_text(frame.function) or None,
             function_index=frame.function_index,
-            offset=frame.module_offset,
+            offset=None if frame.module_offset == _NO_OFFSET else frame.module_offset,
             module=_text(frame.module) or None,
         )
         for frame in error.frames[0 : error.frame_count]  # type: ignore[attr-defined]

@@ -113,7 +113,14 @@ class _Lib:
     def sh_module_load(self, host: _CData, path: _CData, fuel: int, /) -> _CData: ...
     def sh_module_serialize(self, module: _CData, out: _CData, out_length: _CData, /) -> int: ...
     def sh_output(
-        self, guest: int, stream: int, bytes: _CData, length: _CData, dropped: _CData, /
+        self,
+        guest: int,
+        stream: int,
+        to: _CData,
+        room: int,
+        length: _CData,
+        dropped: _CData,
+        /,
     ) -> int: ...
     def sh_plugin_export(
         self, plugin: _CData, name: _CData, name_length: int, params: _CData, results: _CData, /

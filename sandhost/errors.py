@@ -71,15 +71,16 @@ class Frame(NamedTuple):
     """Name from the module's name section, None when it has none."""
     function_index: int
     """In the module, imports first."""
-    offset: int
-    """Byte offset of the instruction from the start of the module."""
+    offset: int | None
+    """Byte offset of the instruction from the start of the module, None when it is not known."""
     module: str | None
     """Name of the module, None when it has none."""
 
     def __str__(self) -> str:
         function = f"function {self.function_index}" if self.function is None else printable(self.function)
         module = f" in {printable(self.module)}" if self.module is not None else ""
-        return f"{function}{module} at {self.offset:#x}"
+        at = "" if self.offset is None else f" at {self.offset:#x}"
+        return f"{function}{module}{at}"
 
 
 def _rebuild(

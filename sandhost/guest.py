@@ -170,10 +170,14 @@ class Guest:
     def _output(self, stream: int) -> tuple[bytes, int]:
         if self._outputs is not None:
             return self._outputs[stream - 1]
-        data, length, dropped = ffi.new("uint8_t **"), ffi.new("uint64_t *"), ffi.new("uint64_t *")
-        if lib.sh_output(self._id, stream, data, length, dropped):
-            raise failure()
-        return bytes(ffi.buffer(data[0], length[0])) if length[0] else b"", dropped[0]
+        length, dropped = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        data = ffi.new("uint8_t[]", 0)
+        while True:
+            if lib.sh_output(self._id, stream, data, len(data), length, dropped):
+                raise failure()
+            if length[0] <= len(data):
+                return bytes(ffi.buffer(data, length[0])), dropped[0]
+            data = ffi.new("uint8_t[]", length[0])
 
     # ---- the end ----
 
@@ -212,7 +216,10 @@ class Guest:
         if self._memories is not None:
             self._unmap_memories(self._memories)
         if self.plugin.info.has_wasi and self._outputs is None:
-            self._outputs = (self._output(_STDOUT), self._output(_STDERR))
+            try:
+                self._outputs = (self._output(_STDOUT), self._output(_STDERR))
+            except GuestClosed:
+                pass  # the host ended it
         native = ffi.new("sh_reclaim *")
         status = lib.sh_close(self._id, -1, native)
         if status and status != lib.SH_CLOSED:  # SH_CLOSED: the host ended it
@@ -223,6 +230,14 @@ class Guest:
         self._id = 0
         self._reclaim = reclaim_from(native)
         return self._reclaim
+
+    def abandon(self) -> None:
+        """Let go of everything, because the spawn failed after the host was called. Not for users."""
+        for memory in (self._memories or {}).values():
+            memory.abandon()
+        self._memories = None
+        self._id = 0
+        self.close()
 
     def _unmap_memories(self, memories: dict[int, GuestMemory]) -> None:
         if lib.sh_guest_running(self._id):

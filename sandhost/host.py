@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._ffi import failure, ffi, lib
-from .errors import ConfigError, GuestClosed
+from .errors import ConfigError, GuestBusy, GuestClosed
 from .govern.stats import Latency, MemStats, read_latency, read_stats
 from .limits import UNLIMITED
 from .regions import policy_number
@@ -32,6 +33,7 @@ __all__ = ["Host"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _SMALLEST_STACK, _LARGEST_STACK = 64 << 10, 1536 << 10
+_CLOSE_PATIENCE_S = 0.1
 _MOST_GUESTS = 28_000  # 4 GiB of address space each, in 47 bits
 
 
@@ -99,13 +101,14 @@ class Host:
         self._functions: dict[tuple[str, str], HostFunction] = {}
         self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = True  # until there is something to close
         self._pid = os.getpid()
         self.mapped_guests: weakref.WeakSet[Guest] = weakref.WeakSet()
         self.native = lib.sh_host_new(options)
         if not self.native:
             raise failure()
         self.native = ffi.gc(self.native, lib.sh_host_release)
+        self._closed = False
 
     # ---- host functions, modules, tenants ----
 
@@ -219,10 +222,31 @@ class Host:
         if os.getpid() != self._pid:
             return  # a forked child has no guests
         self._closed = True
-        for guest in list(self.mapped_guests):
-            guest.close()
-        if lib.sh_host_close(self.native):
-            raise failure()
+        for _ in range(2):  # a guest that the first round has cancelled is ended in the second
+            self._end_mapped()
+            if not lib.sh_host_close(self.native):
+                return
+        raise failure()
+
+    def _mapped(self) -> list[Guest]:
+        while True:
+            try:
+                return list(self.mapped_guests)
+            except RuntimeError:  # another thread added one meanwhile
+                continue
+
+    def _end_mapped(self) -> None:
+        """End the guests of which Python has more to do: memory to let go of, output to keep."""
+        patience = time.monotonic() + _CLOSE_PATIENCE_S
+        for guest in self._mapped():
+            while True:
+                try:
+                    guest.close()
+                    break
+                except GuestBusy:
+                    if not guest.cancel() or time.monotonic() > patience:
+                        break  # views are alive, or it is inside a host function
+                    time.sleep(0.002)
 
     def __enter__(self) -> Host:
         return self

@@ -88,6 +88,8 @@ class GuestMemory:
 
     def _view_ended(self, reference: weakref.ref[Any]) -> None:
         self._views -= 1
+        if self._bytes is None and not self._views:
+            lib.sh_memory_unpin(self._guest_id, self._index)
         del _views[id(reference)]  # the guest may end here, if nobody else holds it
 
     def _start(self, address: int, length: int) -> int:
@@ -112,6 +114,13 @@ class GuestMemory:
             raise GuestBusy(
                 f"{self._views} views of the guest's memory are alive; release them before close"
             )
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the region; the last view does, if there are any. For a failed spawn."""
+        if self._bytes is None:
+            return
         self._bytes.release()
         self._bytes = None
-        lib.sh_memory_unpin(self._guest_id, self._index)
+        if not self._views:
+            lib.sh_memory_unpin(self._guest_id, self._index)

@@ -11,7 +11,7 @@ from .errors import ConfigError, ModuleError, printable
 from .guest import Guest
 from .hostcalls import LETTERS, Binding, HostFunction, bindings, spawning, unbind
 from .limits import UNLIMITED, Limits
-from .modules.describe import ModuleInfo
+from .modules.describe import WASI_MODULE, ModuleInfo
 from .modules.rewrite import Rewritten
 from .modules.types import FuncType, Import
 from .tenants import Tenant
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Plugin", "PluginStats"]
 
-_WASI = "wasi_snapshot_preview1"
 _DEFAULT_LIMITS = Limits()
 
 
@@ -105,13 +104,13 @@ class Plugin:
             )
 
     def _add_imports(self, functions: Mapping[tuple[str, str], HostFunction]) -> None:
-        self._wasi = any(wanted.module == _WASI for wanted in self.info.imports)
+        self._wasi = self.info.has_wasi
         missing = []
         seen = set()
         for wanted in self.info.imports:
             key = (wanted.module, wanted.name)
             function = functions.get(key)
-            if wanted.kind == "memory" or (wanted.module == _WASI and function is None):
+            if wanted.kind == "memory" or (wanted.module == WASI_MODULE and function is None):
                 continue
             if function is None or not isinstance(wanted.type, FuncType):
                 missing.append(wanted)
@@ -149,7 +148,7 @@ class Plugin:
         )
 
     def _add_exports(self) -> dict[str, Invoker]:
-        invokers = {}
+        invokers: dict[str, Invoker] = {}
         for export in self.info.exports:
             if not isinstance(export.type, FuncType):
                 continue
@@ -217,8 +216,12 @@ class Plugin:
             spawning.binding = outer
         seen_id, guest._id = guest._id, guest_id
         if not guest_id:
+            error = call_failure(seen_id or getattr(spawning, "failed", 0))
             bindings.pop(seen_id, None)
-            raise call_failure(seen_id or getattr(spawning, "failed", 0))
+            guest.abandon()
+            raise error
+        if self._wasi:
+            self.host_guests.add(guest)  # whose output outlives it, whoever ends it
         if self._calls_back or any(streams):
             bindings[guest_id] = binding
         return guest

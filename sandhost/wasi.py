@@ -67,14 +67,23 @@ class Wasi(_Fields):
     ) -> Wasi:
         """Check the values."""
         for text in (*argv, *env, *env.values(), *dirs):
-            if not isinstance(text, str) or "\0" in text:
-                raise ConfigError(f"WASI arguments and names are texts without NUL, not {text!r}")
+            if not isinstance(text, str) or "\0" in text or not _is_unicode(text):
+                raise ConfigError(f"WASI arguments and names are Unicode without NUL, not {text!r}")
         for granted in dirs.values():
             path = granted.path if isinstance(granted, Dir) else granted
             if not os.path.isdir(path):
                 raise ConfigError(f"cannot grant {os.fspath(path)!r}: no such directory")
         parse_bytes(output_limit)
         return super().__new__(cls, argv, env, stdin, stdout, stderr, dirs, output_limit)
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether it has no lone surrogates, as undecodable arguments of a process have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class WasiGrant:

@@ -15,7 +15,6 @@ from ..units import format_bytes
 
 __all__ = ["KeptSegment", "Survey", "as_record", "origin", "survey", "type_text"]
 
-_WASI = "wasi_snapshot_preview1"
 Kind = Literal["command", "reactor", "library", "unknown"]
 
 
@@ -59,13 +58,13 @@ class Survey:
     def host_functions(self) -> tuple[Import, ...]:
         """What a program must define with `@host.function` before it loads the module."""
         imports = self.info.imports if self.info is not None else ()
-        return tuple(i for i in imports if i.kind == "func" and i.module != _WASI)
+        return tuple(i for i in imports if i.kind == "func" and i.module != WASI_MODULE)
 
     @property
     def wasi_functions(self) -> tuple[str, ...]:
         """Names of what it uses of WASI preview 1."""
         imports = self.info.imports if self.info is not None else ()
-        return tuple(i.name for i in imports if i.module == _WASI)
+        return tuple(i.name for i in imports if i.module == WASI_MODULE)
 
     @property
     def spawn_bytes(self) -> int:
@@ -145,7 +144,7 @@ def _obstacles(info: ModuleInfo, rewritten: Rewritten) -> list[str]:
 
 def origin(wanted: Import) -> str:
     """Say who provides an import."""
-    if wanted.module == _WASI:
+    if wanted.module == WASI_MODULE:
         return "WASI"
     if wanted.kind == "memory":
         return "a region"

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from .parse import CustomSection, Module, parse
 from .types import Export, FuncType, Import, MemoryType, TableType
 
-__all__ = ["DataSummary", "ModuleInfo", "describe", "summarize"]
+__all__ = ["WASI_MODULE", "DataSummary", "ModuleInfo", "describe", "summarize"]
 
-_WASI_MODULES = frozenset({"wasi_snapshot_preview1", "wasi_unstable"})
+WASI_MODULE = "wasi_snapshot_preview1"
+"""Where imports of WASI preview 1 come from. Its predecessor, wasi_unstable, is not served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,8 @@ class ModuleInfo:
 
     @property
     def has_wasi(self) -> bool:
-        """Whether it imports from WASI preview 1 or its predecessor."""
-        return any(wanted.module in _WASI_MODULES for wanted in self.imports)
+        """Whether it imports from WASI preview 1."""
+        return any(wanted.module == WASI_MODULE for wanted in self.imports)
 
     def function(self, name: str) -> FuncType | None:
         """Return the type of the exported function of this name, None when there is none."""
