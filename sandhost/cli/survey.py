@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..errors import ModuleError
 from ..modules.binary import SECTION_NAMES, split
-from ..modules.describe import ModuleInfo, summarize
+from ..modules.describe import WASI_MODULE, ModuleInfo, summarize
 from ..modules.parse import DataSegment, Module, parse
 from ..modules.rewrite import Rewritten, rewrite
 from ..modules.types import ExternType, FuncType, GlobalType, Import, MemoryType, TableType
