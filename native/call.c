@@ -120,6 +120,10 @@ int shi_guest_outcome(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *tr
   if (__builtin_expect(guest->stop != 0, 0)) return stopped(guest, error, trap);
   if (__builtin_expect(!error && !trap, 1)) return SH_OK;
   int status = error ? shi_fail_wasmtime(error) : shi_fail_trap(trap);
+  if (status == SH_WASMTIME && shi_error()->frame_count) { /* as WASI says that a pointer lies outside of the memory */
+    shi_fail_is(SH_TRAP);
+    status = SH_TRAP;
+  }
   if (status == SH_TRAP && shi_error()->trap_code == WASMTIME_TRAP_OUT_OF_FUEL) {
     shi_error()->limit = guest->limits.fuel;
     shi_fail_is(SH_OUT_OF_FUEL);

@@ -84,8 +84,10 @@ int sh_plugin_import(sh_plugin *plugin, const char *module, const char *name, co
   import->result_count = (uint32_t)strlen(results);
   import->next = plugin->imports;
   plugin->imports = import;
+  wt.wasmtime_linker_allow_shadowing(plugin->linker, true); /* it may stand in for one of WASI */
   wasmtime_error_t *error = wt.wasmtime_linker_define_func_unchecked(
       plugin->linker, module, strlen(module), name, strlen(name), type, shi_hostcall_trampoline, import, NULL);
+  wt.wasmtime_linker_allow_shadowing(plugin->linker, false);
   wt.wasm_functype_delete(type);
   return error ? shi_fail_wasmtime(error) : SH_OK;
 }

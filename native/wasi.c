@@ -16,12 +16,9 @@
 
 static ssize_t keep(shi_guest *guest, int number, const unsigned char *bytes, size_t length) {
   if (guest->stream_flags & (1u << number)) {
-    if (guest->stop) return -EIO; /* it is over, but the guest runs on to its next check */
-    if (atomic_load(&shi_exiting)) return (ssize_t)length;
-    if (shi_output(shi_guest_id(guest), number + 1, bytes, length)) {
-      guest->stop = SH_HOST_ERROR;
-      return -EIO;
-    }
+    /* An error would break the stream for good. The guest runs on to its next check, and is not heard until then. */
+    if (atomic_load(&shi_exiting) || guest->stop) return (ssize_t)length;
+    if (shi_output(shi_guest_id(guest), number + 1, bytes, length)) guest->stop = SH_HOST_ERROR;
     return (ssize_t)length;
   }
   shi_stream *stream = &guest->streams[number];

@@ -74,12 +74,18 @@ def _frames(error: object) -> tuple[Frame, ...]:
     )
 
 
+def _cause(message: str) -> str:
+    """Return the line of wasmtime's message that says what happened: the innermost cause."""
+    lines = message.strip().split("\n")
+    return lines[-1].strip() if "Caused by:" in message else lines[0]
+
+
 def failure() -> SandhostError:
     """Return the exception for what this thread's last C call reported."""
     error = lib.sh_last_error()
     status, message = error.status, _text(error.message)
     if status == lib.SH_TRAP:
-        code, meaning = _TRAP_CODES.get(error.trap_code, ("trap", message.split("\n")[0]))
+        code, meaning = _TRAP_CODES.get(error.trap_code, ("trap", _cause(message)))
         return GuestTrap(meaning, code=code, frames=_frames(error))
     if status == lib.SH_EXIT:
         return GuestExit(error.exit_status)

@@ -170,6 +170,8 @@ class Guest:
     def _output(self, stream: int) -> tuple[bytes, int]:
         if self._outputs is not None:
             return self._outputs[stream - 1]
+        if not self.plugin.info.has_wasi:
+            return b"", 0
         length, dropped = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         data = ffi.new("uint8_t[]", 0)
         while True:
@@ -259,5 +261,7 @@ class Guest:
 
     def __del__(self) -> None:
         if self._reclaim is None and self._id:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self)
-            self.close()
+            try:
+                warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self)
+            finally:  # the warning may be an error
+                self.close()

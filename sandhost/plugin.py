@@ -105,6 +105,9 @@ class Plugin:
 
     def _add_imports(self, functions: Mapping[tuple[str, str], HostFunction]) -> None:
         self._wasi = self.info.has_wasi
+        if self._wasi:  # first, so that a host function may stand in for one of it
+            exported = [e.index for e in self.info.exports if e.kind == "memory"]
+            self._do(lib.sh_plugin_wasi(self._native, exported[0] if exported else 0))
         missing = []
         seen = set()
         for wanted in self.info.imports:
@@ -119,9 +122,6 @@ class Plugin:
                 self._add_function(function, wanted.type)
         if missing:
             raise ModuleError(_describe_missing(missing, functions))
-        if self._wasi:
-            exported = [e.index for e in self.info.exports if e.kind == "memory"]
-            self._do(lib.sh_plugin_wasi(self._native, exported[0] if exported else 0))
 
     def _add_function(self, function: HostFunction, wanted: FuncType) -> None:
         function.check(wanted)
