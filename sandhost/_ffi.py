@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from . import _wasmtime
 from .errors import (
     ConfigError,
@@ -80,6 +82,21 @@ def _cause(message: str) -> str:
     return lines[-1].strip() if "Caused by:" in message else lines[0]
 
 
+_OFFSET = re.compile(
+    r" \(at offset (0x[0-9a-f]+)\)|(?:\d: )?Invalid input WebAssembly code at offset (\d+): "
+)
+
+
+def _module_error(message: str) -> ModuleError:
+    """Return wasmtime's refusal of a module: its innermost cause, and the byte it blames."""
+    cause = _cause(message)
+    found = _OFFSET.search(cause)
+    if found is None:
+        return ModuleError(message.strip())
+    offset = int(found[1] or found[2], 0)
+    return ModuleError(f"the module is not valid: {_OFFSET.sub('', cause)}", offset)
+
+
 def failure() -> SandhostError:
     """Return the exception for what this thread's last C call reported."""
     error = lib.sh_last_error()
@@ -112,6 +129,8 @@ def failure() -> SandhostError:
         return RegionFullError(f"{message}; close guests or raise Host(max_guests=...)")
     if status == lib.SH_NATIVE:
         return NativeError(error.os_errno, _text(error.operation))
+    if status == lib.SH_WASMTIME:
+        return _module_error(message)
     return _PLAIN.get(status, SandhostError)(message)
 
 
@@ -119,6 +138,5 @@ _PLAIN: dict[int, type[SandhostError]] = {
     lib.SH_CLOSED: GuestClosed,
     lib.SH_BUSY: GuestBusy,
     lib.SH_ARGUMENT: ConfigError,
-    lib.SH_WASMTIME: ModuleError,
     lib.SH_CANCELLED: GuestCancelled,
 }

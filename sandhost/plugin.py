@@ -92,8 +92,10 @@ class Plugin:
             self._do(
                 lib.sh_plugin_memory(
                     self._native,
-                    memory.minimum_bytes,
-                    UNLIMITED if memory.maximum_bytes is None else memory.maximum_bytes,
+                    min(memory.minimum_bytes, UNLIMITED),  # one more than 64 bits can be declared
+                    UNLIMITED
+                    if memory.maximum_bytes is None
+                    else min(memory.maximum_bytes, UNLIMITED),
                     memory.page_size,
                     image.length if image is not None else 0,
                     len(runs),

@@ -82,10 +82,20 @@ def compile_module(
             return Compiled(rewritten, native, cached=True)
     native = lib.sh_module_compile(host, rewritten.wasm, len(rewritten.wasm), fuel)
     if not native:
-        raise failure()
+        raise _refusal(host, wasm, fuel)
     if cache is not None:
         _store(native, cache, key)
     return Compiled(rewritten, native, cached=False)
+
+
+def _refusal(host: Any, wasm: bytes, fuel: bool) -> Exception:
+    """Return why the module as it was given does not compile: its own offsets, not the rewritten."""
+    error = failure()
+    native = lib.sh_module_compile(host, wasm, len(wasm), fuel)
+    if not native:
+        return failure()
+    lib.sh_module_free(native)
+    return error
 
 
 def _load(host: Any, cache: CompileCache, key: str, fuel: bool) -> Any | None:
