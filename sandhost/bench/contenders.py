@@ -53,7 +53,7 @@ class Contender(Protocol):
     """The calls of its API that are timed."""
 
     def cycles(self, until_ns: int, samples: Samples) -> None:
-        """Run cycles until `perf_counter_ns()` reaches `until_ns`, at least one."""
+        """Run cycles until `perf_counter_ns()` reaches `until_ns` (> 0), at least one."""
 
     def hold(self, guests: int) -> Callable[[], int | None]:
         """Bring guests to where a cycle closes them; what is returned closes them all.
@@ -74,13 +74,18 @@ class Ours:
         self.name = f"sandhost {policy}"
         self.policy = policy
         self._host = Host(reclaim=policy)
-        self.plugin = self._host.load(workload.wasm, name=workload.plugin)
         self.setup = tuple((call.function, call.arguments) for call in workload.setup)
         self.invoke = (workload.invoke.function, workload.invoke.arguments)
         try:
-            self.start().close()
+            self.plugin = self._host.load(workload.wasm, name=workload.plugin)
+            with self.start():
+                pass
         except (TypeError, OverflowError) as error:
+            self.close()
             raise ConfigError(str(error)) from None
+        except BaseException:
+            self.close()
+            raise
 
     def cycles(self, until_ns: int, samples: Samples) -> None:
         """See `Contender`."""
@@ -128,10 +133,14 @@ class Ours:
     def start(self) -> Guest:
         """Bring one guest to where a cycle closes it."""
         guest = self.plugin.spawn()
-        for function, values in self.setup:
-            guest.call(function, *values)
-        with contextlib.suppress(GuestExit):
-            guest.call(self.invoke[0], *self.invoke[1])
+        try:
+            for function, values in self.setup:
+                guest.call(function, *values)
+            with contextlib.suppress(GuestExit):
+                guest.call(self.invoke[0], *self.invoke[1])
+        except BaseException:
+            guest.close()
+            raise
         return guest
 
     def trim(self) -> None:

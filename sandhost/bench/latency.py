@@ -72,15 +72,15 @@ class Histogram:
                     found[percent] = value
         out: Summary = {}
         for percent in PERCENTILES:
-            told = count * (100 - percent) / 100 >= _SAMPLES_BEYOND or percent == _MEDIAN
+            told = round(count * (100 - percent) / 100, 6) >= _SAMPLES_BEYOND or percent == _MEDIAN
             out[percentile_name(percent)] = found.get(percent) if told else None
-        out["max"] = int(self._native.get_max_value()) if count else None
+        out["max"] = int(self._native.max_value) if count else None
         out["samples"] = count
         return out
 
     def _steps(self) -> Iterator[tuple[int, int]]:
         """Yield (samples up to here, nanoseconds) for each bucket that is not empty."""
-        native, passed, most = self._native, 0, self._native.get_max_value()
+        native, passed, most = self._native, 0, self._native.max_value
         for index, count in enumerate(list(native.counts)):
             if count:
                 passed += count
