@@ -66,7 +66,7 @@ void shi_guest_finish(shi_guest *guest) {
   uint64_t left = 0, given = guest->limits.fuel ? guest->limits.fuel : UINT64_MAX;
   wasmtime_error_t *error = wt.wasmtime_context_get_fuel(guest->context, &left);
   if (error) wt.wasmtime_error_delete(error);
-  guest->fuel_used += given - left;
+  shi_tally(&guest->fuel_used, given - left);
 }
 
 /* ---- outcome ------------------------------------------------------------------------------------------------------- */
@@ -163,7 +163,7 @@ static int run(shi_guest *guest, uint32_t index, const shi_export *export, wasmt
   shi_guest_finish(guest);
   status = shi_guest_outcome(guest, error, trap);
   if (status == SH_OK) shi_raw_to_cells(export->results, values);
-  guest->calls++;
+  shi_tally(&guest->calls, 1);
   return status;
 }
 

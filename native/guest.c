@@ -1,7 +1,6 @@
 /* The life of a guest: table, spawn, close. */
 #include "guest.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,13 +57,24 @@ static void put(shi_guest *guest) {
 
 /* ---- who is inside ------------------------------------------------------------------------------------------------- */
 
-shi_guest *shi_guest_find(uint64_t id) {
+static shi_guest *find(uint64_t id) {
   shi_guest *guest = at((uint32_t)id);
   if (!guest) return NULL;
   uint64_t state = atomic_load(&guest->state);
   enum shi_phase phase = phase_of(state);
   return generation_of(state) == id >> 32 && (phase == SHI_IDLE || phase == SHI_RUNNING) ? guest : NULL;
 }
+
+/* Who closes says so in `state` first and takes the lock before he looks for views, and a struct gets its next guest
+ * under the lock: whom we find alive here stays as he is until we let go. */
+shi_guest *shi_guest_hold(uint64_t id) {
+  pthread_mutex_lock(&mutex);
+  shi_guest *guest = find(id);
+  if (!guest) pthread_mutex_unlock(&mutex);
+  return guest;
+}
+
+void shi_guest_let_go(void) { pthread_mutex_unlock(&mutex); }
 
 static int fail_closed(void) { return shi_fail(SH_CLOSED, "the guest has ended"); }
 static int fail_forked(void) {
@@ -99,74 +109,54 @@ void shi_guest_leave(shi_guest *guest) {
 
 /* ---- spawn --------------------------------------------------------------------------------------------------------- */
 
-/* Gives back the regions that no view is in. True: all of them. */
-static bool release_regions(shi_guest *guest, int policy, sh_reclaim *reclaim) {
-  shi_pool *pool = guest->plugin->host->pool;
-  bool all = true;
-  for (uint32_t k = 0; k < guest->region_count; k++) {
-    if (!guest->regions[k]) continue;
-    if (shi_region_release(pool, guest->regions[k], policy, reclaim) == -EBUSY)
-      all = false;
-    else
-      guest->regions[k] = NULL;
-  }
-  return all;
+static bool has_views(const shi_guest *guest) {
+  for (uint32_t k = 0; k < guest->region_count; k++)
+    if (shi_region_pinned(guest->regions[k])) return true;
+  return false;
 }
 
 /* After this the struct is somebody else's. */
-static void leave(shi_guest *guest) {
+static void give_up(shi_guest *guest, int policy, sh_reclaim *reclaim) {
+  shi_pool *pool = guest->plugin->host->pool;
+  for (uint32_t k = 0; k < guest->region_count; k++) shi_region_release(pool, guest->regions[k], policy, reclaim);
   shi_plugin_release(guest->plugin);
   put(guest);
 }
 
-/* A start function may have called the host, which has a view and does not know yet that the spawn failed. */
-static void release_when_unpinned(shi_guest *guest) {
-  sh_reclaim reclaim = {0};
-  pthread_mutex_lock(&mutex);
-  guest->pinned = !release_regions(guest, -1, &reclaim);
-  bool gone = !guest->pinned;
-  pthread_mutex_unlock(&mutex);
-  if (gone) leave(guest);
-}
-
-void shi_guest_unpin(shi_guest *guest, shi_region *region) {
-  sh_reclaim reclaim = {0};
-  pthread_mutex_lock(&mutex);
-  shi_region_unpin(region);
-  bool gone = guest->pinned && release_regions(guest, -1, &reclaim);
-  if (gone) guest->pinned = false;
-  pthread_mutex_unlock(&mutex);
-  if (gone) leave(guest);
-}
-
-shi_guest *shi_guest_with_regions(uint64_t id) {
-  shi_guest *guest = at((uint32_t)id);
-  if (!guest) return NULL;
-  uint64_t state = atomic_load(&guest->state);
-  return generation_of(state) == id >> 32 && phase_of(state) != SHI_FREE ? guest : NULL;
-}
-
-/* Every store that is ended goes through here, the half-made ones too. Adds to *reclaim. */
+/* Every store that is ended goes through here, the half-made ones too. Adds to *reclaim. The guest is CLOSING, so that
+ * nobody gets another view; those who have one are the callbacks of a start function that failed. */
 static void end(shi_guest *guest, int policy, sh_reclaim *reclaim) {
-  sh_plugin *plugin = guest->plugin;
   if (guest->store) wt.wasmtime_store_delete(guest->store);
   guest->store = NULL;
   for (uint32_t k = 0; k < guest->region_count; k++) atomic_store_explicit(&guest->sizes[k], 0, memory_order_release);
-  bool all = release_regions(guest, policy, reclaim);
-  if (guest->gc_heap) shi_region_release(plugin->host->pool, guest->gc_heap, policy, reclaim);
+  if (guest->gc_heap) shi_region_release(guest->plugin->host->pool, guest->gc_heap, policy, reclaim);
   for (int k = 0; k < 2; k++) {
     free(guest->streams[k].bytes);
     guest->streams[k] = (shi_stream){0};
   }
-  if (all)
-    leave(guest);
-  else
-    release_when_unpinned(guest);
+  pthread_mutex_lock(&mutex);
+  bool pinned = guest->pinned = has_views(guest);
+  pthread_mutex_unlock(&mutex);
+  if (!pinned) give_up(guest, policy, reclaim);
+}
+
+void shi_guest_unpin(uint64_t id, uint32_t memory_index) {
+  shi_guest *guest = at((uint32_t)id);
+  if (!guest) return;
+  pthread_mutex_lock(&mutex);
+  uint64_t state = atomic_load(&guest->state);
+  bool there = generation_of(state) == id >> 32 && phase_of(state) != SHI_FREE && memory_index < guest->region_count;
+  if (there) shi_region_unpin(guest->regions[memory_index]);
+  bool last = there && guest->pinned && !has_views(guest);
+  if (last) guest->pinned = false;
+  pthread_mutex_unlock(&mutex);
+  sh_reclaim reclaim = {0};
+  if (last) give_up(guest, -1, &reclaim);
 }
 
 static int prepare(shi_guest *guest, sh_plugin *plugin, sh_tenant *tenant, const sh_limits *limits) {
   guest->plugin = plugin;
-  guest->host = plugin->host;
+  atomic_store_explicit(&guest->host, plugin->host, memory_order_relaxed);
   guest->pinned = false;
   atomic_fetch_add_explicit(&plugin->references, 1, memory_order_relaxed);
   guest->store = NULL;
@@ -178,7 +168,9 @@ static int prepare(shi_guest *guest, sh_plugin *plugin, sh_tenant *tenant, const
   guest->refused = false;
   guest->output_limit = 0;
   guest->stream_flags = 0;
-  guest->calls = guest->host_calls = guest->fuel_used = 0;
+  atomic_store_explicit(&guest->calls, 0, memory_order_relaxed);
+  atomic_store_explicit(&guest->host_calls, 0, memory_order_relaxed);
+  atomic_store_explicit(&guest->fuel_used, 0, memory_order_relaxed);
   guest->born_ns = shi_now_ns();
   shi_account *parent = tenant ? &tenant->account : &plugin->host->account;
   guest->account = (shi_account){.parent = parent, .limit = limits->memory, .level = SHI_ACCOUNT_GUEST};
@@ -226,6 +218,17 @@ static int instantiate(shi_guest *guest) {
   return shi_guest_outcome(guest, error, trap);
 }
 
+static void count_live(sh_plugin *plugin) {
+  sh_host *host = plugin->host;
+  atomic_fetch_add_explicit(&plugin->guests_live, 1, memory_order_relaxed);
+  atomic_fetch_add_explicit(&plugin->spawns, 1, memory_order_relaxed);
+  atomic_fetch_add_explicit(&host->spawns, 1, memory_order_relaxed);
+  uint64_t live = atomic_fetch_add_explicit(&host->guests_live, 1, memory_order_relaxed) + 1;
+  uint64_t peak = atomic_load_explicit(&host->guests_peak, memory_order_relaxed);
+  while (live > peak && !atomic_compare_exchange_weak(&host->guests_peak, &peak, live)) {
+  }
+}
+
 static int start(shi_guest *guest, const sh_wasi *wasi) {
   sh_plugin *plugin = guest->plugin;
   guest->store = wt.wasmtime_store_new(plugin->host->ticker.engines[plugin->module->engine], guest, NULL);
@@ -246,20 +249,10 @@ static int start(shi_guest *guest, const sh_wasi *wasi) {
     shi_guest_finish(guest);
   }
   guest->depth = 0;
+  if (status == SH_OK) count_live(plugin);
   atomic_store(&guest->owner, 0);
   atomic_store(&guest->state, state_of(generation, status == SH_OK ? SHI_IDLE : SHI_CLOSING));
   return status;
-}
-
-static void count_live(sh_plugin *plugin) {
-  sh_host *host = plugin->host;
-  atomic_fetch_add_explicit(&plugin->guests_live, 1, memory_order_relaxed);
-  atomic_fetch_add_explicit(&plugin->spawns, 1, memory_order_relaxed);
-  atomic_fetch_add_explicit(&host->spawns, 1, memory_order_relaxed);
-  uint64_t live = atomic_fetch_add_explicit(&host->guests_live, 1, memory_order_relaxed) + 1;
-  uint64_t peak = atomic_load_explicit(&host->guests_peak, memory_order_relaxed);
-  while (live > peak && !atomic_compare_exchange_weak(&host->guests_peak, &peak, live)) {
-  }
 }
 
 uint64_t sh_spawn(sh_plugin *plugin, sh_tenant *tenant, const sh_limits *limits, const sh_wasi *wasi) {
@@ -268,6 +261,7 @@ uint64_t sh_spawn(sh_plugin *plugin, sh_tenant *tenant, const sh_limits *limits,
     return shi_fail(SH_CLOSED, "the host is closed"), 0;
   shi_guest *guest = take();
   if (!guest) return shi_fail_no_memory(), 0;
+  uint64_t id = shi_guest_id(guest), begun = shi_now_ns();
   int status = prepare(guest, plugin, tenant, limits);
   if (status == SH_OK) status = start(guest, wasi);
   if (status != SH_OK) {
@@ -277,23 +271,17 @@ uint64_t sh_spawn(sh_plugin *plugin, sh_tenant *tenant, const sh_limits *limits,
     end(guest, -1, &reclaim);
     return 0;
   }
-  count_live(plugin);
-  if (atomic_load(&plugin->host->closed)) { /* closed meanwhile: close() has not seen this guest */
+  /* From here on another thread may end the guest (the host's close does), and its struct may be somebody else's. */
+  if (atomic_load(&plugin->host->closed)) { /* closed meanwhile: close() may not have seen this guest */
     sh_reclaim reclaim;
-    sh_close(shi_guest_id(guest), -1, &reclaim);
+    sh_close(id, -1, &reclaim);
     return shi_fail(SH_CLOSED, "the host is closed"), 0;
   }
-  shi_histogram_record(&plugin->host->latency[SH_OP_SPAWN], shi_now_ns() - guest->born_ns);
-  return shi_guest_id(guest);
+  shi_histogram_record(&plugin->host->latency[SH_OP_SPAWN], shi_now_ns() - begun);
+  return id;
 }
 
 /* ---- close --------------------------------------------------------------------------------------------------------- */
-
-static bool has_views(const shi_guest *guest) {
-  for (uint32_t k = 0; k < guest->region_count; k++)
-    if (shi_region_pinned(guest->regions[k])) return true;
-  return false;
-}
 
 int sh_close(uint64_t id, int policy, sh_reclaim *out) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked();
@@ -306,34 +294,39 @@ int sh_close(uint64_t id, int policy, sh_reclaim *out) {
     return shi_fail(SH_BUSY, inside ? "a guest cannot be closed from inside its own call"
                                     : "another thread is in this guest; cancel() ends its call");
   }
-  if (has_views(guest)) {
+  pthread_mutex_lock(&mutex);
+  bool viewed = has_views(guest);
+  pthread_mutex_unlock(&mutex);
+  if (viewed) {
     atomic_store(&guest->state, state_of(id >> 32, SHI_IDLE));
     return shi_fail(SH_BUSY, "views of the guest's memory are still alive; release them first");
   }
   uint64_t begun = shi_now_ns();
   sh_plugin *plugin = guest->plugin;
   sh_host *host = plugin->host;
-  atomic_fetch_add_explicit(&host->calls, guest->calls, memory_order_relaxed);
-  atomic_fetch_add_explicit(&host->host_calls, guest->host_calls, memory_order_relaxed);
-  atomic_fetch_add_explicit(&plugin->calls, guest->calls, memory_order_relaxed);
-  atomic_fetch_add_explicit(&plugin->host_calls, guest->host_calls, memory_order_relaxed);
+  atomic_fetch_add_explicit(&plugin->references, 1, memory_order_relaxed); /* the guest's may be the last */
+  atomic_fetch_add_explicit(&host->calls, shi_tallied(&guest->calls), memory_order_relaxed);
+  atomic_fetch_add_explicit(&host->host_calls, shi_tallied(&guest->host_calls), memory_order_relaxed);
+  atomic_fetch_add_explicit(&plugin->calls, shi_tallied(&guest->calls), memory_order_relaxed);
+  atomic_fetch_add_explicit(&plugin->host_calls, shi_tallied(&guest->host_calls), memory_order_relaxed);
   atomic_fetch_sub_explicit(&plugin->guests_live, 1, memory_order_relaxed);
   memset(out, 0, sizeof *out);
   end(guest, policy, out);
   atomic_fetch_sub_explicit(&host->guests_live, 1, memory_order_relaxed);
   shi_histogram_record(&host->latency[SH_OP_CLOSE], shi_now_ns() - begun);
+  shi_plugin_release(plugin);
   return SH_OK;
 }
 
 int sh_cancel(uint64_t id) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return 0;
-  shi_guest *guest = shi_guest_find(id);
+  shi_guest *guest = find(id);
   if (!guest) return 0;
   uint64_t state = atomic_load(&guest->state);
   do {
     if (generation_of(state) != id >> 32 || phase_of(state) != SHI_RUNNING) return 0;
   } while (!atomic_compare_exchange_weak(&guest->state, &state, state | SHI_CANCEL));
-  shi_ticker_advance(&guest->host->ticker);
+  shi_ticker_advance(&atomic_load_explicit(&guest->host, memory_order_relaxed)->ticker);
   return 1;
 }
 
@@ -345,7 +338,7 @@ uint32_t shi_guests_end(sh_host *host) {
   for (uint32_t index = 0; index < size; index++) {
     shi_guest *guest = at(index);
     uint64_t state = atomic_load(&guest->state);
-    if (phase_of(state) == SHI_FREE || guest->host != host) continue;
+    if (phase_of(state) == SHI_FREE || atomic_load_explicit(&guest->host, memory_order_relaxed) != host) continue;
     uint64_t id = generation_of(state) << 32 | index;
     sh_reclaim reclaim;
     if (phase_of(state) == SHI_IDLE && sh_close(id, -1, &reclaim) == SH_OK) continue;
@@ -356,22 +349,24 @@ uint32_t shi_guests_end(sh_host *host) {
 }
 
 int sh_guest_running(uint64_t id) {
-  shi_guest *guest = shi_guest_find(id);
+  shi_guest *guest = find(id);
   return guest && phase_of(atomic_load(&guest->state)) == SHI_RUNNING;
 }
 
 int sh_guest_get_stats(uint64_t id, sh_guest_stats *out) {
-  shi_guest *guest = shi_guest_find(id);
+  if (atomic_load(&shi_forked)) return fail_forked();
+  shi_guest *guest = shi_guest_hold(id);
   if (!guest) return fail_closed();
   *out = (sh_guest_stats){
-      .calls = guest->calls,
-      .host_calls = guest->host_calls,
-      .fuel_used = guest->fuel_used,
+      .calls = shi_tallied(&guest->calls),
+      .host_calls = shi_tallied(&guest->host_calls),
+      .fuel_used = shi_tallied(&guest->fuel_used),
       .committed_bytes = atomic_load(&guest->account.used),
       .peak_bytes = atomic_load(&guest->account.peak),
       .age_ns = shi_now_ns() - guest->born_ns,
       .memories = guest->region_count,
       .running = phase_of(atomic_load(&guest->state)) == SHI_RUNNING,
   };
+  shi_guest_let_go();
   return SH_OK;
 }

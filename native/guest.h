@@ -29,8 +29,8 @@ typedef struct shi_guest {
   uint32_t index;          /* of this struct in the table */
   uint32_t depth;
   sh_plugin *plugin;
-  sh_host *host; /* the plugin's; only to be compared when the guest is not the caller's own */
-  bool pinned;   /* ended, but a view of its memory is alive: the last unpin ends the rest; under the table's lock */
+  _Atomic(sh_host *) host; /* the plugin's; only to be compared when the guest is not the caller's own */
+  bool pinned; /* ended, but a view of its memory is alive: the last unpin ends the rest; under the table's lock */
   wasmtime_store_t *store;
   wasmtime_context_t *context;
   wasmtime_instance_t instance;
@@ -54,7 +54,8 @@ typedef struct shi_guest {
   shi_stream streams[2]; /* stdout, stderr */
   uint64_t output_limit;
   uint32_t stream_flags;
-  uint64_t born_ns, calls, host_calls, fuel_used;
+  uint64_t born_ns;
+  _Atomic uint64_t calls, host_calls, fuel_used; /* written by the thread inside, read by any */
   struct shi_guest *next_free;
 } shi_guest;
 
@@ -70,15 +71,22 @@ static inline uint64_t shi_guest_id(const shi_guest *guest) {
   return (atomic_load_explicit(&guest->state, memory_order_relaxed) & ~0xffffffffull) | guest->index;
 }
 
+static inline uint64_t shi_tallied(const _Atomic uint64_t *tally) {
+  return atomic_load_explicit(tally, memory_order_relaxed);
+}
+static inline void shi_tally(_Atomic uint64_t *tally, uint64_t by) { /* one writer: no locked instruction */
+  atomic_store_explicit(tally, shi_tallied(tally) + by, memory_order_relaxed);
+}
+
 /* Makes the calling thread the one inside, or says why not. Nests when it is inside already. */
 int shi_guest_enter(uint64_t id, shi_guest **out);
 void shi_guest_leave(shi_guest *guest);
-/* The live guest of that id, without entering: only for what may be read at any time. NULL: closed. */
-shi_guest *shi_guest_find(uint64_t id);
+/* The live guest of that id, without entering: for what any thread may read. It does not end, and no guest does, until
+ * shi_guest_let_go(). NULL: closed, and nothing to let go. */
+shi_guest *shi_guest_hold(uint64_t id);
+void shi_guest_let_go(void);
 /* Lets go of a pinned region; of a guest that ended with views alive, the last one gives its memory back. */
-void shi_guest_unpin(shi_guest *guest, shi_region *region);
-/* The guest of that id, ended or not, until its last region is given back. NULL: gone. */
-shi_guest *shi_guest_with_regions(uint64_t id);
+void shi_guest_unpin(uint64_t id, uint32_t memory_index);
 /* Ends all guests of a host that nobody is in; returns how many are left. */
 uint32_t shi_guests_end(sh_host *host);
 

@@ -3,51 +3,52 @@
 
 #include "guest.h"
 
-static shi_guest *find(uint64_t id, uint32_t memory_index) {
+/* To be let go. */
+static shi_guest *hold(uint64_t id, uint32_t memory_index) {
   if (atomic_load(&shi_forked)) {
     shi_fail(SH_FORKED, "this process was forked from the one that has the guests; it has none");
     return NULL;
   }
-  shi_guest *guest = shi_guest_find(id);
+  shi_guest *guest = shi_guest_hold(id);
   if (!guest) {
     shi_fail(SH_CLOSED, "the guest has ended");
     return NULL;
   }
-  if (memory_index < guest->region_count) return guest;
-  shi_fail(SH_ARGUMENT, "the guest has %u memories, there is no memory %u", guest->region_count, memory_index);
+  uint32_t count = guest->region_count;
+  if (memory_index < count) return guest;
+  shi_guest_let_go();
+  shi_fail(SH_ARGUMENT, "the guest has %u memories, there is no memory %u", count, memory_index);
   return NULL;
 }
 
 int sh_memory_get(uint64_t id, uint32_t memory_index, sh_memory *out) {
-  shi_guest *guest = find(id, memory_index);
+  shi_guest *guest = hold(id, memory_index);
   if (!guest) return shi_error()->status;
   out->base = guest->regions[memory_index]->base;
   out->size = atomic_load_explicit(&guest->sizes[memory_index], memory_order_acquire);
   out->capacity = guest->regions[memory_index]->maximum;
+  shi_guest_let_go();
   return SH_OK;
 }
 
 const uint64_t *sh_memory_size(uint64_t id, uint32_t memory_index) {
-  shi_guest *guest = find(id, memory_index);
-  return guest ? (const uint64_t *)&guest->sizes[memory_index] : NULL;
+  shi_guest *guest = hold(id, memory_index);
+  if (!guest) return NULL;
+  const uint64_t *size = (const uint64_t *)&guest->sizes[memory_index];
+  shi_guest_let_go();
+  return size;
 }
 
-/* The pin is taken first and the guest looked at after: close looks at the pins after it has said that it closes. */
 int sh_memory_pin(uint64_t id, uint32_t memory_index) {
-  shi_guest *guest = find(id, memory_index);
+  shi_guest *guest = hold(id, memory_index);
   if (!guest) return shi_error()->status;
-  shi_region *region = guest->regions[memory_index];
-  shi_region_pin(region);
-  if (shi_guest_find(id)) return SH_OK;
-  shi_guest_unpin(guest, region);
-  return shi_fail(SH_CLOSED, "the guest has ended");
+  shi_region_pin(guest->regions[memory_index]);
+  shi_guest_let_go();
+  return SH_OK;
 }
 
 void sh_memory_unpin(uint64_t id, uint32_t memory_index) {
-  if (atomic_load(&shi_forked)) return;
-  shi_guest *guest = shi_guest_with_regions(id);
-  if (guest && memory_index < guest->region_count && guest->regions[memory_index])
-    shi_guest_unpin(guest, guest->regions[memory_index]);
+  if (!atomic_load(&shi_forked)) shi_guest_unpin(id, memory_index);
 }
 
 /* The guest is entered: while another thread runs it, the bytes move. */
