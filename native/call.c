@@ -106,6 +106,9 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
     atomic_fetch_add_explicit(&host->deadlines, 1, memory_order_relaxed);
     shi_error()->limit = guest->limits.deadline_ns;
     break;
+  case SH_EXIT:
+    shi_error()->exit_status = guest->exit_status;
+    break;
   case SH_CANCELLED:
     atomic_fetch_add_explicit(&host->cancels, 1, memory_order_relaxed);
     break;

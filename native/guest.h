@@ -54,6 +54,7 @@ typedef struct shi_guest {
   shi_stream streams[2]; /* stdout, stderr */
   uint64_t output_limit;
   uint32_t stream_flags;
+  int32_t exit_status; /* with stop == SH_EXIT */
   uint64_t born_ns;
   _Atomic uint64_t calls, host_calls, fuel_used; /* written by the thread inside, read by any */
   struct shi_guest *next_free;

@@ -1,9 +1,10 @@
-/* WASI preview 1: wasmtime's implementation, with our own streams and our own poll_oneoff.
+/* WASI preview 1: wasmtime's implementation, with our own streams, poll_oneoff and proc_exit.
  *
  * https://github.com/WebAssembly/WASI/blob/wasi-0.1/preview1/docs.md
  *
  * poll_oneoff is ours because wasmtime's blocks the thread for as long as the guest asks, and no epoch ends that: a
- * guest could sleep past its deadline. Files are always ready, so only clocks are waited for.
+ * guest could sleep past its deadline. Files are always ready, so only clocks are waited for. proc_exit is ours because
+ * wasmtime's makes an error without a status of every status above 125.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -137,16 +138,37 @@ static wasm_trap_t *poll_oneoff(void *env, wasmtime_caller_t *caller, wasmtime_v
   return NULL;
 }
 
+/* ---- proc_exit ------------------------------------------------------------------------------------------------------ */
+
+static wasm_trap_t *proc_exit(void *env, wasmtime_caller_t *caller, wasmtime_val_raw_t *values, size_t count) {
+  (void)env;
+  (void)count;
+  static const char message[] = "sandhost: the guest exited";
+  shi_guest *guest = wt.wasmtime_context_get_data(wt.wasmtime_caller_context(caller));
+  guest->exit_status = values[0].i32;
+  guest->stop = SH_EXIT;
+  return wt.wasmtime_trap_new(message, sizeof message - 1);
+}
+
+/* ---- linking -------------------------------------------------------------------------------------------------------- */
+
+static wasmtime_error_t *define(sh_plugin *plugin, const char *name, const char *params, const char *results,
+                                wasmtime_func_unchecked_callback_t function) {
+  static const char module[] = "wasi_snapshot_preview1";
+  wasm_functype_t *type = shi_functype(params, results);
+  wasmtime_error_t *error = wt.wasmtime_linker_define_func_unchecked(plugin->linker, module, sizeof module - 1, name,
+                                                                     strlen(name), type, function, NULL, NULL);
+  wt.wasm_functype_delete(type);
+  return error;
+}
+
 int shi_wasi_define(sh_plugin *plugin) {
-  static const char module[] = "wasi_snapshot_preview1", name[] = "poll_oneoff";
   wasmtime_error_t *error = wt.wasmtime_linker_define_wasi(plugin->linker);
   if (error) return shi_fail_wasmtime(error);
-  wasm_functype_t *type = shi_functype("iiii", "i");
   wt.wasmtime_linker_allow_shadowing(plugin->linker, true);
-  error = wt.wasmtime_linker_define_func_unchecked(plugin->linker, module, sizeof module - 1, name, sizeof name - 1,
-                                                   type, poll_oneoff, NULL, NULL);
+  error = define(plugin, "poll_oneoff", "iiii", "i", poll_oneoff);
+  if (!error) error = define(plugin, "proc_exit", "i", "", proc_exit);
   wt.wasmtime_linker_allow_shadowing(plugin->linker, false);
-  wt.wasm_functype_delete(type);
   return error ? shi_fail_wasmtime(error) : SH_OK;
 }
 
