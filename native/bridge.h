@@ -166,6 +166,7 @@ uint64_t shi_stack_left(void); /* bytes of the calling thread's stack below this
 
 /* trap_signals.c: keeps wasmtime's fault handlers reachable */
 void shi_trap_signals_installed(void); /* right after the first engine exists */
+void shi_trap_signals_check_all(void);
 void shi_trap_signals_check(void); /* cheap; puts a chain right if somebody installed handlers since */
 
 #endif

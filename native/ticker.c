@@ -31,6 +31,7 @@ static void *tick(void *argument) {
     pthread_mutex_unlock(&ticker->mutex);
     nanosleep(&(struct timespec){.tv_nsec = SHI_TICK_NS}, NULL);
     shi_ticker_advance(ticker);
+    if (atomic_load(&ticker->running)) shi_trap_signals_check_all();
     pthread_mutex_lock(&ticker->mutex);
   }
   pthread_mutex_unlock(&ticker->mutex);
