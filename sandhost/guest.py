@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ._ffi import failure, ffi, lib
 from .calls import Invoker, no_such_function
 from .errors import ConfigError, GuestClosed
-from .hostcalls import bindings
+from .hostcalls import bindings, pending
 from .memory import GuestMemory
 from .regions import Reclaim, reclaim_from
 
@@ -229,6 +229,8 @@ class Guest:
             raise failure()
         if bindings:
             bindings.pop(self._id, None)
+        if pending:  # only of a call whose caller ran out of stack before it could take it
+            pending.pop(self._id, None)
         self._id = 0
         self._reclaim = reclaim_from(native)
         return self._reclaim
