@@ -100,7 +100,8 @@ def all_guests() -> dict[str, Guest]:
     sources += [("c", path) for path in HERE.glob("c/*.c")]
     sources += [("go", path) for path in HERE.glob("go/*/main.go")]
     guests = [
-        Guest(path.parent.name if kind == "go" else path.stem, kind, path.relative_to(HERE)) for kind, path in sources
+        Guest(path.parent.name if kind == "go" else path.stem, kind, path.relative_to(HERE))
+        for kind, path in sources
     ]
     return {guest.name: guest for guest in sorted(guests, key=lambda guest: guest.name)}
 
@@ -114,7 +115,9 @@ def tool_version(kind: str) -> str:
     try:
         return version(TOOLS[kind])
     except PackageNotFoundError:
-        raise ToolMissingError(f"{TOOLS[kind]} is not installed: pip install {TOOLS[kind]}") from None
+        raise ToolMissingError(
+            f"{TOOLS[kind]} is not installed: pip install {TOOLS[kind]}"
+        ) from None
 
 
 def build(guest: Guest) -> bytes:
@@ -138,7 +141,17 @@ def _build_wat(guest: Guest) -> bytes:
 
 
 def _build_c(guest: Guest) -> bytes:
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-wasi", "-O2", "-s", "-std=c11"]
+    command = [
+        sys.executable,
+        "-m",
+        "ziglang",
+        "cc",
+        "-target",
+        "wasm32-wasi",
+        "-O2",
+        "-s",
+        "-std=c11",
+    ]
     command += ["-Wall", "-Wextra", "-Werror"]
     # Zig's default stack is 16 MiB, and all of it is memory that the guest starts with.
     command += ["-Wl,-z,stack-size=65536"]
@@ -176,7 +189,12 @@ def _build_go(guest: Guest) -> bytes:
 
 def _run(command: Sequence[str], *, cwd: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise BuildError(done.stderr.strip() or f"{command[0]} ended with status {done.returncode}")
@@ -213,7 +231,10 @@ def build_into(out: Path, guests: Sequence[Guest], *, may_skip: bool) -> int:
             print(f"{label}FAILED\n{error}", file=sys.stderr, flush=True)
         else:
             built.append(one)
-            print(f"{label}{len(one.wasm):>9,} bytes {time.perf_counter() - guest_began:8.2f} s", flush=True)
+            print(
+                f"{label}{len(one.wasm):>9,} bytes {time.perf_counter() - guest_began:8.2f} s",
+                flush=True,
+            )
 
     out.mkdir(parents=True, exist_ok=True)
     for one in built:
@@ -248,7 +269,11 @@ def check(guests: Sequence[Guest]) -> int:
     for name in sorted(strays):
         print(f"    {name:18}WRONG: in built/, but not among the guests to be shipped", flush=True)
     wrong += len(strays)
-    print(f"{wrong} of {len(guests)} wrong: run build.py --update" if wrong else f"{len(guests)} are as built")
+    print(
+        f"{wrong} of {len(guests)} wrong: run build.py --update"
+        if wrong
+        else f"{len(guests)} are as built"
+    )
     return 1 if wrong else 0
 
 
@@ -271,21 +296,31 @@ def _compare(guest: Guest, recorded: dict[str, dict[str, dict[str, str]]]) -> tu
     if fresh == wasm:
         return "", "same bytes"
     tool = TOOLS[guest.kind]
-    return f"a fresh build differs (built by {tool} {recorded['tools'][tool]}, here {tool_version(guest.kind)})", ""
+    return (
+        f"a fresh build differs (built by {tool} {recorded['tools'][tool]}, here {tool_version(guest.kind)})",
+        "",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns an exit status: 0, 1 (a guest failed or differs), 2 (bad usage)."""
     summary, _, sources = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
-        prog="build.py", description=summary, epilog=sources, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="build.py",
+        description=summary,
+        epilog=sources,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = HERE.parent / "build" / "guests"
     parser.add_argument("names", nargs="*", metavar="NAME", help="build only these (default: all)")
-    parser.add_argument("--out", type=Path, default=default, metavar="DIR", help="where to (default: build/guests)")
+    parser.add_argument(
+        "--out", type=Path, default=default, metavar="DIR", help="where to (default: build/guests)"
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--update", action="store_true", help="build the committed ones into built/")
-    mode.add_argument("--check", action="store_true", help="compare the committed ones with a fresh build")
+    mode.add_argument(
+        "--check", action="store_true", help="compare the committed ones with a fresh build"
+    )
     mode.add_argument("--list", action="store_true", help="show what there is, and build nothing")
     options = parser.parse_args(arguments)
 

@@ -3,8 +3,8 @@
 #ifndef SANDHOST_H
 #define SANDHOST_H
 
-#include <stdint.h>
 #include <stddef.h>
+#include <stdint.h>
 
 /* cffi: begin */
 
@@ -285,8 +285,17 @@ void sh_plugin_get_stats(const sh_plugin *plugin, sh_plugin_stats *out);
 
 /* The OS calls that can be made to fail. */
 enum sh_os_call {
-  SH_OS_MMAP, SH_OS_MPROTECT, SH_OS_MADVISE, SH_OS_MEMFD, SH_OS_WRITE, SH_OS_SEAL, SH_OS_PAGEMAP_SCAN,
-  SH_OS_PAGEMAP_READ, SH_OS_MBIND, SH_OS_THREAD, SH_OS_CALLS
+  SH_OS_MMAP,
+  SH_OS_MPROTECT,
+  SH_OS_MADVISE,
+  SH_OS_MEMFD,
+  SH_OS_WRITE,
+  SH_OS_SEAL,
+  SH_OS_PAGEMAP_SCAN,
+  SH_OS_PAGEMAP_READ,
+  SH_OS_MBIND,
+  SH_OS_THREAD,
+  SH_OS_CALLS
 };
 /* After `skip` more calls the next `times` ones of `call` fail with `error`; times = 0 clears. Process-wide. */
 void sh_fault_inject(int call, uint32_t skip, uint32_t times, int error);

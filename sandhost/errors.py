@@ -77,7 +77,9 @@ class Frame(NamedTuple):
     """Name of the module, None when it has none."""
 
     def __str__(self) -> str:
-        function = f"function {self.function_index}" if self.function is None else printable(self.function)
+        function = (
+            f"function {self.function_index}" if self.function is None else printable(self.function)
+        )
         module = f" in {printable(self.module)}" if self.module is not None else ""
         at = "" if self.offset is None else f" at {self.offset:#x}"
         return f"{function}{module}{at}"

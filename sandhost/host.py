@@ -124,7 +124,6 @@ class Host:
         Raises:
             ConfigError: the types cannot be told.
         """
-
         from .hostcalls import HostFunction
 
         def define(function: _Function) -> _Function:
@@ -140,8 +139,7 @@ class Host:
         fuel: bool = False,
         name: str | None = None,
     ) -> Plugin:
-        """Load a module from a path or from bytes, as wasm or as wat text; compile it, or take it
-        from the cache.
+        """Load a module from a path or bytes, wasm or wat text: compile it, or take it from the cache.
 
         Args:
             fuel: compile with instruction counters, for `Limits(fuel=...)`.

@@ -99,7 +99,9 @@ class GuestMemory:
         start = address & self._mask if -(self._mask >> 1) - 1 <= address < 0 else address
         size = self._size[0]
         if start < 0 or length < 0 or start + length > size:
-            raise OutOfBounds(f"{length} bytes at {address:#x} are not within a memory of {size} bytes")
+            raise OutOfBounds(
+                f"{length} bytes at {address:#x} are not within a memory of {size} bytes"
+            )
         return start
 
     def release(self) -> None:

@@ -54,9 +54,7 @@ class Plugin:
         self.info: ModuleInfo = rewritten.info
         """The module as its author wrote it."""
         self.host_guests: weakref.WeakSet[Guest] = host.mapped_guests
-        self._native = ffi.gc(
-            lib.sh_plugin_new(host.native, native_module), lib.sh_plugin_release
-        )
+        self._native = ffi.gc(lib.sh_plugin_new(host.native, native_module), lib.sh_plugin_release)
         if not self._native:
             raise failure()
         self._adapters: list[int] = []

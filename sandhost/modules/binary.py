@@ -1,4 +1,4 @@
-"""A WebAssembly binary as a list of sections, and the reader that checks every step into them.
+r"""A WebAssembly binary as a list of sections, and the reader that checks every step into them.
 
     00 61 73 6d   01 00 00 00     id  size  payload      id  size  payload   …
     "\\0asm"       version 1       └── Section ────┘      └── Section ────┘

@@ -311,7 +311,9 @@ class CompileCache:
             if artifact is not None:
                 unlink_if_present(directory, artifact)
         self._count(corrupt=1)
-        get_logger(_LOGGER).warning("cache.corrupt", key=key, problem=str(problem), action="removed")
+        get_logger(_LOGGER).warning(
+            "cache.corrupt", key=key, problem=str(problem), action="removed"
+        )
 
     def _count(self, **events: int) -> None:
         with self._mutex:
@@ -329,7 +331,9 @@ class CompileCache:
             if event in self._warned:
                 return
             self._warned.add(event)
-        get_logger(_LOGGER).warning(event, directory=str(self.directory), reason=str(reason), effect=effect)
+        get_logger(_LOGGER).warning(
+            event, directory=str(self.directory), reason=str(reason), effect=effect
+        )
 
 
 def _check_key(key: str) -> None:

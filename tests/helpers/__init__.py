@@ -55,7 +55,9 @@ def balanced(host: sandhost.Host) -> sandhost.MemStats:
 
 
 @contextlib.contextmanager
-def failing(call: str, *, skip: int = 0, times: int = 1, error: int = errno.ENOMEM) -> Iterator[None]:
+def failing(
+    call: str, *, skip: int = 0, times: int = 1, error: int = errno.ENOMEM
+) -> Iterator[None]:
     """Make an OS call of the region allocator fail ("MMAP", "MADVISE", …), in the whole process."""
     number = getattr(lib, f"SH_OS_{call}")
     lib.sh_fault_inject(number, skip, times, error)

@@ -10,8 +10,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import sandhost  # noqa: E402  (after the path is set)
-from helpers import POLICIES, balanced, collected  # noqa: E402
+from helpers import POLICIES, balanced, collected
+
+import sandhost
 
 
 @pytest.fixture

@@ -112,7 +112,9 @@ def test_a_function_whose_types_cannot_be_told_is_refused(host, annotate, compla
         host.function("env", "f")(scope["f"])
 
 
-@pytest.mark.parametrize("signature", ["(i32", "i33", "(i32) -> what", "(i32,, i64) => i32", "funcref"])
+@pytest.mark.parametrize(
+    "signature", ["(i32", "i33", "(i32) -> what", "(i32,, i64) => i32", "funcref"]
+)
 def test_a_signature_that_is_not_understood_is_refused(host, signature):
     if signature == "(i32":
         pytest.skip("read leniently, as (i32)")
@@ -141,7 +143,9 @@ def test_an_import_of_another_type_names_both_types(host):
 
 def test_one_name_imported_with_two_types_is_a_module_error(host):
     host.function("env", "f", "(i32)")(lambda a: None)
-    text = b"""(module (import "env" "f" (func (param i32))) (import "env" "f" (func (param i64))))"""
+    text = (
+        b"""(module (import "env" "f" (func (param i32))) (import "env" "f" (func (param i64))))"""
+    )
     with pytest.raises(sandhost.ModuleError):
         host.load(text)
 
@@ -255,7 +259,9 @@ def test_a_result_that_does_not_fit_is_a_host_call_error_with_its_cause(host, wa
     assert isinstance(caught.value.__cause__, (TypeError, ValueError, OverflowError))
 
 
-@pytest.mark.parametrize(("wasm", "given", "seen"), [("i32", 2**32 - 1, -1), ("i64", 2**64 - 1, -1)])
+@pytest.mark.parametrize(
+    ("wasm", "given", "seen"), [("i32", 2**32 - 1, -1), ("i64", 2**64 - 1, -1)]
+)
 def test_a_result_may_be_the_unsigned_number_of_the_same_bits(host, wasm, given, seen):
     host.function("env", "f", f"() -> {wasm}")(lambda: given)
     with host.load(importing("", wasm)).spawn() as guest:

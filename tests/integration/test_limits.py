@@ -370,9 +370,7 @@ def test_growth_beyond_the_tenants_limit_is_refused(host):
 
 @pytest.mark.parametrize("policy", ["immediate", "warm", "lazy"])
 def test_the_hosts_limit_holds_over_all_tenants_and_comes_back_whole(policy):
-    with sandhost.Host(
-        cache=False, max_guests=64, memory_limit="40 MiB", reclaim=policy
-    ) as host:
+    with sandhost.Host(cache=False, max_guests=64, memory_limit="40 MiB", reclaim=policy) as host:
         plugin = host.load(guest_file("bss"))
         for _ in range(20):
             with plugin.spawn(tenant="a") as one, plugin.spawn(tenant="b") as two:

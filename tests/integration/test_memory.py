@@ -151,7 +151,7 @@ def test_several_memories_are_apart(host):
 def test_a_guest_without_memory_says_so(host):
     with host.load(guest_file("add")).spawn() as guest:
         with pytest.raises(sandhost.ConfigError, match="0 memories"):
-            guest.memory  # noqa: B018
+            guest.memory
 
 
 def test_memory_grown_meanwhile_is_reached_at_once(guest):
@@ -303,7 +303,7 @@ def test_a_host_closes_with_guests_alive_and_their_memory_mapped():
         with pytest.raises(sandhost.GuestClosed):
             guest.call("size")
         with pytest.raises(sandhost.GuestClosed):
-            guest.memory  # noqa: B018
+            guest.memory
         guest.close()
         assert guest.closed
     with pytest.raises(sandhost.GuestClosed):

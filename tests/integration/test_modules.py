@@ -81,7 +81,7 @@ def test_what_is_not_supported_or_not_defined_is_refused_by_name(host, name):
         b"\x7fELF\2\1\1\0",
         b"(module",
         b"(module (func (result i32)))",
-        b"(module (func (export \"f\") (i32.add)))",
+        b'(module (func (export "f") (i32.add)))',
         b"(component)",
         b"\xff\xfe",
         b"   ",
@@ -147,7 +147,9 @@ def test_a_validation_error_says_at_which_byte(host):
 @pytest.mark.parametrize("name", ["add", "secrets", "wordcount", "echo"])
 def test_a_truncated_module_is_refused_wherever_it_is_cut(host, name):
     whole = (GUESTS / "built" / f"{name}.wasm").read_bytes()
-    cuts = range(len(whole)) if len(whole) < 300 else random.Random(1).sample(range(len(whole)), 200)
+    cuts = (
+        range(len(whole)) if len(whole) < 300 else random.Random(1).sample(range(len(whole)), 200)
+    )
     loaded = 0
     for cut in cuts:
         try:

@@ -387,7 +387,9 @@ def test_an_unknown_wasi_function_is_a_module_error(host):
 
 
 def test_a_host_function_may_stand_in_for_one_of_wasi(host):
-    host.function("wasi_snapshot_preview1", "proc_exit", "(i32)")(lambda status: seen.append(status))
+    host.function("wasi_snapshot_preview1", "proc_exit", "(i32)")(
+        lambda status: seen.append(status)
+    )
     seen: list[int] = []
     text = b"""(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
         (func (export "go") (call $exit (i32.const 5))))"""

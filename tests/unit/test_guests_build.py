@@ -33,7 +33,9 @@ UNNAMEABLE = ("gc_types", "types")
 
 def load_build(folder: Path) -> ModuleType:
     """The build.py of a folder as a module of its own."""
-    spec = importlib.util.spec_from_file_location(f"guests_build_{folder.parent.name}", folder / "build.py")
+    spec = importlib.util.spec_from_file_location(
+        f"guests_build_{folder.parent.name}", folder / "build.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
@@ -55,7 +57,9 @@ def needs(kind: str) -> None:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of guests/ in another place, free to be spoilt."""
-    return Path(shutil.copytree(GUESTS, tmp_path / "guests", ignore=shutil.ignore_patterns("__pycache__")))
+    return Path(
+        shutil.copytree(GUESTS, tmp_path / "guests", ignore=shutil.ignore_patterns("__pycache__"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +135,9 @@ def host_part(store: wasmtime.Store, wanted: wasmtime.ImportType) -> Any:
 
 
 @pytest.mark.parametrize("name", WAT_NAMES)
-def test_every_text_guest_starts_or_fails_as_it_is_meant_to(name: str, engine: wasmtime.Engine) -> None:
+def test_every_text_guest_starts_or_fails_as_it_is_meant_to(
+    name: str, engine: wasmtime.Engine
+) -> None:
     store = wasmtime.Store(engine)
     store.set_fuel(10_000_000)
     module = wasmtime.Module(engine, wasm_of(name))
@@ -144,7 +150,9 @@ def test_every_text_guest_starts_or_fails_as_it_is_meant_to(name: str, engine: w
 
 
 @pytest.mark.parametrize("name", ["imported_global", "imported_memory", "imported_table"])
-def test_a_guest_with_imports_does_not_start_without_them(name: str, engine: wasmtime.Engine) -> None:
+def test_a_guest_with_imports_does_not_start_without_them(
+    name: str, engine: wasmtime.Engine
+) -> None:
     with pytest.raises(wasmtime.WasmtimeError, match="unknown import"):
         Running(engine, name)
 
@@ -194,7 +202,9 @@ def test_an_exception_is_caught_inside_or_ends_the_call(engine: wasmtime.Engine)
 
 def test_every_hostile_name_leads_to_the_function(engine: wasmtime.Engine) -> None:
     guest = Running(engine, "hostile_names")
-    names = [export.name for export in guest.module.exports if isinstance(export.type, wasmtime.FuncType)]
+    names = [
+        export.name for export in guest.module.exports if isinstance(export.type, wasmtime.FuncType)
+    ]
     assert {"", "__class__", "a" * 4096, "nul\0byte"} <= set(names)
     answers = {name: guest.__getattr__(name)() for name in names if not name.startswith("trap")}
     assert set(answers.values()) == {1}
@@ -225,7 +235,9 @@ def test_wordcount_counts_and_ranks_words(engine: wasmtime.Engine) -> None:
     assert guest.take(guest.top_words(address, 0, 5)) == b""
 
 
-def test_wordcount_keeps_count_of_more_words_than_its_first_table_holds(engine: wasmtime.Engine) -> None:
+def test_wordcount_keeps_count_of_more_words_than_its_first_table_holds(
+    engine: wasmtime.Engine,
+) -> None:
     guest = Running(engine, "wordcount")
     text = b" ".join(b"w%d" % (i % 1000) for i in range(1500))
     lines = guest.take(guest.top_words(guest.put(text), len(text), 2000)).decode().splitlines()
@@ -244,7 +256,11 @@ def test_blur_averages_and_leaves_a_plain_picture_alone(engine: wasmtime.Engine)
     address = guest.put(point)
     assert guest.blur(address, 3, 3, 1) == 0
     assert bytes(guest.memory.read(guest.store, address, address + len(point))) == bytes([10]) * 36
-    assert [guest.blur(address, 0, 3, 1), guest.blur(address, 3, 3, 0), guest.blur(address, 16385, 1, 1)] == [1, 1, 1]
+    assert [
+        guest.blur(address, 0, 3, 1),
+        guest.blur(address, 3, 3, 0),
+        guest.blur(address, 16385, 1, 1),
+    ] == [1, 1, 1]
 
 
 def run_command(
@@ -265,7 +281,9 @@ def run_command(
     store.set_wasi(wasi)
     linker = wasmtime.Linker(engine)
     linker.define_wasi()
-    start = linker.instantiate(store, wasmtime.Module(engine, wasm_of(name))).exports(store)["_start"]
+    start = linker.instantiate(store, wasmtime.Module(engine, wasm_of(name))).exports(store)[
+        "_start"
+    ]
     assert isinstance(start, wasmtime.Func)
     status = 0
     try:
@@ -290,7 +308,9 @@ def test_echo_gives_back_all_it_gets(engine: wasmtime.Engine, folder: Path) -> N
     assert error == "echo: input ended\n"
 
 
-def test_files_reads_writes_and_lists_what_is_opened_to_it(engine: wasmtime.Engine, folder: Path) -> None:
+def test_files_reads_writes_and_lists_what_is_opened_to_it(
+    engine: wasmtime.Engine, folder: Path
+) -> None:
     assert run_command(engine, folder, "files", "write", "/new.txt", "text") == (0, "", "")
     assert (folder / "new.txt").read_text() == "text"
     assert run_command(engine, folder, "files", "read", "/new.txt") == (0, "text", "")
@@ -317,7 +337,9 @@ def test_tokenize_splits_and_greets(engine: wasmtime.Engine) -> None:
         ("tokenize", "", ""),
     ]:
         data = text.encode()
-        assert guest.take(guest.__getattr__(function)(guest.put(data), len(data))).decode() == expected
+        assert (
+            guest.take(guest.__getattr__(function)(guest.put(data), len(data))).decode() == expected
+        )
 
 
 # The table in README.md
@@ -333,7 +355,11 @@ def signature(name: str, kind: Any) -> str:
 def table_rows() -> dict[str, list[str]]:
     """The cells of README.md's tables by guest."""
     lines = (GUESTS / "README.md").read_text(encoding="utf-8").splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| ")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in lines
+        if line.startswith("| ")
+    ]
     return {row[0]: row[1:] for row in rows if row[0] != "guest"}
 
 
@@ -342,7 +368,9 @@ def test_readme_names_every_guest_with_its_behaviour() -> None:
     assert promised == {name: guest.behaviour() for name, guest in build.all_guests().items()}
 
 
-@pytest.mark.parametrize("name", sorted(set(build.all_guests()) - {"hostile_names", "hostile_import"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(build.all_guests()) - {"hostile_names", "hostile_import"})
+)
 def test_readme_names_the_exports_and_imports_of(name: str, engine: wasmtime.Engine) -> None:
     if name == "tokenize":
         needs("go")
@@ -351,7 +379,9 @@ def test_readme_names_the_exports_and_imports_of(name: str, engine: wasmtime.Eng
     if name in UNNAMEABLE:
         assert re.findall(r"`(.*?)`", exports) == [export.name for export in module.exports]
     else:
-        assert re.findall(r"`(.*?)`", exports) == [signature(one.name, one.type) for one in module.exports]
+        assert re.findall(r"`(.*?)`", exports) == [
+            signature(one.name, one.type) for one in module.exports
+        ]
     if imports.startswith("WASI"):
         assert {one.module for one in module.imports} == {"wasi_snapshot_preview1"}
         assert imports == f"WASI preview 1: {len(module.imports)} functions"
@@ -383,7 +413,9 @@ def test_no_path_of_this_machine_is_in_the_bytes(kind: str) -> None:
             assert str(Path.home()).encode() + b"/" not in wasm
 
 
-def test_the_committed_guests_are_what_a_fresh_build_gives(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_committed_guests_are_what_a_fresh_build_gives(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert build.main(["--check"]) == 0, capsys.readouterr().out
     needs("c")  # without Zig, only the sources were compared
     assert capsys.readouterr().out.count("same bytes") == len(build.SHIPPED)
@@ -431,7 +463,9 @@ def spoil_manifest(tree: Path) -> None:
         (spoil_manifest, r"built.json is missing"),
     ],
 )
-def test_check_notices(spoil: Any, message: str, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_notices(
+    spoil: Any, message: str, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spoil(tree)
     assert load_build(tree).main(["--check"]) == 1
     captured = capsys.readouterr()
@@ -459,7 +493,9 @@ def test_a_missing_compiler_is_skipped_and_named(
 def test_a_source_that_does_not_compile_is_told_with_the_compilers_words(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tree / "wat" / "add.wat").write_text(';; add: broken.\n(module (func (export "add") (result i32) i32.what))\n')
+    (tree / "wat" / "add.wat").write_text(
+        ';; add: broken.\n(module (func (export "add") (result i32) i32.what))\n'
+    )
     assert load_build(tree).main(["--out", str(tmp_path / "out"), "add", "types"]) == 1
     captured = capsys.readouterr()
     assert "unknown operator or unexpected token" in captured.err

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-import sandhost.errors as errors
+from sandhost import errors
 from sandhost.errors import Frame, GuestExit, GuestTrap, ModuleError, NativeError, SandhostError
 
 FRAMES = (Frame("add", 3, 0x1F2, "wordcount"), Frame(None, 9, 16, None))
