@@ -74,6 +74,7 @@ void shi_guest_finish(shi_guest *guest) {
 static int out_of_memory(const shi_guest *guest, bool keep_frames) {
   static const char *const whose[] = {"its own limit", "its tenant's limit", "the host's limit"};
   sh_error *error = shi_error();
+  if (guest->refused_errno) return shi_fail_native(-guest->refused_errno);
   if (!keep_frames) shi_fail(SH_OUT_OF_MEMORY, "%s", "");
   error->status = SH_OUT_OF_MEMORY;
   error->wanted = guest->refused_wanted;

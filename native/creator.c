@@ -20,8 +20,9 @@ static uint8_t *get_memory(void *env, size_t *size, size_t *capacity) {
 }
 
 /* Remembers why a growth failed: wasm only sees -1, and a guest that then traps has run out of memory. */
-static void remember_refusal(shi_guest *guest, uint64_t wanted, const shi_account *full, uint64_t limit) {
+static void remember_refusal(shi_guest *guest, uint64_t wanted, const shi_account *full, uint64_t limit, int error) {
   guest->refused = true;
+  guest->refused_errno = full || error == -ENOSPC ? 0 : -error;
   guest->refused_wanted = wanted;
   guest->refused_limit = full ? full->limit : limit;
   guest->refused_level = full ? (uint32_t)full->level : SH_LEVEL_GUEST;
@@ -36,8 +37,9 @@ static wasmtime_error_t *grow_memory(void *env, size_t size) {
   shi_region *region = env;
   shi_guest *guest = guest_of(region);
   shi_account *full = NULL;
-  if (shi_region_grow(region, size, &full) != 0) {
-    remember_refusal(guest, size, full, region->maximum);
+  int error = shi_region_grow(region, size, &full);
+  if (error) {
+    remember_refusal(guest, size, full, region->maximum, error);
     return wt.wasmtime_error_new("sandhost: memory limit");
   }
   for (uint32_t k = 0; k < guest->region_count; k++)
@@ -81,7 +83,7 @@ static wasmtime_error_t *new_memory(void *env, const wasm_memorytype_t *type, si
   int error = shi_region_acquire(plugin->host->pool, &request, &region, &full);
   if (error) {
     if (full) {
-      remember_refusal(guest, minimum, full, 0);
+      remember_refusal(guest, minimum, full, 0, error);
       guest->stop = SH_OUT_OF_MEMORY;
     } else if (error == -ENOSPC) {
       guest->stop = SH_REGION_FULL;

@@ -49,6 +49,7 @@ typedef struct shi_guest {
   int stop; /* enum sh_status: why we ended the call ourselves; 0: we did not */
   uint64_t refused_wanted, refused_limit; /* the last growth refused in this call */
   uint32_t refused_level;
+  int refused_errno; /* 0: a limit refused it, else the OS did */
   bool refused;
 
   shi_stream streams[2]; /* stdout, stderr */
