@@ -47,7 +47,7 @@ void shi_os_map_zeros_in_child(uint8_t *at, uint64_t bytes);
 /* ---- pages ------------------------------------------------------------------------------------------------------ */
 
 /* Private pages are gone from RSS when this returns; the next access reads the image or zeros (MADV_DONTNEED). Takes
- * only the lock of one VMA when the range lies within one. */
+ * only the lock of one VMA when the range lies within one. Locked memory (mlockall) too, from Linux 5.18. */
 int shi_os_give_back(uint8_t *at, uint64_t bytes);
 /* The same for `count` <= SHI_OS_BATCH ranges, in one system call where the kernel can (process_madvise on oneself,
  * Linux 6.14). On failure some ranges may be done; it is safe to do any again. */

@@ -223,8 +223,17 @@ int shi_os_set_node(uint8_t *at, uint64_t bytes, uint32_t node, bool bind) {
 
 /* ---- pages ------------------------------------------------------------------------------------------------------ */
 
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24 /* Linux 5.18 */
+#endif
+
 int shi_os_give_back(uint8_t *at, uint64_t bytes) {
-  return bytes == 0 ? 0 : advise(at, bytes, MADV_DONTNEED, "madvise(MADV_DONTNEED)");
+  if (bytes == 0) {
+    return 0;
+  }
+  int error = advise(at, bytes, MADV_DONTNEED, "madvise(MADV_DONTNEED)");
+  /* In a process that has called mlockall, every slot would be lost at its first reset. */
+  return error == -EINVAL ? advise(at, bytes, MADV_DONTNEED_LOCKED, "madvise(MADV_DONTNEED_LOCKED)") : error;
 }
 
 int shi_os_give_back_lazily(uint8_t *at, uint64_t bytes) {
