@@ -165,7 +165,7 @@ bool shi_on_main_thread(void);
 uint64_t shi_stack_left(void); /* bytes of the calling thread's stack below this frame */
 
 /* trap_signals.c: keeps wasmtime's fault handlers reachable */
-void shi_trap_signals_installed(void); /* right after the first engine exists */
+int shi_trap_signals_installed(void); /* right after an engine was made */
 void shi_trap_signals_check_all(void);
 void shi_trap_signals_check(void); /* cheap; puts a chain right if somebody installed handlers since */
 

@@ -21,8 +21,11 @@ wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *data, uin
     guest->stop = SH_DEADLINE;
   } else if (now >= guest->signals_due_ns && shi_on_main_thread()) {
     guest->signals_due_ns = now + signals_every_ns;
+    uint32_t depth = shi_host_code_begins(guest);
     if (shi_signals && shi_signals()) guest->stop = SH_INTERRUPTED;
+    shi_host_code_ends(guest, depth);
   }
+  if (!guest->stop && !shi_output_deliver(guest)) guest->stop = SH_HOST_ERROR;
   if (guest->stop) return wt.wasmtime_error_new("sandhost: stopped");
   *delta = 1;
   return NULL;
@@ -42,6 +45,7 @@ int shi_guest_begin(shi_guest *guest) {
 
   guest->stop = 0;
   guest->refused = false;
+  atomic_store_explicit(&guest->deaf, false, memory_order_relaxed);
   uint64_t now = shi_now_ns();
   guest->deadline_ns = guest->limits.deadline_ns ? now + guest->limits.deadline_ns : 0;
   guest->signals_due_ns = now + signals_every_ns;
@@ -89,6 +93,7 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
   sh_host *host = guest->plugin->host;
   int why = guest->stop;
   guest->stop = 0; /* an outer call of the same guest may go on */
+  atomic_store_explicit(&guest->deaf, false, memory_order_relaxed);
   if (error)
     shi_fail_wasmtime(error);
   else if (trap)
@@ -110,6 +115,8 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
   case SH_EXIT:
     shi_error()->exit_status = guest->exit_status;
     break;
+  case SH_FORKED:
+    return shi_fail(SH_FORKED, "this process was forked from the one that has the guests; it has none");
   case SH_CANCELLED:
     atomic_fetch_add_explicit(&host->cancels, 1, memory_order_relaxed);
     break;
@@ -121,6 +128,7 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
 }
 
 int shi_guest_outcome(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap) {
+  if (!shi_output_deliver(guest)) guest->stop = SH_HOST_ERROR;
   if (__builtin_expect(guest->stop != 0, 0)) return stopped(guest, error, trap);
   if (__builtin_expect(!error && !trap, 1)) return SH_OK;
   int status = error ? shi_fail_wasmtime(error) : shi_fail_trap(trap);

@@ -67,6 +67,8 @@ static wasmtime_error_t *new_memory(void *env, const wasm_memorytype_t *type, si
   bool gc_heap = !plan || !matches(plan, minimum, maximum);
   if (gc_heap && (guest->gc_heap || minimum != 0))
     return wt.wasmtime_error_new("sandhost: a memory that the plugin does not declare");
+  if (gc_heap && guest->region_count) /* the GC heap comes first: it was taken for a memory that starts empty */
+    return wt.wasmtime_error_new("a module that uses exceptions and whose memory starts empty is not supported");
 
   shi_region_request request = {
       .account = &guest->account,

@@ -37,6 +37,7 @@ static shi_guest *take(void) {
     guest = at(index);
     if (guest) {
       guest->index = index;
+      pthread_mutex_init(&guest->output_mutex, NULL);
       atomic_store(&guest->state, state_of(1, SHI_FREE));
       table_size++;
     }
@@ -94,6 +95,8 @@ int shi_guest_enter(uint64_t id, shi_guest **out) {
     return fail_closed();
   } else if (atomic_load(&guest->owner) != self) {
     return shi_fail(SH_BUSY, "another thread is in this guest; a guest belongs to one thread at a time");
+  } else if (guest->in_callback) { /* wasmtime is in the middle of something: the guest could not be stopped there */
+    return shi_fail(SH_BUSY, "the guest is being interrupted; an output callback or signal handler cannot use it");
   }
   guest->depth++;
   *out = guest;
@@ -130,10 +133,7 @@ static void end(shi_guest *guest, int policy, sh_reclaim *reclaim) {
   guest->store = NULL;
   for (uint32_t k = 0; k < guest->region_count; k++) atomic_store_explicit(&guest->sizes[k], 0, memory_order_release);
   if (guest->gc_heap) shi_region_release(guest->plugin->host->pool, guest->gc_heap, policy, reclaim);
-  for (int k = 0; k < 2; k++) {
-    free(guest->streams[k].bytes);
-    guest->streams[k] = (shi_stream){0};
-  }
+  shi_output_free(guest);
   pthread_mutex_lock(&mutex);
   bool pinned = guest->pinned = has_views(guest);
   pthread_mutex_unlock(&mutex);
@@ -168,6 +168,7 @@ static int prepare(shi_guest *guest, sh_plugin *plugin, sh_tenant *tenant, const
   guest->refused = false;
   guest->output_limit = 0;
   guest->stream_flags = 0;
+  guest->in_callback = false;
   atomic_store_explicit(&guest->calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->host_calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->fuel_used, 0, memory_order_relaxed);
@@ -186,6 +187,8 @@ static int prepare(shi_guest *guest, sh_plugin *plugin, sh_tenant *tenant, const
   if (plugin->largest_table > limits->table_elements)
     return shi_fail_limit(SH_TABLE_LIMIT, plugin->largest_table, limits->table_elements,
                           "a table of the module starts with more elements than the guest may have");
+  if (tenant && tenant->account.parent != &plugin->host->account)
+    return shi_fail(SH_ARGUMENT, "the tenant is one of another host");
   if (limits->fuel && plugin->module->engine != SHI_ENGINE_FUEL)
     return shi_fail(SH_ARGUMENT, "fuel is asked for, but the plugin was loaded without fuel=True");
   return SH_OK;

@@ -52,10 +52,18 @@ typedef struct shi_guest {
   int refused_errno; /* 0: a limit refused it, else the OS did */
   bool refused;
 
-  shi_stream streams[2]; /* stdout, stderr */
+  /* output.c. The streams are written by threads of wasmtime as well. */
+  pthread_mutex_t output_mutex; /* the streams; initialized once, with the struct */
+  shi_stream streams[2];        /* kept of stdout and of stderr */
+  shi_stream waiting;           /* for the callbacks: headers and bytes ... */
+  uint64_t waiting_last;        /* ... and where the last header is */
+  _Atomic bool has_waiting;
+  _Atomic bool deaf; /* a callback raised in this call: no more is handed over */
   uint64_t output_limit;
   uint32_t stream_flags;
   int32_t exit_status; /* with stop == SH_EXIT */
+
+  bool in_callback; /* Python runs on the guest's thread, and not for a host function */
   uint64_t born_ns;
   _Atomic uint64_t calls, host_calls, fuel_used; /* written by the thread inside, read by any */
   struct shi_guest *next_free;
@@ -98,6 +106,21 @@ void shi_guest_finish(shi_guest *guest); /* after every begin that succeeded */
 /* Turns what wasmtime returned into a status of ours. */
 int shi_guest_outcome(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap);
 wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *guest, uint64_t *delta, uint8_t *kind);
+
+/* hostcall.c: Python is entered on the guest's thread for another reason than a host function. A fault there is the
+ * host's, nested calls count from there, and the guest itself cannot be used. Returns what ends gets. */
+uint32_t shi_host_code_begins(shi_guest *guest);
+void shi_host_code_ends(shi_guest *guest, uint32_t depth);
+
+/* output.c */
+ssize_t shi_output_write(shi_guest *guest, int number, const unsigned char *bytes, size_t length); /* any thread */
+void shi_output_free(shi_guest *guest);
+/* Calls Python's output callbacks. False: one of them raised. Precondition: the caller is inside the guest. */
+bool shi_output_deliver_waiting(shi_guest *guest);
+static inline bool shi_output_deliver(shi_guest *guest) {
+  if (__builtin_expect(!atomic_load_explicit(&guest->has_waiting, memory_order_acquire), 1)) return true;
+  return shi_output_deliver_waiting(guest);
+}
 
 /* wasi.c */
 int shi_wasi_define(sh_plugin *plugin);

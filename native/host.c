@@ -69,7 +69,7 @@ sh_host *sh_host_new(const sh_host_options *options) {
   pthread_mutex_init(&host->mutex, NULL);
   if (new_pool(host) != SH_OK) goto no_pool;
   for (int k = 0; k < SHI_ENGINES; k++) host->ticker.engines[k] = new_engine(options, k == SHI_ENGINE_FUEL);
-  shi_trap_signals_installed();
+  if (shi_trap_signals_installed() != SH_OK) goto no_ticker;
   if (shi_ticker_start(&host->ticker) != SH_OK) goto no_ticker;
   shi_process_add(host);
   return host;

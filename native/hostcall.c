@@ -11,6 +11,18 @@ void sh_set_callbacks(sh_hostcall_fn hostcall, sh_output_fn output, sh_signals_f
   shi_signals = signals;
 }
 
+uint32_t shi_host_code_begins(shi_guest *guest) {
+  uint32_t depth = shi_thread_in_guest;
+  shi_thread_in_guest = 0;
+  guest->in_callback = true;
+  return depth;
+}
+
+void shi_host_code_ends(shi_guest *guest, uint32_t depth) {
+  guest->in_callback = false;
+  shi_thread_in_guest = depth;
+}
+
 static wasm_trap_t *stop(shi_guest *guest, int why) {
   static const char message[] = "sandhost: stopped in a host function";
   guest->stop = why;
@@ -22,6 +34,7 @@ wasm_trap_t *shi_hostcall_trampoline(void *env, wasmtime_caller_t *caller, wasmt
   const shi_import *import = env;
   shi_guest *guest = wt.wasmtime_context_get_data(wt.wasmtime_caller_context(caller));
   if (atomic_load_explicit(&shi_exiting, memory_order_relaxed)) return stop(guest, SH_CANCELLED);
+  if (!shi_output_deliver(guest)) return stop(guest, SH_HOST_ERROR); /* what was written before comes before */
   shi_tally(&guest->host_calls, 1);
   shi_raw_to_cells(import->params, values);
   /* In Python we are host code: a fault there is the host's, and nested calls count from here. */
@@ -29,6 +42,7 @@ wasm_trap_t *shi_hostcall_trampoline(void *env, wasmtime_caller_t *caller, wasmt
   shi_thread_in_guest = 0;
   int failed = shi_hostcall(shi_guest_id(guest), import->callback_id, &values->i64);
   shi_thread_in_guest = in_guest;
+  if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return stop(guest, SH_FORKED); /* its memory is gone */
   if (failed) return stop(guest, SH_HOST_ERROR);
   if (guest->deadline_ns && shi_now_ns() >= guest->deadline_ns) return stop(guest, SH_DEADLINE);
   if (shi_guest_cancelled(guest)) return stop(guest, SH_CANCELLED);

@@ -1,6 +1,4 @@
 /* A guest's bytes as Python reaches them. */
-#include <string.h>
-
 #include "guest.h"
 
 /* To be let go. */
@@ -49,17 +47,4 @@ int sh_memory_pin(uint64_t id, uint32_t memory_index) {
 
 void sh_memory_unpin(uint64_t id, uint32_t memory_index) {
   if (!atomic_load(&shi_forked)) shi_guest_unpin(id, memory_index);
-}
-
-/* The guest is entered: while another thread runs it, the bytes move. */
-int sh_output(uint64_t id, int stream, uint8_t *to, uint64_t room, uint64_t *length, uint64_t *dropped) {
-  shi_guest *guest;
-  int status = shi_guest_enter(id, &guest);
-  if (status != SH_OK) return status;
-  const shi_stream *output = &guest->streams[stream == 2];
-  if (output->length && output->length <= room) memcpy(to, output->bytes, output->length);
-  *length = output->length;
-  *dropped = output->dropped;
-  shi_guest_leave(guest);
-  return SH_OK;
 }

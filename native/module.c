@@ -4,6 +4,10 @@
 #include "bridge.h"
 
 static sh_module *new_module(sh_host *host, int fuel) {
+  if (atomic_load(&shi_forked)) {
+    shi_fail(SH_FORKED, "this process was forked after its parent had made a Host; make hosts after the fork");
+    return NULL;
+  }
   sh_module *module = calloc(1, sizeof *module);
   if (!module) {
     shi_fail_no_memory();

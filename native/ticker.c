@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "bridge.h"
+#include "os.h"
 
 enum { LINGER_TICKS = 25 };
 
@@ -41,8 +42,8 @@ static void *tick(void *argument) {
 int shi_ticker_start(shi_ticker *ticker) {
   pthread_mutex_init(&ticker->mutex, NULL);
   pthread_cond_init(&ticker->wake, NULL);
-  int error = pthread_create(&ticker->thread, NULL, tick, ticker);
-  return error ? shi_fail_os(error, "pthread_create") : SH_OK;
+  int error = shi_os_thread_start(&ticker->thread, "sandhost-ticker", tick, ticker);
+  return error ? shi_fail_native(error) : SH_OK;
 }
 
 void shi_ticker_stop(shi_ticker *ticker) {

@@ -1,4 +1,4 @@
-/* WASI preview 1: wasmtime's implementation, with our own streams, poll_oneoff and proc_exit.
+/* WASI preview 1: wasmtime's implementation, with our own streams (output.c), poll_oneoff and proc_exit.
  *
  * https://github.com/WebAssembly/WASI/blob/wasi-0.1/preview1/docs.md
  *
@@ -13,37 +13,11 @@
 
 #include "guest.h"
 
-/* ---- output --------------------------------------------------------------------------------------------------------- */
-
-static ssize_t keep(shi_guest *guest, int number, const unsigned char *bytes, size_t length) {
-  if (guest->stream_flags & (1u << number)) {
-    /* An error would break the stream for good. The guest runs on to its next check, and is not heard until then. */
-    if (atomic_load(&shi_exiting) || guest->stop) return (ssize_t)length;
-    if (shi_output(shi_guest_id(guest), number + 1, bytes, length)) guest->stop = SH_HOST_ERROR;
-    return (ssize_t)length;
-  }
-  shi_stream *stream = &guest->streams[number];
-  uint64_t room = guest->output_limit - stream->length;
-  uint64_t kept = length < room ? length : room;
-  if (stream->length + kept > stream->capacity) {
-    uint64_t capacity = stream->capacity ? stream->capacity * 2 : 512;
-    while (capacity < stream->length + kept) capacity *= 2;
-    uint8_t *grown = realloc(stream->bytes, capacity);
-    if (!grown) return -ENOMEM;
-    stream->bytes = grown;
-    stream->capacity = capacity;
-  }
-  if (kept) memcpy(stream->bytes + stream->length, bytes, kept);
-  stream->length += kept;
-  stream->dropped += length - kept;
-  return (ssize_t)length; /* the guest is not told: its own limit is no reason for it to fail half-way */
-}
-
 static ssize_t write_stdout(void *guest, const unsigned char *bytes, size_t length) {
-  return keep(guest, 0, bytes, length);
+  return shi_output_write(guest, 0, bytes, length);
 }
 static ssize_t write_stderr(void *guest, const unsigned char *bytes, size_t length) {
-  return keep(guest, 1, bytes, length);
+  return shi_output_write(guest, 1, bytes, length);
 }
 
 /* ---- poll_oneoff ---------------------------------------------------------------------------------------------------- */

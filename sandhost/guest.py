@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable
 from types import TracebackType
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Guest", "GuestStats"]
 
 _STDOUT, _STDERR = 1, 2
+
+_mapping = threading.RLock()
+"""Two threads that map a guest's memories at once would pin them twice, and unpin them once."""
 
 
 class GuestStats(NamedTuple):
@@ -143,12 +147,14 @@ class Guest:
     def _map_memories(self) -> dict[int, GuestMemory]:
         if self._reclaim is not None:
             raise GuestClosed("the guest has ended, and its memory with it")
-        self.plugin.host_guests.add(self)
-        self._memories = {
-            index: GuestMemory(self, self._id, index, memory.is64)
-            for index, memory in enumerate(self.plugin.info.memories)
-        }
-        return self._memories
+        with _mapping:
+            if self._memories is None:
+                self.plugin.host_guests.add(self)
+                self._memories = {
+                    index: GuestMemory(self, self._id, index, memory.is64)
+                    for index, memory in enumerate(self.plugin.info.memories)
+                }
+            return self._memories
 
     # ---- WASI output ----
 

@@ -180,7 +180,7 @@ class Host:
                     native = lib.sh_tenant_new(self.native, UNLIMITED if limit is None else limit)
                     if not native:
                         raise failure()
-                    tenant = self._tenants[name] = Tenant(name, limit, native)
+                    tenant = self._tenants[name] = Tenant(name, limit, native, self.native)
         if limit is not None and tenant.memory_limit != limit:
             raise ConfigError(
                 f"tenant {name!r} exists with the memory limit {tenant.memory_limit}, not {limit}"

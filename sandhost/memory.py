@@ -26,7 +26,17 @@ keeps alive. (A weakref that is dropped calls nobody.)"""
 class GuestMemory:
     """One linear memory of a guest. Addresses may be negative: wasm's i32 comes out signed."""
 
-    __slots__ = ("_base", "_bytes", "_guest", "_guest_id", "_index", "_mask", "_size", "_views")
+    __slots__ = (
+        "_base",
+        "_bytes",
+        "_guest",
+        "_guest_id",
+        "_index",
+        "_mask",
+        "_pinned",
+        "_size",
+        "_views",
+    )
 
     def __init__(self, guest: Guest, guest_id: int, index: int, is64: bool) -> None:
         native = ffi.new("sh_memory *")
@@ -40,6 +50,7 @@ class GuestMemory:
         self._size = lib.sh_memory_size(guest_id, index)
         self._bytes: memoryview | None = memoryview(ffi.buffer(native.base, native.capacity))
         self._views = 0
+        self._pinned = True
 
     @property
     def size(self) -> int:
@@ -79,18 +90,27 @@ class GuestMemory:
             OutOfBounds: not all of it lies in the memory.
             GuestClosed: the guest has ended.
         """
-        start = self._start(address, length)
-        window = ffi.buffer(self._base + start, length)
-        self._views += 1
-        reference = weakref.ref(window, self._view_ended)
+        self._views += 1  # before looking whether the memory is there: see release
+        try:
+            start = self._start(address, length)
+            window = ffi.buffer(self._base + start, length)
+            reference = weakref.ref(window, self._view_ended)
+        except BaseException:
+            self._views -= 1
+            self._unpin_if_unused()
+            raise
         _views[id(reference)] = (reference, self._guest())
         return memoryview(window)
 
     def _view_ended(self, reference: weakref.ref[Any]) -> None:
         self._views -= 1
-        if self._bytes is None and not self._views:
-            lib.sh_memory_unpin(self._guest_id, self._index)
+        self._unpin_if_unused()
         del _views[id(reference)]  # the guest may end here, if nobody else holds it
+
+    def _unpin_if_unused(self) -> None:
+        if self._bytes is None and not self._views and self._pinned:
+            self._pinned = False  # once: the pin of another reader must not be taken
+            lib.sh_memory_unpin(self._guest_id, self._index)
 
     def _start(self, address: int, length: int) -> int:
         """Return the address as an unsigned offset at which `length` bytes exist."""
@@ -110,19 +130,22 @@ class GuestMemory:
         Raises:
             GuestBusy: views are alive.
         """
-        if self._bytes is None:
+        # First gone, then counted, and view() does it the other way round: if another thread asks for
+        # a view at this moment, one of the two sees the other.
+        held, self._bytes = self._bytes, None
+        if held is None:
             return
         if self._views:
+            self._bytes = held
             raise GuestBusy(
                 f"{self._views} views of the guest's memory are alive; release them before close"
             )
-        self.abandon()
+        held.release()
+        self._unpin_if_unused()
 
     def abandon(self) -> None:
         """Let go of the region; the last view does, if there are any. For a failed spawn."""
-        if self._bytes is None:
-            return
-        self._bytes.release()
-        self._bytes = None
-        if not self._views:
-            lib.sh_memory_unpin(self._guest_id, self._index)
+        held, self._bytes = self._bytes, None
+        if held is not None:
+            held.release()
+            self._unpin_if_unused()

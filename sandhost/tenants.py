@@ -12,10 +12,11 @@ __all__ = ["Tenant"]
 class Tenant:
     """Whose guests share a memory limit. Made by `host.tenant(name)`."""
 
-    __slots__ = ("memory_limit", "name", "native")
+    __slots__ = ("_host", "memory_limit", "name", "native")
 
-    def __init__(self, name: str, memory_limit: int | None, native: Any) -> None:
+    def __init__(self, name: str, memory_limit: int | None, native: Any, host: Any) -> None:
         self.name, self.memory_limit, self.native = name, memory_limit, native
+        self._host = host  # the native one: it owns `native`
 
     @property
     def memory_bytes(self) -> int:
