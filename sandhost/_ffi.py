@@ -123,6 +123,8 @@ def failure() -> SandhostError:
             f"a table starts with {error.wanted} elements; the limit is {error.limit}, "
             "raise Limits(table_elements=...)"
         )
+    if status == lib.SH_CANCELLED:
+        return GuestCancelled("the call was cancelled before the guest returned")
     if status == lib.SH_STACK:
         return LimitExceeded(message)
     if status == lib.SH_REGION_FULL:

@@ -43,8 +43,9 @@ class Wasi(_Fields):
         argv: the first one is the program's own name.
         env: environment variables.
         stdin: what the guest reads from standard input.
-        stdout: called with bytes, in the thread that runs the guest, as the guest writes them.
-            None: they are kept for `guest.stdout`.
+        stdout: called with bytes, in the thread that runs the guest, within milliseconds after the
+            guest wrote them and before its next host call; it can use any guest but that one. What
+            it raises ends the guest's call. None: they are kept for `guest.stdout`.
         stderr: the same for standard error.
         dirs: path in the guest to a directory of the host; a plain path is read-only.
         output_limit: bytes (or "1 MiB") kept of each stream; more is dropped and counted.
