@@ -352,12 +352,20 @@ uint32_t shi_guests_end(sh_host *host) {
   return left;
 }
 
+void shi_guests_forget(void) {
+  for (uint32_t index = 0; index < table_size; index++) {
+    shi_guest *guest = at(index);
+    for (uint32_t k = 0; k < SHI_MEMORIES_MAX; k++) atomic_store_explicit(&guest->sizes[k], 0, memory_order_relaxed);
+  }
+}
+
 int sh_guest_running(uint64_t id) {
   shi_guest *guest = find(id);
   return guest && phase_of(atomic_load(&guest->state)) == SHI_RUNNING;
 }
 
 int sh_guest_get_stats(uint64_t id, sh_guest_stats *out) {
+  if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked();
   if (atomic_load(&shi_forked)) return fail_forked();
   shi_guest *guest = shi_guest_hold(id);
   if (!guest) return fail_closed();

@@ -99,6 +99,8 @@ void shi_guest_let_go(void);
 void shi_guest_unpin(uint64_t id, uint32_t memory_index);
 /* Ends all guests of a host that nobody is in; returns how many are left. */
 uint32_t shi_guests_end(sh_host *host);
+/* In the child of a fork: what Python reads as the size of a memory becomes 0. Async-signal-safe. */
+void shi_guests_forget(void);
 
 /* call.c */
 int shi_guest_begin(shi_guest *guest); /* arms deadline, fuel and epoch for an outermost call */

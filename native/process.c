@@ -3,7 +3,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "bridge.h"
+#include "guest.h"
 
 _Atomic bool shi_forked, shi_exiting;
 
@@ -19,6 +19,7 @@ static void after_fork_in_child(void) {
   /* Also when all hosts are gone by now: wasmtime keeps threads for compiling and for WASI, and would wait for ever for
    * those that the child does not have. */
   atomic_store(&shi_forked, true);
+  shi_guests_forget();
   for (sh_host *host = hosts; host; host = host->next) shi_pool_after_fork_in_child(host->pool);
 }
 
@@ -51,6 +52,8 @@ void sh_exiting(void) {
   for (sh_host *host = hosts; host; host = host->next) shi_ticker_advance(&host->ticker);
   pthread_mutex_unlock(&hosts_mutex);
 }
+
+int sh_leaving(void) { return atomic_load(&shi_exiting) || atomic_load(&shi_forked); }
 
 bool shi_on_main_thread(void) {
   static _Thread_local int known; /* 0: not asked yet */

@@ -135,6 +135,8 @@ void sh_host_release(sh_host *host);
 uint64_t sh_host_trim(sh_host *host, uint64_t idle_ns);
 /* The process is about to exit: no callback enters Python any more, running guests are cancelled. */
 void sh_exiting(void);
+/* Whether nothing has to be given back any more: after sh_exiting, and in a forked child, which owns none of it. */
+int sh_leaving(void);
 
 sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit); /* freed with the host */
 uint64_t sh_tenant_used(const sh_tenant *tenant);

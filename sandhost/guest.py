@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._ffi import failure, ffi, lib
 from .calls import Invoker, no_such_function
-from .errors import ConfigError, GuestClosed
+from .errors import ConfigError, GuestClosed, SandhostError
 from .hostcalls import bindings, pending
 from .memory import GuestMemory
 from .regions import Reclaim, reclaim_from
@@ -216,6 +216,8 @@ class Guest:
     def close(self) -> Reclaim:
         """End the guest and give its memory back, as the host's reclaim policy says. Idempotent.
 
+        In the child of a fork, which has no guests, it does nothing.
+
         Raises:
             GuestBusy: a thread is in a call, or views of its memory are alive. Nothing has changed.
         """
@@ -228,9 +230,12 @@ class Guest:
                 self._outputs = (self._output(_STDOUT), self._output(_STDERR))
             except GuestClosed:
                 pass  # the host ended it
+            except SandhostError:
+                if not lib.sh_leaving():
+                    raise
         native = ffi.new("sh_reclaim *")
         status = lib.sh_close(self._id, -1, native)
-        if status and status != lib.SH_CLOSED:  # SH_CLOSED: the host ended it
+        if status not in (lib.SH_OK, lib.SH_CLOSED, lib.SH_FORKED):  # SH_CLOSED: the host ended it
             self._outputs = None
             raise failure()
         if bindings:
@@ -267,8 +272,8 @@ class Guest:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if self._reclaim is None and self._id:
+    def __del__(self, leaving: Callable[[], int] = lib.sh_leaving) -> None:
+        if self._reclaim is None and self._id and not leaving():
             try:
                 warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self)
             finally:  # the warning may be an error

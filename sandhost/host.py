@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._ffi import failure, ffi, lib
-from .errors import ConfigError, GuestBusy, GuestClosed
+from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError
 from .govern.stats import Latency, MemStats, read_latency, read_stats
 from .limits import UNLIMITED
 from .regions import policy_number
@@ -109,6 +109,7 @@ class Host:
             raise failure()
         self.native = ffi.gc(self.native, lib.sh_host_release)
         self._closed = False
+        _hosts.add(self)
 
     # ---- host functions, modules, tenants ----
 
@@ -207,6 +208,8 @@ class Host:
     # ---- the end ----
 
     def _check_open(self) -> None:
+        if os.getpid() != self._pid:
+            raise SandhostError("this process was forked from the one that made the host")
         if self._closed:
             raise GuestClosed("the host is closed")
 
@@ -257,9 +260,12 @@ class Host:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_closed", True):
-            return
+    def __del__(self, leaving: Callable[[], int] = lib.sh_leaving) -> None:
+        if not getattr(self, "_closed", True) and not leaving():
+            self.warn_if_live()
+
+    def warn_if_live(self) -> None:
+        """Warn when the host dies with guests. Not for users."""
         native = ffi.new("sh_host_stats *")
         lib.sh_host_get_stats(self.native, native)
         if native.guests_live:
@@ -270,4 +276,15 @@ def _limit(value: int | str | None) -> int:
     return UNLIMITED if value is None else parse_bytes(value)
 
 
-atexit.register(lib.sh_exiting)
+_hosts: weakref.WeakSet[Host] = weakref.WeakSet()
+
+
+def _at_exit() -> None:
+    try:
+        for host in list(_hosts):
+            host.warn_if_live()
+    finally:  # the warning may be an error
+        lib.sh_exiting()
+
+
+atexit.register(_at_exit)

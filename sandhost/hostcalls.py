@@ -20,6 +20,7 @@ import inspect
 import itertools
 import threading
 import typing
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,7 +66,8 @@ spawning = threading.local()
 `.failed`: the id of the guest whose callback raised last in this thread."""
 pending: dict[int, BaseException] = {}
 """By guest id: the exception that ended its call, on the way from the callback to the caller."""
-_adapters: dict[int, Callable[[int, Any], None]] = {}
+_adapters: dict[int, weakref.ref[Callable[[int, Any], None]]] = {}
+"""Held by their plugins: a host function may refer to what holds the plugin."""
 _numbers = itertools.count(1)
 
 
@@ -158,16 +160,20 @@ class HostFunction:
                 f"the host function of that name is {ours}"
             )
 
-    def bind(self, wanted: FuncType) -> int:
-        """Make an adapter for the imported type; return the number by which C calls it."""
+    def bind(self, wanted: FuncType) -> tuple[int, Callable[[int, Any], None]]:
+        """Make an adapter for the imported type.
+
+        Returns the number by which C calls it, as long as somebody holds it, and the adapter.
+        """
         number = next(_numbers)
         factory = _adapter_factory(
             tuple(LETTERS[t] for t in wanted.params),
             tuple(LETTERS[t] for t in wanted.results),
             self.wants_guest,
         )
-        _adapters[number] = factory(self.function, functools.partial(_misfit, self, wanted))
-        return number
+        adapter = factory(self.function, functools.partial(_misfit, self, wanted))
+        _adapters[number] = weakref.ref(adapter)
+        return number, adapter
 
 
 def unbind(numbers: Sequence[int]) -> None:
@@ -287,7 +293,7 @@ def _keep_signal(_type: object, error: BaseException, _traceback: object) -> Non
 @ffi.def_extern(error=1, onerror=_keep_signal)
 def _hostcall(guest_id: int, number: int, cells: Any) -> int:
     try:
-        _adapters[number](guest_id, cells)
+        _adapters[number]()(guest_id, cells)  # type: ignore[misc]  # the guest holds its plugin
     except BaseException as error:  # noqa: BLE001 - it goes on in Guest.call
         pending[guest_id] = error
         spawning.failed = guest_id

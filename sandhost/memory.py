@@ -57,7 +57,10 @@ class GuestMemory:
         """Bytes that the memory has now."""
         if self._bytes is None:
             raise GuestClosed("the guest has ended, and its memory with it")
-        return int(self._size[0])
+        size = int(self._size[0])
+        if not size:
+            self._check_there()
+        return size
 
     def read(self, address: int, length: int) -> bytes:
         """Copy `length` bytes out.
@@ -119,10 +122,17 @@ class GuestMemory:
         start = address & self._mask if -(self._mask >> 1) - 1 <= address < 0 else address
         size = self._size[0]
         if start < 0 or length < 0 or start + length > size:
+            if not size:
+                self._check_there()
             raise OutOfBounds(
                 f"{length} bytes at {address:#x} are not within a memory of {size} bytes"
             )
         return start
+
+    def _check_there(self) -> None:
+        """Tell an empty memory from one that is not there any more."""
+        if lib.sh_memory_get(self._guest_id, self._index, ffi.new("sh_memory *")):
+            raise failure()
 
     def release(self) -> None:
         """Let go of the region, because the guest is about to end. For `Guest.close`.

@@ -57,8 +57,9 @@ class Plugin:
         self._native = ffi.gc(lib.sh_plugin_new(host.native, native_module), lib.sh_plugin_release)
         if not self._native:
             raise failure()
-        self._adapters: list[int] = []
-        weakref.finalize(self, unbind, self._adapters).atexit = False
+        self._numbers: list[int] = []
+        self._adapters: list[Any] = []
+        weakref.finalize(self, unbind, self._numbers).atexit = False
         self._calls_back = False
         self._add_memories(rewritten)
         self._add_imports(functions)
@@ -133,8 +134,9 @@ class Plugin:
                 f"the module imports {function.module}.{function.name} as {wanted}; "
                 "references cannot cross"
             )
-        number = function.bind(wanted)
-        self._adapters.append(number)
+        number, adapter = function.bind(wanted)
+        self._numbers.append(number)
+        self._adapters.append(adapter)
         self._calls_back |= function.wants_guest is not None
         self._do(
             lib.sh_plugin_import(
