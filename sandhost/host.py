@@ -168,8 +168,10 @@ class Host:
         """Return the tenant of this name; the first call makes it, with its memory limit.
 
         Raises:
-            ConfigError: it exists with another limit.
+            ConfigError: it exists with another limit, or the name is no text.
         """
+        if not isinstance(name, str):
+            raise ConfigError(f"a tenant's name is a text, not {name!r:.200}")
         tenant = self._tenants.get(name)
         limit = None if memory_limit is None else parse_bytes(memory_limit)
         if tenant is None:
