@@ -66,8 +66,8 @@ static shi_guest *find(uint64_t id) {
   return generation_of(state) == id >> 32 && (phase == SHI_IDLE || phase == SHI_RUNNING) ? guest : NULL;
 }
 
-/* Who closes says so in `state` first and takes the lock before he looks for views, and a struct gets its next guest
- * under the lock: whom we find alive here stays as he is until we let go. */
+/* Guests begin to close, and structs get their next guest, under the lock: whom we find alive here stays as he is until
+ * we let go. */
 shi_guest *shi_guest_hold(uint64_t id) {
   pthread_mutex_lock(&mutex);
   shi_guest *guest = find(id);
@@ -166,8 +166,6 @@ static int prepare(shi_guest *guest, sh_plugin *plugin, sh_tenant *tenant, const
   guest->depth = 0;
   guest->stop = 0;
   guest->refused = false;
-  guest->output_limit = 0;
-  guest->stream_flags = 0;
   guest->in_callback = false;
   atomic_store_explicit(&guest->calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->host_calls, 0, memory_order_relaxed);
@@ -292,18 +290,16 @@ int sh_close(uint64_t id, int policy, sh_reclaim *out) {
   shi_guest *guest = at((uint32_t)id);
   if (!guest) return fail_closed();
   uint64_t expected = state_of(id >> 32, SHI_IDLE);
-  if (!atomic_compare_exchange_strong(&guest->state, &expected, state_of(id >> 32, SHI_CLOSING))) {
+  pthread_mutex_lock(&mutex); /* nobody gets a view meanwhile; and a close that is refused was never seen */
+  bool viewed = atomic_load(&guest->state) == expected && has_views(guest);
+  bool ours = !viewed && atomic_compare_exchange_strong(&guest->state, &expected, state_of(id >> 32, SHI_CLOSING));
+  pthread_mutex_unlock(&mutex);
+  if (viewed) return shi_fail(SH_BUSY, "views of the guest's memory are still alive; release them first");
+  if (!ours) {
     if (generation_of(expected) != id >> 32 || phase_of(expected) != SHI_RUNNING) return fail_closed();
     bool inside = atomic_load(&guest->owner) == (uintptr_t)&shi_thread_in_guest;
     return shi_fail(SH_BUSY, inside ? "a guest cannot be closed from inside its own call"
                                     : "another thread is in this guest; cancel() ends its call");
-  }
-  pthread_mutex_lock(&mutex);
-  bool viewed = has_views(guest);
-  pthread_mutex_unlock(&mutex);
-  if (viewed) {
-    atomic_store(&guest->state, state_of(id >> 32, SHI_IDLE));
-    return shi_fail(SH_BUSY, "views of the guest's memory are still alive; release them first");
   }
   uint64_t begun = shi_now_ns();
   sh_plugin *plugin = guest->plugin;

@@ -60,7 +60,7 @@ typedef struct shi_guest {
   _Atomic bool has_waiting;
   _Atomic bool deaf; /* a callback raised in this call: no more is handed over */
   uint64_t output_limit;
-  uint32_t stream_flags;
+  uint32_t called_back; /* bit 0: stdout, bit 1: stderr goes to the callback */
   int32_t exit_status; /* with stop == SH_EXIT */
 
   bool in_callback; /* Python runs on the guest's thread, and not for a host function */
@@ -115,6 +115,7 @@ uint32_t shi_host_code_begins(shi_guest *guest);
 void shi_host_code_ends(shi_guest *guest, uint32_t depth);
 
 /* output.c */
+void shi_output_open(shi_guest *guest, uint64_t limit, uint32_t called_back);
 ssize_t shi_output_write(shi_guest *guest, int number, const unsigned char *bytes, size_t length); /* any thread */
 void shi_output_free(shi_guest *guest);
 /* Calls Python's output callbacks. False: one of them raised. Precondition: the caller is inside the guest. */

@@ -72,12 +72,20 @@ static ssize_t queue(shi_guest *guest, int number, const unsigned char *bytes, s
   return (ssize_t)length;
 }
 
-ssize_t shi_output_write(shi_guest *guest, int number, const unsigned char *bytes, size_t length) {
-  bool called_back = guest->stream_flags & (1u << number);
-  /* An error would break the stream for good. The guest runs on to its next check, and is not heard until then. */
-  if (length == 0 || (called_back && atomic_load(&guest->deaf))) return (ssize_t)length;
+void shi_output_open(shi_guest *guest, uint64_t limit, uint32_t called_back) {
   pthread_mutex_lock(&guest->output_mutex);
-  ssize_t written = (called_back ? queue : keep)(guest, number, bytes, length);
+  guest->output_limit = limit;
+  guest->called_back = called_back;
+  pthread_mutex_unlock(&guest->output_mutex);
+}
+
+ssize_t shi_output_write(shi_guest *guest, int number, const unsigned char *bytes, size_t length) {
+  pthread_mutex_lock(&guest->output_mutex);
+  ssize_t written = (ssize_t)length;
+  if (!(guest->called_back & (1u << number)))
+    written = keep(guest, number, bytes, length);
+  else if (length && !atomic_load(&guest->deaf)) /* an error would break the stream for good */
+    written = queue(guest, number, bytes, length);
   bool hurry = guest->waiting.length >= HURRY_BYTES;
   pthread_mutex_unlock(&guest->output_mutex);
   if (hurry) shi_ticker_advance(&guest->plugin->host->ticker);

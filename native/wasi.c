@@ -150,9 +150,8 @@ int shi_wasi_define(sh_plugin *plugin) {
 
 int shi_wasi_attach(shi_guest *guest, const sh_wasi *wasi) {
   wasi_config_t *config = wt.wasi_config_new();
+  shi_output_open(guest, wasi ? wasi->output_limit : 0, wasi ? wasi->stream : 0);
   if (wasi) {
-    guest->output_limit = wasi->output_limit;
-    guest->stream_flags = wasi->stream;
     if (!wt.wasi_config_set_argv(config, wasi->argc, (const char **)wasi->argv) ||
         !wt.wasi_config_set_env(config, wasi->env_count, (const char **)wasi->env_names,
                                 (const char **)wasi->env_values)) {

@@ -1,0 +1,493 @@
+/* The wasmtime bridge without Python: guests spawned, called, cancelled, viewed and closed by many threads at once.
+ *
+ * Needs wasmtime's library: SANDHOST_WASMTIME_LIBRARY is its path (`run` finds it through $PYTHON). Its code is not
+ * instrumented, so that what sanitizers see is ours: every access of ours from any thread.
+ */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "check.h"
+#include "sandhost.h"
+
+/* wasmtime's own locks and atomics are invisible to ThreadSanitizer, and so what it frees on one thread and used on
+ * another looks like a race. And its fault handler allocates; a trap comes from wasm code, where no allocator is
+ * interrupted. Only what it does itself is left out: our callbacks are seen. */
+const char *__tsan_default_suppressions(void);
+const char *__tsan_default_suppressions(void) { return "called_from_lib:_libwasmtime.so\nsignal:_libwasmtime.so\n"; }
+/* What wasmtime keeps for the life of the process: its runtime for WASI, its table of types. */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void) { return "leak:_libwasmtime.so\n"; }
+
+enum { THREADS = 4, MIB = 1 << 20, WASM_PAGE = 65536 };
+
+/* ---- modules, hosts, callbacks ---------------------------------------------------------------------------------- */
+
+static const char worker_wat[] =
+    "(module (import \"env\" \"call\" (func $call (param i32) (result i32)))"
+    " (memory (export \"memory\") 1 16)"
+    " (func (export \"add\") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1)))"
+    " (func (export \"swap\") (param i32 i32) (result i32)"
+    "  (i32.load (local.get 0)) (i32.store (local.get 0) (local.get 1)))"
+    " (func (export \"grow\") (param i32) (result i32) (memory.grow (local.get 0)))"
+    " (func (export \"host\") (param i32) (result i32) (call $call (local.get 0)))"
+    " (func (export \"spin\") (loop (br 0)))"
+    " (func (export \"trap\") unreachable))";
+enum { ADD, SWAP, GROW, HOST, SPIN, TRAP };
+static const char *const worker_exports[][3] = {{"add", "ii", "i"}, {"swap", "ii", "i"}, {"grow", "i", "i"},
+                                                {"host", "i", "i"}, {"spin", "", ""},    {"trap", "", ""}};
+
+/* Its start function calls the host, which spawns a worker meanwhile. */
+static const char starter_wat[] = "(module (import \"env\" \"call\" (func $call (param i32) (result i32)))"
+                                  " (memory (export \"memory\") 1) (memory 2)"
+                                  " (func $start (drop (call $call (i32.const 3)))) (start $start)"
+                                  " (func (export \"size\") (result i32) (memory.size)))";
+
+static const char writer_wat[] =
+    "(module (import \"wasi_snapshot_preview1\" \"fd_write\" (func $write (param i32 i32 i32 i32) (result i32)))"
+    " (memory (export \"memory\") 1)"
+    " (data (i32.const 0) \"\\40\\00\\00\\00\\40\\00\\00\\00\")"
+    " (func (export \"write\") (param i32) (result i32)"
+    "  (call $write (local.get 0) (i32.const 0) (i32.const 1) (i32.const 16))))";
+enum { WRITE, WRITTEN = 64 };
+
+static const sh_limits no_limits = {.memory = UINT64_MAX, .table_elements = 1000};
+static sh_plugin *nested_plugin;
+static _Thread_local bool in_call; /* callbacks come on the thread that calls */
+static _Thread_local uint64_t heard;
+
+static int hostcall(uint64_t guest, uint32_t id, int64_t *cells) {
+  CHECK(in_call);
+  CHECK_EQ(id, 1);
+  switch (cells[0]) {
+  case 1: /* re-enters the guest */
+    cells[0] = sh_call_ints(guest, ADD, 20, 22, 0, 0);
+    return 0;
+  case 2: /* raises */
+    return 1;
+  case 3: { /* spawns, calls and closes another guest */
+    uint64_t other = sh_spawn(nested_plugin, NULL, &no_limits, NULL);
+    CHECK(other);
+    CHECK_EQ(sh_call_ints(other, ADD, 1, 2, 0, 0), 3);
+    sh_reclaim reclaim;
+    CHECK_EQ(sh_close(other, -1, &reclaim), SH_OK);
+    return 0;
+  }
+  case 4: { /* may do neither */
+    sh_reclaim reclaim;
+    CHECK_EQ(sh_close(guest, -1, &reclaim), SH_BUSY);
+    return 0;
+  }
+  default:
+    return 0;
+  }
+}
+
+static int output(uint64_t guest, int stream, const uint8_t *bytes, size_t length) {
+  (void)stream;
+  (void)bytes;
+  CHECK(in_call);
+  CHECK_EQ(sh_call_ints(guest, WRITE, 1, 0, 0, 0), SH_CALL_FAILED);
+  CHECK_EQ(sh_last_error()->status, SH_BUSY);
+  heard += length;
+  return 0;
+}
+
+static int signals(void) { return 0; }
+
+static int64_t call(uint64_t guest, uint32_t export_index, int64_t a, int64_t b) {
+  in_call = true;
+  int64_t result = sh_call_ints(guest, export_index, a, b, 0, 0);
+  in_call = false;
+  return result;
+}
+
+static sh_host *new_host(uint32_t policy) {
+  sh_host *host = sh_host_new(&(sh_host_options){.memory_limit = UINT64_MAX,
+                                                 .max_regions = 64,
+                                                 .policy = policy,
+                                                 .resident_per_slot = MIB,
+                                                 .resident_total = 16 * MIB,
+                                                 .decay_ns = 50000000,
+                                                 .wasm_stack = 256 << 10,
+                                                 .optimize = 0});
+  CHECK(host);
+  return host;
+}
+
+static sh_plugin *new_plugin(sh_host *host, const char *wat, bool imports_call) {
+  uint8_t *wasm;
+  size_t length;
+  CHECK_EQ(sh_wat2wasm(wat, strlen(wat), &wasm, &length), SH_OK);
+  sh_module *module = sh_module_compile(host, wasm, length, 0);
+  CHECK(module);
+  sh_bytes_free(wasm, length);
+  sh_plugin *plugin = sh_plugin_new(host, module);
+  CHECK(plugin);
+  if (imports_call) CHECK_EQ(sh_plugin_import(plugin, "env", "call", "i", "i", 1), SH_OK);
+  return plugin;
+}
+
+static void add_memory(sh_plugin *plugin, uint64_t pages, uint64_t most) {
+  uint64_t maximum = most ? most * WASM_PAGE : UINT64_MAX;
+  CHECK_EQ(sh_plugin_memory(plugin, pages * WASM_PAGE, maximum, WASM_PAGE, 0, 0, NULL, NULL, NULL), SH_OK);
+}
+
+static sh_plugin *new_worker(sh_host *host) {
+  sh_plugin *plugin = new_plugin(host, worker_wat, true);
+  add_memory(plugin, 1, 16);
+  for (size_t k = 0; k < sizeof worker_exports / sizeof *worker_exports; k++) {
+    const char *const *e = worker_exports[k];
+    CHECK_EQ(sh_plugin_export(plugin, e[0], strlen(e[0]), e[1], e[2]), SH_OK);
+  }
+  CHECK_EQ(sh_plugin_link(plugin), SH_OK);
+  return plugin;
+}
+
+static void check_empty(sh_host *host) {
+  sh_host_trim(host, 0);
+  sh_host_stats stats;
+  sh_host_get_stats(host, &stats);
+  CHECK_EQ(stats.guests_live, 0);
+  CHECK_EQ(stats.pool.regions_live, 0);
+  CHECK_EQ(stats.pool.committed_bytes, 0);
+  CHECK_EQ(stats.pool.slots_quarantined, 0);
+}
+
+static void pause_us(uint64_t us) { nanosleep(&(struct timespec){.tv_nsec = (long)us * 1000}, NULL); }
+
+static uint64_t now_ns(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void in_threads(void *(*run)(void *), void *argument) {
+  pthread_t threads[THREADS];
+  for (int k = 0; k < THREADS; k++) CHECK_EQ(pthread_create(&threads[k], NULL, run, argument), 0);
+  for (int k = 0; k < THREADS; k++) CHECK_EQ(pthread_join(threads[k], NULL), 0);
+}
+
+/* ---- every thread its own guests -------------------------------------------------------------------------------- */
+
+static void *live_whole_lives(void *argument) {
+  sh_plugin *plugin = argument;
+  sh_reclaim reclaim;
+  for (int k = 0; k < 150; k++) {
+    uint64_t guest = sh_spawn(plugin, NULL, &no_limits, NULL);
+    CHECK(guest);
+    CHECK_EQ(call(guest, ADD, k, 1), k + 1);
+    CHECK_EQ(call(guest, SWAP, 4096, k + 1), 0); /* nobody was here before */
+    CHECK_EQ(call(guest, SWAP, 4096, 7), k + 1);
+    CHECK_EQ(call(guest, HOST, 1, 0), 42);
+    CHECK_EQ(call(guest, HOST, 3, 0), 3);
+    CHECK_EQ(call(guest, HOST, 4, 0), 4);
+    CHECK_EQ(call(guest, HOST, 2, 0), SH_CALL_FAILED);
+    CHECK_EQ(sh_last_error()->status, SH_HOST_ERROR);
+    CHECK_EQ(call(guest, TRAP, 0, 0), SH_CALL_FAILED);
+    CHECK_EQ(sh_last_error()->status, SH_TRAP);
+    CHECK_EQ(call(guest, GROW, k % 8, 0), 1);
+    sh_memory memory;
+    CHECK_EQ(sh_memory_get(guest, 0, &memory), SH_OK);
+    CHECK_EQ(memory.size, (uint64_t)(1 + k % 8) * WASM_PAGE);
+    CHECK_EQ(sh_memory_pin(guest, 0), SH_OK);
+    CHECK_EQ(sh_close(guest, -1, &reclaim), SH_BUSY);
+    CHECK_EQ(memory.base[4096], 7);
+    sh_memory_unpin(guest, 0);
+    CHECK_EQ(sh_close(guest, k % 3 - 1, &reclaim), SH_OK);
+    CHECK_EQ(sh_close(guest, -1, &reclaim), SH_CLOSED);
+    CHECK_EQ(call(guest, ADD, 1, 1), SH_CALL_FAILED);
+    CHECK_EQ(sh_last_error()->status, SH_CLOSED);
+  }
+  return NULL;
+}
+
+static void threads_live_whole_lives_beside_each_other(void) {
+  for (uint32_t policy = SH_POLICY_IMMEDIATE; policy <= SH_POLICY_LAZY; policy++) {
+    sh_host *host = new_host(policy);
+    nested_plugin = new_worker(host);
+    in_threads(live_whole_lives, nested_plugin);
+    check_empty(host);
+    CHECK_EQ(sh_host_close(host), SH_OK);
+    sh_plugin_release(nested_plugin);
+    sh_host_release(host);
+  }
+}
+
+/* ---- all threads the same guests -------------------------------------------------------------------------------- */
+
+enum { SHARED = 3, ROUNDS = 2000 };
+static _Atomic uint64_t shared[SHARED];
+static sh_plugin *shared_plugin;
+static _Atomic uint64_t outcomes[SH_WASMTIME + 1];
+
+static bool is_one_of(int status, int a, int b, int c, int d) {
+  atomic_fetch_add(&outcomes[status], 1);
+  return status == SH_OK || status == a || status == b || status == c || status == d;
+}
+
+static void *meddle(void *argument) {
+  (void)argument;
+  sh_limits limits = no_limits;
+  limits.deadline_ns = 3000000;
+  uint64_t seed = (uint64_t)(uintptr_t)&limits | 1;
+  for (int round = 0; round < ROUNDS; round++) {
+    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+    _Atomic uint64_t *place = &shared[seed % SHARED];
+    uint64_t guest = atomic_load(place);
+    sh_reclaim reclaim;
+    sh_guest_stats stats;
+    sh_memory memory;
+    int status;
+    switch ((seed >> 32) % 9) {
+    case 0: /* ends it, and puts another in its place */
+      status = sh_close(guest, -1, &reclaim);
+      CHECK(is_one_of(status, SH_CLOSED, SH_BUSY, -1, -1));
+      if (status != SH_OK) break;
+      guest = sh_spawn(shared_plugin, NULL, &limits, NULL);
+      CHECK(guest);
+      atomic_store(place, guest);
+      break;
+    case 1:
+      call(guest, SPIN, 0, 0);
+      CHECK(is_one_of(sh_last_error()->status, SH_CLOSED, SH_BUSY, SH_DEADLINE, SH_CANCELLED));
+      break;
+    case 2:
+      sh_cancel(guest);
+      break;
+    case 3:
+      if (sh_memory_pin(guest, 0) != SH_OK) break;
+      CHECK_EQ(sh_memory_get(guest, 0, &memory), SH_OK); /* a pinned guest is not ended */
+      CHECK(memory.base[round % WASM_PAGE] == 0 || round);
+      CHECK(__atomic_load_n(sh_memory_size(guest, 0), __ATOMIC_ACQUIRE) >= WASM_PAGE);
+      sh_memory_unpin(guest, 0);
+      break;
+    case 4:
+      status = sh_memory_get(guest, 0, &memory);
+      CHECK(is_one_of(status, SH_CLOSED, -1, -1, -1));
+      break;
+    case 5:
+      status = sh_guest_get_stats(guest, &stats);
+      CHECK(is_one_of(status, SH_CLOSED, -1, -1, -1));
+      if (status == SH_OK) CHECK(stats.memories == 1 && stats.committed_bytes >= WASM_PAGE);
+      break;
+    case 6:
+      if (call(guest, HOST, 1, 0) == SH_CALL_FAILED)
+        CHECK(is_one_of(sh_last_error()->status, SH_CLOSED, SH_BUSY, SH_DEADLINE, SH_CANCELLED));
+      break;
+    case 7:
+      if (call(guest, GROW, 1, 0) == SH_CALL_FAILED)
+        CHECK(is_one_of(sh_last_error()->status, SH_CLOSED, SH_BUSY, SH_DEADLINE, SH_CANCELLED));
+      break;
+    default:
+      sh_guest_running(guest);
+      break;
+    }
+  }
+  return NULL;
+}
+
+static void threads_meddle_with_the_same_guests(void) {
+  sh_host *host = new_host(SH_POLICY_WARM);
+  nested_plugin = shared_plugin = new_worker(host);
+  for (int k = 0; k < SHARED; k++) CHECK((shared[k] = sh_spawn(shared_plugin, NULL, &no_limits, NULL)));
+  in_threads(meddle, NULL);
+  for (int k = 0; k < SHARED; k++) {
+    sh_reclaim reclaim;
+    CHECK_EQ(sh_close(shared[k], -1, &reclaim), SH_OK);
+  }
+  check_empty(host);
+  CHECK(outcomes[SH_BUSY] > 0 && outcomes[SH_DEADLINE] > 0 && outcomes[SH_CANCELLED] > 0);
+  CHECK_EQ(sh_host_close(host), SH_OK);
+  sh_plugin_release(shared_plugin);
+  sh_host_release(host);
+}
+
+/* ---- the end of a host ------------------------------------------------------------------------------------------ */
+
+static void *spawn_until_closed(void *argument) {
+  sh_plugin *plugin = argument;
+  for (;;) {
+    uint64_t guest = sh_spawn(plugin, NULL, &no_limits, NULL);
+    if (!guest) {
+      int status = sh_last_error()->status;
+      CHECK(status == SH_CLOSED || status == SH_REGION_FULL);
+      if (status == SH_CLOSED) return NULL;
+      continue;
+    }
+    int64_t sum = call(guest, ADD, 1, 2);
+    CHECK(sum == 3 || (sum == SH_CALL_FAILED && is_one_of(sh_last_error()->status, SH_CLOSED, SH_CANCELLED, -1, -1)));
+    if (guest % 4) continue; /* left to the host's close */
+    sh_reclaim reclaim;
+    int status = sh_close(guest, -1, &reclaim);
+    CHECK(is_one_of(status, SH_CLOSED, -1, -1, -1));
+  }
+}
+
+/* Two hosts, so that a struct that one gives up is taken by the other at once. */
+static void hosts_close_while_threads_spawn(void) {
+  for (int round = 0; round < 10; round++) {
+    sh_host *hosts[2];
+    sh_plugin *plugins[2];
+    pthread_t threads[2][2];
+    for (int k = 0; k < 2; k++) {
+      hosts[k] = new_host(SH_POLICY_WARM);
+      plugins[k] = new_worker(hosts[k]);
+      for (int n = 0; n < 2; n++) pthread_create(&threads[k][n], NULL, spawn_until_closed, plugins[k]);
+    }
+    for (int k = 0; k < 2; k++) {
+      pause_us(3000);
+      while (sh_host_close(hosts[k]) != SH_OK) CHECK_EQ(sh_last_error()->status, SH_BUSY);
+      for (int n = 0; n < 2; n++) pthread_join(threads[k][n], NULL);
+      CHECK_EQ(sh_host_close(hosts[k]), SH_OK);
+      check_empty(hosts[k]);
+    }
+    for (int k = 0; k < 2; k++) {
+      sh_plugin_release(plugins[k]);
+      sh_host_release(hosts[k]);
+    }
+  }
+}
+
+static void a_guest_outlives_its_plugin_and_its_host(void) {
+  sh_host *host = new_host(SH_POLICY_IMMEDIATE);
+  sh_plugin *plugin = new_worker(host);
+  uint64_t guest = sh_spawn(plugin, NULL, &no_limits, NULL);
+  CHECK(guest);
+  sh_plugin_release(plugin);
+  sh_host_release(host);
+  CHECK_EQ(call(guest, ADD, 40, 2), 42);
+  sh_reclaim reclaim;
+  CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+}
+
+/* ---- spawns within spawns --------------------------------------------------------------------------------------- */
+
+static void *spawn_nested(void *argument) {
+  for (int k = 0; k < 100; k++) {
+    in_call = true;
+    uint64_t guest = sh_spawn(argument, NULL, &no_limits, NULL);
+    in_call = false;
+    CHECK(guest);
+    CHECK_EQ(call(guest, 0, 0, 0), 1);
+    sh_guest_stats stats;
+    CHECK_EQ(sh_guest_get_stats(guest, &stats), SH_OK);
+    CHECK(stats.memories == 2 && stats.committed_bytes == 3 * WASM_PAGE);
+    sh_reclaim reclaim;
+    CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+  }
+  return NULL;
+}
+
+static void start_functions_spawn_guests_of_other_plugins(void) {
+  sh_host *host = new_host(SH_POLICY_WARM);
+  nested_plugin = new_worker(host);
+  sh_plugin *starter = new_plugin(host, starter_wat, true);
+  add_memory(starter, 1, 0);
+  add_memory(starter, 2, 0);
+  CHECK_EQ(sh_plugin_export(starter, "size", 4, "", "i"), SH_OK);
+  CHECK_EQ(sh_plugin_link(starter), SH_OK);
+  in_threads(spawn_nested, starter);
+  check_empty(host);
+  CHECK_EQ(sh_host_close(host), SH_OK);
+  sh_plugin_release(starter);
+  sh_plugin_release(nested_plugin);
+  sh_host_release(host);
+}
+
+static void a_tenant_of_another_host_is_refused(void) {
+  sh_host *host = new_host(SH_POLICY_WARM), *other = new_host(SH_POLICY_WARM);
+  sh_plugin *plugin = new_worker(host);
+  CHECK_EQ(sh_spawn(plugin, sh_tenant_new(other, UINT64_MAX), &no_limits, NULL), 0);
+  CHECK_EQ(sh_last_error()->status, SH_ARGUMENT);
+  check_empty(host);
+  sh_plugin_release(plugin);
+  sh_host_release(host);
+  sh_host_release(other);
+}
+
+/* ---- time ------------------------------------------------------------------------------------------------------- */
+
+/* Between the calls the ticker goes to sleep, or is just about to. */
+static void a_deadline_is_noticed_however_long_the_ticker_was_idle(void) {
+  sh_host *host = new_host(SH_POLICY_WARM);
+  sh_plugin *plugin = new_worker(host);
+  sh_limits limits = no_limits;
+  limits.deadline_ns = 4000000;
+  uint64_t guest = sh_spawn(plugin, NULL, &limits, NULL);
+  for (uint64_t idle_ms = 40; idle_ms < 70; idle_ms++) {
+    pause_us(idle_ms * 1000);
+    uint64_t begun = now_ns();
+    CHECK_EQ(call(guest, SPIN, 0, 0), SH_CALL_FAILED);
+    CHECK_EQ(sh_last_error()->status, SH_DEADLINE);
+    CHECK(now_ns() - begun < 5000000000u);
+  }
+  sh_reclaim reclaim;
+  CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+  CHECK_EQ(sh_host_close(host), SH_OK);
+  sh_plugin_release(plugin);
+  sh_host_release(host);
+}
+
+/* ---- output ----------------------------------------------------------------------------------------------------- */
+
+static void *write_output(void *argument) {
+  sh_wasi wasi = {.output_limit = 1000, .stream = 1};
+  heard = 0;
+  for (int k = 0; k < 30; k++) {
+    uint64_t guest = sh_spawn(argument, NULL, &no_limits, &wasi);
+    CHECK(guest);
+    for (int n = 0; n < 20; n++) {
+      CHECK_EQ(call(guest, WRITE, 1, 0), 0);
+      CHECK_EQ(call(guest, WRITE, 2, 0), 0);
+      CHECK_EQ(heard, (uint64_t)(k * 20 + n + 1) * WRITTEN);
+    }
+    uint8_t kept[2000];
+    uint64_t length, dropped;
+    CHECK_EQ(sh_output(guest, 2, kept, sizeof kept, &length, &dropped), SH_OK);
+    CHECK_EQ(length, 1000);
+    CHECK_EQ(dropped, 20 * WRITTEN - 1000);
+    sh_reclaim reclaim;
+    CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+  }
+  return NULL;
+}
+
+static void output_is_heard_on_the_guests_own_thread(void) {
+  sh_host *host = new_host(SH_POLICY_WARM);
+  sh_plugin *plugin = new_plugin(host, writer_wat, false);
+  add_memory(plugin, 1, 0);
+  CHECK_EQ(sh_plugin_export(plugin, "write", 5, "i", "i"), SH_OK);
+  CHECK_EQ(sh_plugin_wasi(plugin, 0), SH_OK);
+  CHECK_EQ(sh_plugin_link(plugin), SH_OK);
+  in_threads(write_output, plugin);
+  check_empty(host);
+  CHECK_EQ(sh_host_close(host), SH_OK);
+  sh_plugin_release(plugin);
+  sh_host_release(host);
+}
+
+int main(void) {
+  const char *library = getenv("SANDHOST_WASMTIME_LIBRARY");
+  if (!library || !*library) {
+    printf("skipped: SANDHOST_WASMTIME_LIBRARY does not say where wasmtime's library is\n");
+    return 0;
+  }
+  if (sh_wasmtime_open(library) != SH_OK) {
+    printf("%s\n", sh_last_error()->message);
+    return 1;
+  }
+  sh_set_callbacks(hostcall, output, signals);
+  RUN(threads_live_whole_lives_beside_each_other);
+  RUN(threads_meddle_with_the_same_guests);
+  RUN(hosts_close_while_threads_spawn);
+  RUN(a_guest_outlives_its_plugin_and_its_host);
+  RUN(start_functions_spawn_guests_of_other_plugins);
+  RUN(a_tenant_of_another_host_is_refused);
+  RUN(a_deadline_is_noticed_however_long_the_ticker_was_idle);
+  RUN(output_is_heard_on_the_guests_own_thread);
+  return 0;
+}
