@@ -1,6 +1,7 @@
 /* Calls into a guest, and how they end. */
 #include <inttypes.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "guest.h"
 
@@ -179,6 +180,13 @@ static int run(shi_guest *guest, uint32_t index, const shi_export *export, wasmt
   return status;
 }
 
+/* Python is going away, and takes daemon threads with it: one that got an exception now would print it. What CPython
+ * does from 3.14 on with a daemon thread that wants to go on at that point is to let it hang, as we do. */
+static void stay_if_exiting(void) {
+  if (!atomic_load(&shi_exiting) || shi_on_main_thread()) return;
+  for (;;) pause();
+}
+
 static int call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool integers) {
   shi_guest *guest;
   int status = shi_guest_enter(id, &guest);
@@ -193,6 +201,7 @@ static int call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool in
   else
     status = run(guest, index, export, values);
   shi_guest_leave(guest);
+  if (__builtin_expect(status == SH_CANCELLED, 0)) stay_if_exiting();
   shi_histogram_record(&host->latency[SH_OP_CALL], shi_now_ns() - begun);
   return status;
 }
