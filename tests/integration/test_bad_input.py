@@ -47,7 +47,8 @@ def test_a_setting_of_a_host_that_cannot_be_meant_is_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    "text", ["16 XB", "", " ", "MiB", "1e3", "1,5 MiB", "-1 KiB", "0x10", "nan", "١٢ KiB", "1 MiB 2"]
+    "text",
+    ["16 XB", "", " ", "MiB", "1e3", "1,5 MiB", "-1 KiB", "0x10", "nan", "١٢ KiB", "1 MiB 2"],
 )
 def test_a_size_that_is_no_size_is_refused(text):
     with pytest.raises(sandhost.ConfigError):

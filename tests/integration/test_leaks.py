@@ -24,10 +24,21 @@ def scenarios(host):
     host.function("env", "view")(lambda: None)
     plugins = {
         name: host.load(guest_file(name))
-        for name in (
-            "unreachable oob recurse bss secrets hostcall echo start_trap oob_data exceptions "
-            "many_tables grow_forever spin"
-        ).split()
+        for name in [
+            "unreachable",
+            "oob",
+            "recurse",
+            "bss",
+            "secrets",
+            "hostcall",
+            "echo",
+            "start_trap",
+            "oob_data",
+            "exceptions",
+            "many_tables",
+            "grow_forever",
+            "spin",
+        ]
     }
     starting = host.load(b"""(module (import "env" "f" (func $f)) (memory (export "m") 1)
         (start $f))""")
@@ -69,23 +80,37 @@ def scenarios(host):
     yield "trap", calling("unreachable", "trap", error=sandhost.GuestTrap)
     yield "out of bounds", calling("oob", "load8", -1, error=sandhost.GuestTrap)
     yield "recursion", calling("recurse", "recurse", 1, error=sandhost.GuestTrap)
-    yield "growth", calling("grow_forever", "until_refused", error=sandhost.OutOfMemory, limits=small)
-    yield "deadline", calling(
-        "spin", "spin", error=sandhost.DeadlineExceeded, limits=Limits(deadline=0.001)
+    yield (
+        "growth",
+        calling("grow_forever", "until_refused", error=sandhost.OutOfMemory, limits=small),
+    )
+    yield (
+        "deadline",
+        calling("spin", "spin", error=sandhost.DeadlineExceeded, limits=Limits(deadline=0.001)),
     )
     yield "host function", calling("hostcall", "call_nop", 1, error=LookupError)
     yield "misfit", calling("hostcall", "call_inc", 1, error=sandhost.HostCallError)
-    yield "exit", calling(
-        "echo", "_start", error=sandhost.GuestExit, wasi=sandhost.Wasi(argv=["e", "3"], stdin=b"x")
+    yield (
+        "exit",
+        calling(
+            "echo",
+            "_start",
+            error=sandhost.GuestExit,
+            wasi=sandhost.Wasi(argv=["e", "3"], stdin=b"x"),
+        ),
     )
-    yield "output callback", calling(
-        "echo", "_start", error=LookupError, wasi=sandhost.Wasi(argv=["e", "0"], stdout=raising)
+    yield (
+        "output callback",
+        calling(
+            "echo", "_start", error=LookupError, wasi=sandhost.Wasi(argv=["e", "0"], stdout=raising)
+        ),
     )
     yield "exception", calling("exceptions", "throw_uncaught", 1, error=sandhost.GuestError)
     yield "wrong arguments", calling("unreachable", "trap", 1, error=TypeError)
     yield "too little memory", spawning(plugins["bss"], sandhost.OutOfMemory, small)
-    yield "table limit", spawning(
-        plugins["many_tables"], sandhost.LimitExceeded, Limits(table_elements=1)
+    yield (
+        "table limit",
+        spawning(plugins["many_tables"], sandhost.LimitExceeded, Limits(table_elements=1)),
     )
     yield "no fuel", spawning(plugins["bss"], sandhost.ConfigError, Limits(fuel=1))
     yield "start trap", spawning(plugins["start_trap"], sandhost.GuestTrap)

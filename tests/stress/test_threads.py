@@ -141,7 +141,9 @@ class Players:
                 self.shared.put(guest)
 
     def spin(self, rng: random.Random) -> None:
-        with self.plugins["spin"].spawn(limits=Limits(deadline=rng.random() * 0.01 + 1e-6)) as guest:
+        with self.plugins["spin"].spawn(
+            limits=Limits(deadline=rng.random() * 0.01 + 1e-6)
+        ) as guest:
             with pytest.raises(sandhost.DeadlineExceeded):
                 guest.call(rng.choice(["spin", "spin_dirtying"]))
 
@@ -209,8 +211,11 @@ def test_hosts_that_come_and_go_under_running_threads_leave_nothing():
                     with rng.choice(plugins).spawn() as guest:
                         if rng.random() < 0.5:
                             guest.memory.write(0, b"x")
-                        guest.call({"secrets": "size", "spin": "spin"}.get(
-                            guest.plugin.name.split("/")[-1].split(".")[0], "sum"))
+                        guest.call(
+                            {"secrets": "size", "spin": "spin"}.get(
+                                guest.plugin.name.split("/")[-1].split(".")[0], "sum"
+                            )
+                        )
             except (sandhost.GuestClosed, sandhost.GuestCancelled, sandhost.GuestBusy):
                 pass
             except BaseException as error:

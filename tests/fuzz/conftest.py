@@ -1,6 +1,0 @@
-"""The way to tests/helpers."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
