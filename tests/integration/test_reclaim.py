@@ -169,7 +169,7 @@ def test_an_os_call_that_fails_is_named_or_survived_and_leaks_nothing(policy, ca
             guest = None
             try:
                 with failing(call, skip=skip, error=error):
-                    others = [host.load(guest_file("passive")) for _ in range(6)]  # noqa: F841 - kept alive
+                    others = [host.load(guest_file("passive")) for _ in range(6)]
                     plugin = host.load(guest_file("bench" if skip % 2 else "secrets"))
                     guest = plugin.spawn(tenant="t")
                     if skip % 2:
@@ -187,7 +187,7 @@ def test_an_os_call_that_fails_is_named_or_survived_and_leaks_nothing(policy, ca
             finally:
                 if guest is not None:
                     guest.close()
-                guest = plugin = None
+                guest = plugin = others = None  # noqa: F841 - let go of
             secrets = host.load(guest_file("secrets"))
             with secrets.spawn() as fresh:
                 assert fresh.call("scan", 0) == 0
