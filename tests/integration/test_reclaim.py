@@ -170,6 +170,7 @@ def test_an_os_call_that_fails_is_named_or_survived_and_leaks_nothing(policy, ca
             try:
                 with failing(call, skip=skip, error=error):
                     others = [host.load(guest_file("passive")) for _ in range(6)]
+                    assert len(others) == 6
                     plugin = host.load(guest_file("bench" if skip % 2 else "secrets"))
                     guest = plugin.spawn(tenant="t")
                     if skip % 2:
