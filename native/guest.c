@@ -182,8 +182,11 @@ static int prepare(shi_guest *guest, sh_plugin *plugin, sh_tenant *tenant, const
   }
   if (plugin->export_count) memset(guest->functions, 0, plugin->export_count * sizeof *guest->functions);
 
-  if (plugin->largest_table > limits->table_elements)
-    return shi_fail_limit(SH_TABLE_LIMIT, plugin->largest_table, limits->table_elements,
+  /* Tables are wasmtime's, in no region and no account: all of a guest's together take no more than its memory may. */
+  if (plugin->table_count && guest->limits.table_elements > limits->memory / sizeof(void *) / plugin->table_count)
+    guest->limits.table_elements = limits->memory / sizeof(void *) / plugin->table_count;
+  if (plugin->largest_table > guest->limits.table_elements)
+    return shi_fail_limit(SH_TABLE_LIMIT, plugin->largest_table, guest->limits.table_elements,
                           "a table of the module starts with more elements than the guest may have");
   if (tenant && tenant->account.parent != &plugin->host->account)
     return shi_fail(SH_ARGUMENT, "the tenant is one of another host");

@@ -175,7 +175,7 @@ typedef struct {
   uint64_t memory;         /* bytes over all its memories; UINT64_MAX: none */
   uint64_t deadline_ns;    /* per call; 0: none */
   uint64_t fuel;           /* per call; 0: not counted */
-  uint64_t table_elements; /* per table */
+  uint64_t table_elements; /* per table; 8 bytes each, all tables together no more than `memory` */
 } sh_limits;
 
 typedef struct {

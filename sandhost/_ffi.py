@@ -121,7 +121,7 @@ def failure() -> SandhostError:
     if status == lib.SH_TABLE_LIMIT:
         return LimitExceeded(
             f"a table starts with {error.wanted} elements; the limit is {error.limit}, "
-            "raise Limits(table_elements=...)"
+            "raise Limits(table_elements=...), or memory, which bounds all tables together"
         )
     if status == lib.SH_CANCELLED:
         return GuestCancelled("the call was cancelled before the guest returned")

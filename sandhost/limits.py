@@ -28,7 +28,8 @@ class Limits(_Fields):
             and host limit it.
         deadline: seconds (or "250 ms") that one call may take by the wall clock; None: no limit.
         fuel: instructions, roughly, that one call may execute. Needs `host.load(..., fuel=True)`.
-        table_elements: elements that each table may have.
+        table_elements: elements that each table may have. All tables together take no more bytes, 8
+            an element, than `memory`.
 
     Raises:
         ConfigError: a value cannot be meant.

@@ -444,6 +444,21 @@ def test_a_table_that_starts_beyond_the_limit_fails_the_spawn(host):
     plugin.spawn(limits=Limits(table_elements=64)).close()
 
 
+def test_tables_together_take_no_more_than_the_memory_limit(host):
+    grow = b"".join(
+        b'(func (export "grow%d") (result i32)'
+        b" (table.grow %d (ref.null func) (i32.const 900000)))" % (k, k)
+        for k in range(8)
+    )
+    plugin = host.load(b"(module " + b"(table 100 funcref)" * 8 + grow + b")")
+    with plugin.spawn(limits=Limits(memory="64 KiB")) as guest:
+        assert [guest.call(f"grow{k}") for k in range(8)] == [-1] * 8
+    with plugin.spawn(limits=Limits(memory="64 MiB")) as guest:
+        assert [guest.call(f"grow{k}") for k in range(8)] == [100] * 8
+    with pytest.raises(sandhost.LimitExceeded, match="or memory, which bounds all tables"):
+        plugin.spawn(limits=Limits(memory=8 * 8 * 99))
+
+
 # ---- interrupts ----
 
 

@@ -264,6 +264,16 @@ def test_poll_oneoff_reads_and_writes_only_the_memory(host, at, out, count):
         assert guest.call("poll", 0, 1024, 1, 60000) == 0, "a clock that is due"
 
 
+def test_poll_oneoff_takes_no_more_subscriptions_than_a_deadline_can_bear(host):
+    text = b"""(module (import "wasi_snapshot_preview1" "poll_oneoff"
+        (func $poll (param i32 i32 i32 i32) (result i32))) (memory (export "memory") 49)
+        (func (export "poll") (param i32) (result i32)
+          (call $poll (i32.const 8) (i32.const 8) (local.get 0) (i32.const 0))))"""
+    with host.load(text).spawn() as guest:
+        assert guest.call("poll", 65536) == 0
+        assert guest.call("poll", 65537) == 28, "EINVAL"
+
+
 # ---- directories ----
 
 
