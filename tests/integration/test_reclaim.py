@@ -188,7 +188,7 @@ def test_an_os_call_that_fails_is_named_or_survived_and_leaks_nothing(policy, ca
             finally:
                 if guest is not None:
                     guest.close()
-                guest = plugin = others = None  # noqa: F841 - let go of
+                guest = plugin = others = None
             secrets = host.load(guest_file("secrets"))
             with secrets.spawn() as fresh:
                 assert fresh.call("scan", 0) == 0
