@@ -153,7 +153,8 @@ def run_python(
     program = _PREAMBLE.format(tests=str(ROOT / "tests")) + textwrap.dedent(source)
     command = [*prefix, sys.executable, *options, "-c", program]
     full_env = {**os.environ, "PYTHONSAFEPATH": "1", **(env or {})}
-    full_env.pop("PYTHONWARNINGS", None)
+    # Python 3.12 warns of every fork beside threads, which is what is tested here.
+    full_env["PYTHONWARNINGS"] = "ignore:This process:DeprecationWarning"
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
