@@ -4,6 +4,7 @@
  *   module   one compiled artifact                              module.c
  *   plugin   module + imports + images, ready to instantiate    plugin.c
  *   guest    one store, one instance, its regions               guest.c (life), call.c (use), memory.c (its bytes)
+ *   snapshot what a guest was, to spawn others from             snapshot.c, state.c (globals, tables, segments)
  *
  * Who may touch a guest is said by one word, `state` (guest.h).
  */
@@ -13,6 +14,7 @@
 #include <pthread.h>
 
 #include "region.h"
+#include "state.h"
 #include "wasmtime_abi.h"
 
 /* ---- errors (error.c): each returns the status it records in the thread's sh_error ------------------------------ */
@@ -131,7 +133,8 @@ struct sh_plugin {
   uint32_t wasi_memory;
   uint32_t table_count;
   uint64_t largest_table;
-  _Atomic uint32_t references; /* Python's one, and one for each guest */
+  shi_state_plan state;
+  _Atomic uint32_t references; /* Python's one, and one for each guest and each snapshot */
   _Atomic uint64_t guests_live, spawns, calls, host_calls, traps;
 };
 

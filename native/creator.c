@@ -7,6 +7,7 @@
 #include <errno.h>
 
 #include "guest.h"
+#include "snapshot.h"
 
 static _Thread_local shi_guest *spawning;
 
@@ -65,6 +66,10 @@ static wasmtime_error_t *new_memory(void *env, const wasm_memorytype_t *type, si
   const shi_memory_plan *plan =
       guest->region_count < plugin->memory_count ? &plugin->memories[guest->region_count] : NULL;
   bool gc_heap = !plan || !matches(plan, minimum, maximum);
+  if (!gc_heap && guest->snapshot) { /* what wasmtime asks for is a lower bound: it takes the size that it is given */
+    plan = &guest->snapshot->memories[guest->region_count];
+    minimum = plan->minimum;
+  }
   if (gc_heap && (guest->gc_heap || minimum != 0))
     return wt.wasmtime_error_new("sandhost: a memory that the plugin does not declare");
   if (gc_heap && guest->region_count) /* the GC heap comes first: it was taken for a memory that starts empty */

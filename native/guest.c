@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "snapshot.h"
+
 _Thread_local uint32_t shi_thread_in_guest;
 
 /* ---- the table: chunks of guests, never freed --------------------------------------------------------------------- */
@@ -122,6 +124,7 @@ static bool has_views(const shi_guest *guest) {
 static void give_up(shi_guest *guest, int policy, sh_reclaim *reclaim) {
   shi_pool *pool = guest->plugin->host->pool;
   for (uint32_t k = 0; k < guest->region_count; k++) shi_region_release(pool, guest->regions[k], policy, reclaim);
+  shi_snapshot_release(guest->snapshot);
   shi_plugin_release(guest->plugin);
   put(guest);
 }
@@ -154,8 +157,10 @@ void shi_guest_unpin(uint64_t id, uint32_t memory_index) {
   if (last) give_up(guest, -1, &reclaim);
 }
 
-static int prepare(shi_guest *guest, sh_plugin *plugin, sh_tenant *tenant, const sh_limits *limits) {
+static int prepare(shi_guest *guest, sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits) {
   guest->plugin = plugin;
+  guest->snapshot = from;
+  if (from) atomic_fetch_add_explicit(&from->references, 1, memory_order_relaxed);
   atomic_store_explicit(&guest->host, plugin->host, memory_order_relaxed);
   guest->pinned = false;
   atomic_fetch_add_explicit(&plugin->references, 1, memory_order_relaxed);
@@ -174,6 +179,7 @@ static int prepare(shi_guest *guest, sh_plugin *plugin, sh_tenant *tenant, const
   shi_account *parent = tenant ? &tenant->account : &plugin->host->account;
   guest->account = (shi_account){.parent = parent, .limit = limits->memory, .level = SHI_ACCOUNT_GUEST};
 
+  if (from && from->plugin != plugin) return shi_fail(SH_ARGUMENT, "the snapshot is one of another plugin");
   if (guest->function_capacity < plugin->export_count) {
     free(guest->functions);
     guest->functions = malloc(plugin->export_count * sizeof *guest->functions);
@@ -185,8 +191,9 @@ static int prepare(shi_guest *guest, sh_plugin *plugin, sh_tenant *tenant, const
   /* Tables are wasmtime's, in no region and no account: all of a guest's together take no more than its memory may. */
   if (plugin->table_count && guest->limits.table_elements > limits->memory / sizeof(void *) / plugin->table_count)
     guest->limits.table_elements = limits->memory / sizeof(void *) / plugin->table_count;
-  if (plugin->largest_table > guest->limits.table_elements)
-    return shi_fail_limit(SH_TABLE_LIMIT, plugin->largest_table, guest->limits.table_elements,
+  uint64_t largest = from ? shi_state_largest_table(&from->state, &plugin->state) : plugin->largest_table;
+  if (largest > guest->limits.table_elements)
+    return shi_fail_limit(SH_TABLE_LIMIT, largest, guest->limits.table_elements,
                           "a table of the module starts with more elements than the guest may have");
   if (tenant && tenant->account.parent != &plugin->host->account)
     return shi_fail(SH_ARGUMENT, "the tenant is one of another host");
@@ -219,7 +226,9 @@ static int instantiate(shi_guest *guest) {
                     plugin->memory_count);
   if (!error && !trap && guest->gc_heap && !memories_are_where_planned(guest))
     return shi_fail(SH_WASMTIME, "a module that uses exceptions and whose memory starts empty is not supported");
-  return shi_guest_outcome(guest, error, trap);
+  int status = shi_guest_outcome(guest, error, trap);
+  if (status == SH_OK && guest->snapshot) return shi_state_restore(guest, &guest->snapshot->state);
+  return status == SH_OK && plugin->state.start ? shi_state_start(guest) : status;
 }
 
 static void count_live(sh_plugin *plugin) {
@@ -260,14 +269,15 @@ static int start(shi_guest *guest, const sh_wasi *wasi) {
   return status;
 }
 
-uint64_t sh_spawn(sh_plugin *plugin, sh_tenant *tenant, const sh_limits *limits, const sh_wasi *wasi) {
+uint64_t sh_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
+                  const sh_wasi *wasi) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked(), 0;
   if (atomic_load_explicit(&plugin->host->closed, memory_order_relaxed))
     return shi_fail(SH_CLOSED, "the host is closed"), 0;
   shi_guest *guest = take();
   if (!guest) return shi_fail_no_memory(), 0;
   uint64_t id = shi_guest_id(guest), begun = shi_now_ns();
-  int status = prepare(guest, plugin, tenant, limits);
+  int status = prepare(guest, plugin, from, tenant, limits);
   if (status == SH_OK) status = start(guest, wasi);
   if (status != SH_OK) {
     sh_host *host = plugin->host;

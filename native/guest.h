@@ -29,6 +29,7 @@ typedef struct shi_guest {
   uint32_t index;          /* of this struct in the table */
   uint32_t depth;
   sh_plugin *plugin;
+  sh_snapshot *snapshot; /* what it was spawned from; NULL: the module itself */
   _Atomic(sh_host *) host; /* the plugin's; only to be compared when the guest is not the caller's own */
   bool pinned; /* ended, but a view of its memory is alive: the last unpin ends the rest; under the table's lock */
   wasmtime_store_t *store;

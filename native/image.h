@@ -8,9 +8,15 @@
 shi_image *shi_image_ref(shi_image *image);
 void shi_image_unref(shi_image *image);
 
+/* The base with runs of whole OS pages, ascending, laid over it, in a memfd of their own. `base` may be NULL. */
+int shi_image_overlay(uint64_t length, const shi_image *base, const shi_image_run *runs, size_t run_count,
+                      shi_image **out);
+uint32_t shi_image_pieces(const shi_image *image); /* NULL: 0 */
+
 uint64_t shi_image_id(const shi_image *image);           /* NULL: 0. Ids are never used twice */
 uint64_t shi_image_mapped_bytes(const shi_image *image); /* NULL: 0. The length in whole OS pages */
-int shi_image_fd(const shi_image *image);
+/* Maps it copy-on-write; what lies between its pieces becomes anonymous zeros. On failure the range may be a hole. */
+int shi_image_map(const shi_image *image, uint8_t *at);
 bool shi_image_retired(const shi_image *image); /* NULL: false. No outside reference is left, for ever */
 
 /* Of the whole process: images belong to no pool. */

@@ -33,9 +33,9 @@ int shi_os_reserve(uint64_t bytes, uint8_t **out);
 void shi_os_unreserve(uint8_t *base, uint64_t bytes);
 /* Replaces what is mapped by fresh anonymous zeros, accessible or not. On failure the range may be a hole. */
 int shi_os_map_zeros(uint8_t *at, uint64_t bytes, bool accessible);
-/* Replaces what is mapped by the file's first `bytes`, readable, writable, copy-on-write. On failure the range may be
- * a hole. */
-int shi_os_map_image(uint8_t *at, uint64_t bytes, int fd);
+/* Replaces what is mapped by `bytes` of the file, readable, writable, copy-on-write. On failure the range may be a
+ * hole. */
+int shi_os_map_image(uint8_t *at, uint64_t bytes, int fd, uint64_t offset);
 /* Makes a range readable and writable, or inaccessible; its contents stay. Fails when the kernel's map count or the
  * commit limit is reached. */
 int shi_os_protect(uint8_t *at, uint64_t bytes, bool accessible);
@@ -86,8 +86,10 @@ int shi_os_file_create(uint64_t bytes, int *fd);
 int shi_os_file_write(int fd, uint64_t offset, const void *bytes, uint64_t length);
 /* Forbids any later change of size or contents. */
 int shi_os_file_seal(int fd);
-int shi_os_file_map(int fd, uint64_t bytes, const uint8_t **out); /* shared, read-only */
-void shi_os_file_unmap(const uint8_t *at, uint64_t bytes);
+/* A view for reading: zeros, over which files are mapped, shared. */
+int shi_os_view(uint64_t bytes, uint8_t **out);
+int shi_os_map_in_view(uint8_t *at, uint64_t bytes, int fd, uint64_t offset);
+void shi_os_unview(const uint8_t *at, uint64_t bytes);
 void shi_os_file_close(int fd);
 
 /* ---- the rest --------------------------------------------------------------------------------------------------- */

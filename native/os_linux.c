@@ -168,23 +168,23 @@ int shi_os_reserve(uint64_t bytes, uint8_t **out) {
 
 void shi_os_unreserve(uint8_t *base, uint64_t bytes) { munmap(base, bytes); }
 
-static int map_fixed(uint8_t *at, uint64_t bytes, int protection, int flags, int fd) {
+static int map_fixed(uint8_t *at, uint64_t bytes, int protection, int flags, int fd, uint64_t offset) {
   if (bytes == 0) {
     return 0;
   }
   if (injected(SH_OS_MMAP) ||
-      mmap(at, bytes, protection, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE | flags, fd, 0) == MAP_FAILED) {
+      mmap(at, bytes, protection, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE | flags, fd, (off_t)offset) == MAP_FAILED) {
     return failure("mmap");
   }
   return keep_private(at, bytes);
 }
 
 int shi_os_map_zeros(uint8_t *at, uint64_t bytes, bool accessible) {
-  return map_fixed(at, bytes, accessible ? PROT_READ | PROT_WRITE : PROT_NONE, MAP_ANONYMOUS, -1);
+  return map_fixed(at, bytes, accessible ? PROT_READ | PROT_WRITE : PROT_NONE, MAP_ANONYMOUS, -1, 0);
 }
 
-int shi_os_map_image(uint8_t *at, uint64_t bytes, int fd) {
-  return map_fixed(at, bytes, PROT_READ | PROT_WRITE, 0, fd);
+int shi_os_map_image(uint8_t *at, uint64_t bytes, int fd, uint64_t offset) {
+  return map_fixed(at, bytes, PROT_READ | PROT_WRITE, 0, fd, offset);
 }
 
 void shi_os_map_zeros_in_child(uint8_t *at, uint64_t bytes) {
@@ -431,8 +431,9 @@ int shi_os_file_seal(int fd) {
   return 0;
 }
 
-int shi_os_file_map(int fd, uint64_t bytes, const uint8_t **out) {
-  void *at = injected(SH_OS_MMAP) ? MAP_FAILED : mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
+int shi_os_view(uint64_t bytes, uint8_t **out) {
+  void *at = injected(SH_OS_MMAP) ? MAP_FAILED
+                                  : mmap(NULL, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) {
     return failure("mmap");
   }
@@ -440,6 +441,13 @@ int shi_os_file_map(int fd, uint64_t bytes, const uint8_t **out) {
   return 0;
 }
 
-void shi_os_file_unmap(const uint8_t *at, uint64_t bytes) { munmap((void *)(uintptr_t)at, bytes); }
+int shi_os_map_in_view(uint8_t *at, uint64_t bytes, int fd, uint64_t offset) {
+  if (injected(SH_OS_MMAP) || mmap(at, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)offset) == MAP_FAILED) {
+    return failure("mmap");
+  }
+  return 0;
+}
+
+void shi_os_unview(const uint8_t *at, uint64_t bytes) { munmap((void *)(uintptr_t)at, bytes); }
 
 void shi_os_file_close(int fd) { close(fd); }

@@ -150,6 +150,7 @@ static void free_plugin(sh_plugin *plugin) {
     free(plugin->exports[k].results);
   }
   free(plugin->exports);
+  shi_state_plan_free(&plugin->state);
   while (plugin->imports) {
     shi_import *import = plugin->imports;
     plugin->imports = import->next;

@@ -46,14 +46,14 @@ static int map_image(shi_slot *slot, shi_image *image) {
   if (slot->accessible < bytes) {
     slot->accessible = bytes; /* what a failure has to clean up */
   }
-  int error = image == NULL ? 0 : shi_os_map_image(slot->region.base, bytes, shi_image_fd(image));
+  int error = image == NULL ? 0 : shi_image_map(image, slot->region.base);
   if (error == 0 && bytes < before) {
     error = shi_os_map_zeros(slot->region.base + bytes, before - bytes, true);
   }
   if (error != 0) {
     return error;
   }
-  /* Only the anonymous part: a policy on a memfd's mapping would be the file's, and so that of all its slots. Its
+  /* Only what lies beyond the image: a policy on a memfd's mapping would be the file's, and so that of all its slots. Its
    * copied pages come from the node of the thread that touches them first. */
   if (bytes < before) {
     shi_slot_set_node(slot, bytes, before - bytes);

@@ -47,6 +47,13 @@ typedef struct {
   uint64_t length;
 } shi_image_run;
 int shi_image_create(uint64_t length, const shi_image_run *runs, size_t run_count, shi_image **out);
+
+/* Puts an image together, in ascending order, of parts of `base` (at the same offset) and of the file `fd`; the rest
+ * reads as zeros. All in whole OS pages. Nothing is read or copied. Takes `fd`, also when it fails; -1: no file. The
+ * file must not change as long as the image lives. */
+enum { SHI_IMAGE_PIECES_MOST = 256 }; /* each takes one of the process's 65,530 mappings, in each slot. Arbitrary */
+int shi_image_compose(uint64_t length, const shi_image *base, const sh_image_part *parts, size_t part_count, int fd,
+                      shi_image **out);
 shi_image *shi_image_retain(shi_image *image);
 void shi_image_release(shi_image *image); /* closes the memfd with the last reference */
 uint64_t shi_image_length(const shi_image *image);
@@ -111,6 +118,9 @@ int shi_region_grow(shi_region *region, uint64_t size, shi_account **full);
 void shi_region_pin(shi_region *region);
 void shi_region_unpin(shi_region *region);
 bool shi_region_pinned(const shi_region *region);
+/* An image of what the region holds, up to its last page that is not zeros; *out == NULL: it holds nothing else. Shares
+ * files with the region's own image. Precondition: nobody writes to the region meanwhile. capture.c */
+int shi_region_capture(shi_region *region, shi_image **out);
 /* Ends the region, resets the slot by what was dirtied, refunds the account. `policy` < 0: the pool's.
  * Adds to *reclaim (several regions of one guest add up). Never fails otherwise: a slot that cannot be
  * reset is quarantined and counted. Any thread may release. A second release is -EINVAL as long as nobody has acquired

@@ -163,6 +163,14 @@ int sh_plugin_import(sh_plugin *plugin, const char *module, const char *name, co
 int sh_plugin_wasi(sh_plugin *plugin, uint32_t memory_index);
 int sh_plugin_export(sh_plugin *plugin, const char *name, size_t name_length, const char *params, const char *results);
 int sh_plugin_tables(sh_plugin *plugin, uint32_t count, uint64_t largest_minimum);
+/* What of an instance changes beside its memories, in the order in which snapshots number it. Letters: i l f d v for
+ * numbers, F E X for references to functions, host objects and exceptions; segments: D data, T elements. `index` counts
+ * in the module. */
+int sh_plugin_global(sh_plugin *plugin, uint32_t index, int letter);
+int sh_plugin_table(sh_plugin *plugin, uint32_t index, int letter);
+int sh_plugin_segment(sh_plugin *plugin, uint32_t index, int letter, uint32_t target);
+/* The functions that tables and globals may refer to, ascending, and whether there is a start function. */
+int sh_plugin_functions(sh_plugin *plugin, const uint32_t *indices, uint32_t count, int start);
 int sh_plugin_link(sh_plugin *plugin);
 void sh_plugin_release(sh_plugin *plugin); /* its guests keep it alive */
 
@@ -194,8 +202,11 @@ typedef struct {
   uint32_t stream;       /* bit 0: stdout, bit 1: stderr go to the output callback */
 } sh_wasi;
 
-/* 0: see sh_last_error. `wasi` may be NULL. */
-uint64_t sh_spawn(sh_plugin *plugin, sh_tenant *tenant, const sh_limits *limits, const sh_wasi *wasi);
+typedef struct sh_snapshot sh_snapshot;
+
+/* 0: see sh_last_error. `wasi` may be NULL. `from` NULL: a fresh guest; else one that goes on from there. */
+uint64_t sh_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
+                  const sh_wasi *wasi);
 /* SH_BUSY changes nothing: a thread is in it, or a view is alive. SH_CLOSED: was closed before. */
 int sh_close(uint64_t guest, int policy, sh_reclaim *out);
 /* Ends the call in progress at its next check. Returns 1 if there was one. */
@@ -235,6 +246,40 @@ typedef struct {
 } sh_guest_stats;
 int sh_guest_running(uint64_t guest); /* whether a thread is in it */
 int sh_guest_get_stats(uint64_t guest, sh_guest_stats *out);
+
+/* ---- snapshots ------------------------------------------------------------------------------------------------- */
+
+/* A snapshot belongs to a plugin, holds it, and is held by the guests that came from it. NULL: see sh_last_error. */
+sh_snapshot *sh_snapshot_take(uint64_t guest);
+void sh_snapshot_release(sh_snapshot *snapshot);
+
+enum { SH_NO_FUNCTION = 0xffffffff }; /* a null reference */
+typedef struct {
+  uint8_t bytes[16]; /* of a number, little-endian, filled up with zeros */
+  uint32_t function; /* of a reference: the function's index in the module */
+} sh_global;
+
+/* Positions count what the plugin was told of, in order. */
+const uint8_t *sh_snapshot_memory(const sh_snapshot *snapshot, uint32_t index, uint64_t *size, uint64_t *image_length);
+const sh_global *sh_snapshot_global(const sh_snapshot *snapshot, uint32_t position);
+const uint32_t *sh_snapshot_table(const sh_snapshot *snapshot, uint32_t position, uint64_t *size);
+int sh_snapshot_dropped(const sh_snapshot *snapshot, uint32_t position);
+/* The module's own image of a memory. */
+const uint8_t *sh_plugin_image(const sh_plugin *plugin, uint32_t index, uint64_t *image_length);
+
+/* One that is put together: each memory, global and table must be set, once, before the first spawn. What does not fit
+ * the plugin is refused (SH_ARGUMENT). */
+typedef struct {
+  uint64_t offset, length; /* whole OS pages */
+  uint8_t from_module;     /* the module's own image, at the same offset; else the file's */
+  uint64_t file_offset;
+} sh_image_part;
+sh_snapshot *sh_snapshot_new(sh_plugin *plugin);
+int sh_snapshot_set_memory(sh_snapshot *snapshot, uint32_t index, uint64_t size, uint64_t image_length,
+                           const sh_image_part *parts, size_t part_count, int fd); /* takes fd; -1: none */
+int sh_snapshot_set_global(sh_snapshot *snapshot, uint32_t position, const sh_global *global);
+int sh_snapshot_set_table(sh_snapshot *snapshot, uint32_t position, const uint32_t *functions, uint64_t size);
+int sh_snapshot_set_dropped(sh_snapshot *snapshot, uint32_t position);
 
 /* ---- callbacks into Python ------------------------------------------------------------------------------------- */
 

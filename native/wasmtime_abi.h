@@ -73,7 +73,26 @@ typedef struct {
     wasmtime_memory_like_t other; /* the largest member: global, table, memory, tag */
   } of;
 } wasmtime_extern_t;
-enum { WASMTIME_EXTERN_FUNC = 0 };
+enum { WASMTIME_EXTERN_FUNC = 0, WASMTIME_EXTERN_GLOBAL = 1, WASMTIME_EXTERN_TABLE = 2 };
+
+typedef struct {
+  uint64_t store_id;
+  uint32_t __private1, __private2;
+  void *__private3;
+} wasmtime_anyref_t;
+typedef struct {
+  uint8_t kind; /* WASMTIME_I32 and so on */
+  union {
+    int32_t i32;
+    int64_t i64;
+    float f32;
+    double f64;
+    wasmtime_anyref_t anyref; /* externref and exnref alike; null: store_id is 0 */
+    wasmtime_func_t funcref;
+    uint8_t v128[16];
+  } of;
+} wasmtime_val_t;
+enum { WASMTIME_V128 = 4, WASMTIME_FUNCREF = 5, WASMTIME_EXTERNREF = 6, WASMTIME_EXNREF = 8 };
 
 typedef struct {
   void *env;
@@ -98,7 +117,12 @@ typedef void (*shi_finalizer_t)(void *data);
 
 enum { WASM_I32 = 0, WASM_I64 = 1, WASM_F32 = 2, WASM_F64 = 3 };
 enum { WASMTIME_OPT_NONE = 0, WASMTIME_OPT_SPEED = 1 };
-enum { WASMTIME_TRAP_STACK_OVERFLOW = 0, WASMTIME_TRAP_MEMORY_OUT_OF_BOUNDS = 1, WASMTIME_TRAP_OUT_OF_FUEL = 11 };
+enum {
+  WASMTIME_TRAP_STACK_OVERFLOW = 0,
+  WASMTIME_TRAP_MEMORY_OUT_OF_BOUNDS = 1,
+  WASMTIME_TRAP_TABLE_OUT_OF_BOUNDS = 3,
+  WASMTIME_TRAP_OUT_OF_FUEL = 11
+};
 
 /* X(result, name, parameters) */
 #define SHI_WASMTIME_FUNCTIONS(X)                                                                                      \
@@ -154,6 +178,17 @@ enum { WASMTIME_TRAP_STACK_OVERFLOW = 0, WASMTIME_TRAP_MEMORY_OUT_OF_BOUNDS = 1,
     (wasmtime_context_t *, const wasmtime_instance_t *, const char *, size_t, wasmtime_extern_t *))                    \
   X(wasmtime_error_t *, wasmtime_func_call_unchecked,                                                                  \
     (wasmtime_context_t *, const wasmtime_func_t *, wasmtime_val_raw_t *, size_t, wasm_trap_t **))                     \
+  X(void *, wasmtime_func_to_raw, (wasmtime_context_t *, const wasmtime_func_t *))                                     \
+  X(void, wasmtime_global_get, (wasmtime_context_t *, const wasmtime_memory_like_t *, wasmtime_val_t *))               \
+  X(wasmtime_error_t *, wasmtime_global_set,                                                                           \
+    (wasmtime_context_t *, const wasmtime_memory_like_t *, const wasmtime_val_t *))                                    \
+  X(bool, wasmtime_table_get, (wasmtime_context_t *, const wasmtime_memory_like_t *, uint64_t, wasmtime_val_t *))      \
+  X(wasmtime_error_t *, wasmtime_table_set,                                                                            \
+    (wasmtime_context_t *, const wasmtime_memory_like_t *, uint64_t, const wasmtime_val_t *))                          \
+  X(uint64_t, wasmtime_table_size, (const wasmtime_context_t *, const wasmtime_memory_like_t *))                       \
+  X(wasmtime_error_t *, wasmtime_table_grow,                                                                           \
+    (wasmtime_context_t *, const wasmtime_memory_like_t *, uint64_t, const wasmtime_val_t *, uint64_t *))              \
+  X(void, wasmtime_val_unroot, (wasmtime_val_t *))                                                                     \
   X(uint8_t *, wasmtime_memory_data, (const wasmtime_context_t *, const wasmtime_memory_like_t *))                     \
   X(wasmtime_context_t *, wasmtime_caller_context, (wasmtime_caller_t *))                                              \
   X(wasm_functype_t *, wasm_functype_new, (wasm_valtype_vec_t *, wasm_valtype_vec_t *))                                \

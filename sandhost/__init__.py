@@ -3,8 +3,8 @@
     cli, bench, demo, doctor      what people use from a shell
     host                          puts the parts together, owns their lifetimes
     govern                        statistics
-    plugin, guest, calls,         what is loaded, what runs, how calls cross
-      hostcalls
+    plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
+      calls, hostcalls
     memory, regions, tenants,     a guest's bytes; what came back; who shares limits; what WASI gives;
       wasi, modules               reading and compiling modules
     _ffi, _wasmtime               the doors to C and to wasmtime's library
@@ -35,6 +35,7 @@ from .errors import (
     OutOfMemory,
     RegionFullError,
     SandhostError,
+    SnapshotError,
 )
 from .govern.stats import Latency, MemStats
 from .host import Host
@@ -47,6 +48,7 @@ if typing.TYPE_CHECKING:
     from .guest import Guest, GuestStats
     from .memory import GuestMemory
     from .plugin import Plugin, PluginStats
+    from .snapshot import Snapshot
 
 __version__ = "0.1.0"
 
@@ -81,6 +83,8 @@ __all__ = [
     "Reclaim",
     "RegionFullError",
     "SandhostError",
+    "Snapshot",
+    "SnapshotError",
     "Tenant",
     "Wasi",
     "__version__",
@@ -92,6 +96,7 @@ _MADE_BY_HOSTS = {
     "GuestMemory": ".memory",
     "Plugin": ".plugin",
     "PluginStats": ".plugin",
+    "Snapshot": ".snapshot",
 }
 
 

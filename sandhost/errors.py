@@ -3,6 +3,7 @@
     SandhostError
     ├── ConfigError            a setting or argument that cannot be meant
     ├── ModuleError            bytes that are no module sandhost can load   .offset
+    ├── SnapshotError          a file that is no snapshot, was altered, or is of another module
     ├── RegionFullError        no free region for another guest
     ├── LimitExceeded          a guest reached a limit set for it
     │   ├── OutOfMemory
@@ -49,6 +50,7 @@ __all__ = [
     "OutOfMemory",
     "RegionFullError",
     "SandhostError",
+    "SnapshotError",
 ]
 
 # A stack overflow has thousands of frames; the innermost and outermost ones tell the story.
@@ -116,6 +118,10 @@ class ModuleError(SandhostError):
     def __str__(self) -> str:
         message = super().__str__()
         return message if self.offset is None else f"{message} (at byte {self.offset:#x})"
+
+
+class SnapshotError(SandhostError):
+    """A file is no snapshot, was cut off or altered, or belongs to another module or version."""
 
 
 class RegionFullError(SandhostError):

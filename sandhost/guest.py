@@ -18,6 +18,7 @@ from .regions import Reclaim, reclaim_from
 
 if TYPE_CHECKING:
     from .plugin import Plugin
+    from .snapshot import Snapshot
 
 __all__ = ["Guest", "GuestStats"]
 
@@ -186,6 +187,22 @@ class Guest:
             if length[0] <= len(data):
                 return bytes(ffi.buffer(data, length[0])), dropped[0]
             data = ffi.new("uint8_t[]", length[0])
+
+    # ---- snapshots ----
+
+    def snapshot(self, *, reseed: str | None = None) -> Snapshot:
+        """Capture memory, globals and tables, for others to go on from. The guest itself goes on too.
+
+        Args:
+            reseed: an exported function that every fork calls before anyone else does, with random
+                bits if it takes an i32 or i64. See `Snapshot` for what forks share.
+
+        Raises:
+            GuestClosed, GuestBusy: it has ended; a thread is in a call of it.
+            ConfigError: it holds what cannot be captured, which the message names; or there is no
+                function `reseed`.
+        """
+        return self.plugin.snapshot_of(self._id, reseed)
 
     # ---- the end ----
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._ffi import failure, ffi, lib
-from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError
+from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError, SnapshotError
 from .govern.stats import Latency, MemStats, read_latency, read_stats
 from .limits import UNLIMITED
 from .regions import policy_number
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .hostcalls import HostFunction
     from .modules.cache import CompileCache
     from .plugin import Plugin
+    from .snapshot import Snapshot
 
 # What a host needs only once it has something to load is imported there: see `function` and `load`.
 
@@ -104,6 +105,7 @@ class Host:
         self._closed = True  # until there is something to close
         self._pid = os.getpid()
         self.mapped_guests: weakref.WeakSet[Guest] = weakref.WeakSet()
+        self._plugins: weakref.WeakSet[Plugin] = weakref.WeakSet()
         self.native = lib.sh_host_new(options)
         if not self.native:
             raise failure()
@@ -162,7 +164,45 @@ class Host:
             self.native, wasm, fuel=fuel, optimize=self._optimize, cache=self._cache
         )
         title = name or (compiled.rewritten.info.name if path == "module" else path) or path
-        return Plugin(self, title, compiled.rewritten, compiled.native, dict(self._functions))
+        plugin = Plugin(self, title, compiled, dict(self._functions))
+        self._plugins.add(plugin)
+        return plugin
+
+    def load_snapshot(
+        self, path: str | os.PathLike[str], *, module: Plugin | None = None
+    ) -> Snapshot:
+        """Load what `Snapshot.save` has written: its header is read, its pages are mapped.
+
+        Args:
+            module: what it is a snapshot of; None: whichever of the loaded plugins fits.
+
+        Raises:
+            SnapshotError: the file is no snapshot, was cut off or altered, was made by another
+                version, or belongs to a module that is not loaded. Altered pages are found at the
+                first spawn.
+            OSError: it cannot be read.
+        """
+        from .snapshot import Snapshot
+        from .snapshot_file import PageCheck, load, read_header
+
+        self._check_open()
+        name = os.fspath(path)
+        with open(path, "rb") as file:
+            header = read_header(file, name)
+            plugin = module or self._plugin_of(header.module_digest)
+            if plugin is None:
+                raise SnapshotError(
+                    f"{name} is a snapshot of {header.module_name}, which is not loaded: load the "
+                    "module first, the same one"
+                )
+            native = load(file, name, header, plugin)
+            return Snapshot(plugin, native, header.reseed, PageCheck(file, name, header))
+
+    def _plugin_of(self, digest: str) -> Plugin | None:
+        for plugin in self._plugins:
+            if plugin.module_digest() == digest:
+                return plugin
+        return None
 
     def tenant(self, name: str, memory_limit: int | str | None = None) -> Tenant:
         """Return the tenant of this name; the first call makes it, with its memory limit.

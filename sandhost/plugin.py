@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,18 +12,23 @@ from .errors import ConfigError, ModuleError, printable
 from .guest import Guest
 from .hostcalls import LETTERS, Binding, HostFunction, bindings, spawning, unbind
 from .limits import UNLIMITED, Limits
+from .modules.compiled import Compiled
 from .modules.describe import WASI_MODULE, ModuleInfo
 from .modules.rewrite import Rewritten
+from .modules.state import State
 from .modules.types import FuncType, Import
+from .snapshot import Snapshot, take
 from .tenants import Tenant
 from .wasi import Wasi, WasiGrant
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import os
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["Plugin", "PluginStats"]
 
 _DEFAULT_LIMITS = Limits()
+_FRESH = ffi.NULL
 
 
 class PluginStats(NamedTuple):
@@ -44,17 +50,26 @@ class Plugin:
         self,
         host: Any,
         name: str,
-        rewritten: Rewritten,
-        native_module: Any,
+        compiled: Compiled,
         functions: Mapping[tuple[str, str], HostFunction],
     ) -> None:
+        rewritten = compiled.rewritten
         self._host = host
         self.name = name
         """Where it was loaded from, or the module's own name."""
         self.info: ModuleInfo = rewritten.info
         """The module as its author wrote it."""
+        self.state: State = rewritten.state
+        self._code_digest = compiled.digest
+        self._snapshots_refused = (
+            "a data segment of the module is written at each start, over what a snapshot holds"
+            if rewritten.keeps_active_data
+            else None
+        )
         self.host_guests: weakref.WeakSet[Guest] = host.mapped_guests
-        self._native = ffi.gc(lib.sh_plugin_new(host.native, native_module), lib.sh_plugin_release)
+        self._native = ffi.gc(
+            lib.sh_plugin_new(host.native, compiled.native), lib.sh_plugin_release
+        )
         if not self._native:
             raise failure()
         self._numbers: list[int] = []
@@ -67,6 +82,7 @@ class Plugin:
         tables = self.info.tables
         largest = max((table.minimum for table in tables), default=0)
         lib.sh_plugin_tables(self._native, len(tables), largest)
+        self._add_state(rewritten.state)
         self._do(lib.sh_plugin_link(self._native))
         self._no_limits_given = self._native_limits(_DEFAULT_LIMITS)
         self._last_limits = (_DEFAULT_LIMITS, self._no_limits_given)
@@ -163,6 +179,23 @@ class Plugin:
             invokers[export.name] = make_invoker(export.name, len(invokers), export.type)
         return invokers
 
+    def _add_state(self, state: State) -> None:
+        for variable in state.globals:
+            letter = _state_letter(variable.type)
+            self._do(lib.sh_plugin_global(self._native, variable.index, letter))
+        for table in state.tables:
+            letter = _state_letter(table.element)
+            self._do(lib.sh_plugin_table(self._native, table.index, letter))
+        for segment in state.segments:
+            letter = ord("D" if segment.kind == "data" else "T")
+            self._do(lib.sh_plugin_segment(self._native, segment.index, letter, segment.target))
+        functions = state.functions
+        self._do(
+            lib.sh_plugin_functions(
+                self._native, list(functions), len(functions), state.start is not None
+            )
+        )
+
     # ---- spawn ----
 
     def spawn(
@@ -180,6 +213,12 @@ class Plugin:
             GuestTrap, DeadlineExceeded, …: what its start function did; see `Guest.call`.
             ConfigError: WASI is given to a plugin that imports none, or fuel to one without.
         """
+        return self.spawn_from(_FRESH, limits, tenant, wasi)
+
+    def spawn_from(
+        self, origin: Any, limits: Limits | None, tenant: str | Tenant | None, wasi: Wasi | None
+    ) -> Guest:
+        """Start a guest from a `sh_snapshot *`, or afresh from NULL. Not for users."""
         if limits is None:
             native_limits = self._no_limits_given
         else:  # usually the same object each time; one tuple, since other threads spawn as well
@@ -191,13 +230,13 @@ class Plugin:
         if tenant is not None:
             owner = (tenant if isinstance(tenant, Tenant) else self._host.tenant(tenant)).native
         if self._wasi or self._calls_back or wasi is not None:
-            return self._spawn_bound(owner, native_limits, wasi)
-        guest_id = lib.sh_spawn(self._native, owner, native_limits, ffi.NULL)
+            return self._spawn_bound(origin, owner, native_limits, wasi)
+        guest_id = lib.sh_spawn(self._native, origin, owner, native_limits, ffi.NULL)
         if not guest_id:
             raise call_failure(getattr(spawning, "failed", 0))
         return Guest(self, guest_id, self._invokers)
 
-    def _spawn_bound(self, owner: Any, limits: Any, wasi: Wasi | None) -> Guest:
+    def _spawn_bound(self, origin: Any, owner: Any, limits: Any, wasi: Wasi | None) -> Guest:
         """Spawn a guest that needs WASI, or whose callbacks must find it."""
         grant = self._no_wasi_given
         if wasi is not None:
@@ -213,7 +252,7 @@ class Plugin:
         spawning.binding = binding
         try:
             native_wasi = grant.native if grant else ffi.NULL
-            guest_id = lib.sh_spawn(self._native, owner, limits, native_wasi)
+            guest_id = lib.sh_spawn(self._native, origin, owner, limits, native_wasi)
         finally:
             spawning.binding = outer
         seen_id, guest._id = guest._id, guest_id
@@ -234,6 +273,70 @@ class Plugin:
             (limits.memory_bytes, limits.deadline_ns, limits.fuel or 0, limits.table_elements),
         )
 
+    # ---- snapshots ----
+
+    def warm(
+        self,
+        init: str | None = None,
+        args: Sequence[Any] = (),
+        *,
+        limits: Limits | None = None,
+        tenant: str | Tenant | None = None,
+        wasi: Wasi | None = None,
+        save: str | os.PathLike[str] | None = None,
+        reseed: str | None = None,
+    ) -> Snapshot:
+        """Spawn a guest, let it initialize itself, and return a snapshot of it.
+
+        A WASI reactor's `_initialize` runs first.
+
+        Args:
+            init: an exported function to call, with `args`.
+            save: also write the snapshot to this file.
+            reseed: as for `Guest.snapshot`.
+
+        Raises:
+            Exception: as `spawn`, `Guest.call`, `Guest.snapshot` and `Snapshot.save`.
+        """
+        with self.spawn(limits=limits, tenant=tenant, wasi=wasi) as guest:
+            if init != "_initialize" and self.info.function("_initialize") is not None:
+                guest.call("_initialize")
+            if init is not None:
+                guest.call(init, *args)
+            snapshot = guest.snapshot(reseed=reseed)
+        if save is not None:
+            snapshot.save(save)
+        return snapshot
+
+    def snapshot_of(self, guest_id: int, reseed: str | None) -> Snapshot:
+        """Capture a guest. Not for users: see `Guest.snapshot`."""
+        if self._snapshots_refused:
+            raise ConfigError(self._snapshots_refused)
+        return Snapshot(self, take(guest_id), reseed)
+
+    @property
+    def native(self) -> Any:
+        """The `sh_plugin *`. Not for users."""
+        return self._native
+
+    def image(self, index: int) -> memoryview:
+        """Return what a memory starts with, up to its last page that is not empty. Not for users."""
+        length = ffi.new("uint64_t *")
+        data = lib.sh_plugin_image(self._native, index, length)
+        return memoryview(ffi.buffer(data, length[0])) if length[0] else memoryview(b"")
+
+    def module_digest(self) -> str:
+        """Return the SHA-256, in hexadecimal, of the module's code and data as sandhost runs them.
+
+        What snapshots are bound to. Reads all initial data.
+        """
+        digest = hashlib.sha256(self._code_digest)
+        for index in range(len(self.info.memories)):
+            image = self.image(index)
+            digest.update(len(image).to_bytes(8, "little"))
+            digest.update(image)
+        return digest.hexdigest()
+
     def stats(self) -> PluginStats:
         """Return the plugin's counters."""
         native = ffi.new("sh_plugin_stats *")
@@ -246,6 +349,12 @@ class Plugin:
             native.traps,
             native.image_bytes,
         )
+
+
+def _state_letter(value_type: str) -> int:
+    """Return C's letter for the type of a global or of a table's elements."""
+    reference = "E" if "extern" in value_type else "X" if "exn" in value_type else "F"
+    return ord(LETTERS.get(value_type, reference))
 
 
 def _describe_missing(

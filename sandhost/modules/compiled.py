@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ class Compiled(NamedTuple):
     rewritten: Rewritten
     native: Any
     """A `sh_module *`; whoever makes a plugin of it gives it away."""
+    digest: bytes
+    """SHA-256 of the rewritten module."""
     cached: bool
     """Whether the code came from the cache."""
 
@@ -73,19 +76,20 @@ def compile_module(
         ModuleError: it is not valid, or uses what sandhost does not load.
     """
     rewritten = rewrite(wasm)
+    digest = hashlib.sha256(rewritten.wasm).digest()
     key = ""
     if cache is not None:
         facts = {"wasmtime": WASMTIME_VERSION, "fuel": str(fuel), "optimize": str(optimize)}
-        key = cache_key(rewritten.wasm, fingerprint(facts))
+        key = cache_key(digest, fingerprint(facts))
         native = _load(host, cache, key, fuel)
         if native is not None:
-            return Compiled(rewritten, native, cached=True)
+            return Compiled(rewritten, native, digest, cached=True)
     native = lib.sh_module_compile(host, rewritten.wasm, len(rewritten.wasm), fuel)
     if not native:
         raise _refusal(host, wasm, fuel)
     if cache is not None:
         _store(native, cache, key)
-    return Compiled(rewritten, native, cached=False)
+    return Compiled(rewritten, native, digest, cached=False)
 
 
 def _refusal(host: Any, wasm: bytes, fuel: bool) -> Exception:

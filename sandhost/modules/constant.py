@@ -40,11 +40,13 @@ class Constants:
     """Reads the constant expressions of one module in their order.
 
     `globals` holds what each global before this point is known to be: None for an imported or
-    mutable one, for one that is no integer, and for one that is computed from such.
+    mutable one, for one that is no integer, and for one that is computed from such. `functions`
+    gathers the indices of all functions that are referred to.
     """
 
     def __init__(self) -> None:
         self.globals: list[Constant | None] = []
+        self.functions: set[int] = set()
         self._operators_left = _MAX_OPERATORS
 
     def read(self, reader: Reader) -> Constant | None:
@@ -84,7 +86,7 @@ class Constants:
         elif opcode == _REF_NULL:
             reader.signed(33)
         elif opcode == _REF_FUNC:
-            reader.u32()
+            self.functions.add(reader.u32())
         else:
             _skip_prefixed(reader, opcode)
         return None

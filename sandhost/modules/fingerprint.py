@@ -44,13 +44,13 @@ def fingerprint(facts: Mapping[str, str]) -> bytes:
     return json.dumps(everything, sort_keys=True).encode()
 
 
-def cache_key(module: bytes | memoryview, fingerprint: bytes) -> str:
+def cache_key(module: bytes, fingerprint: bytes) -> str:
     """Return the key for a module compiled in this way.
 
-    Pass `Rewritten.wasm`, what is really compiled: modules that differ only in their data then
-    share one entry.
+    Pass the digest of `Rewritten.wasm`, what is really compiled: modules that differ only in their
+    data then share one entry.
     """
-    digest = hashlib.sha256(b"sandhost compile cache 1\0")
+    digest = hashlib.sha256(b"sandhost compile cache 2\0")
     digest.update(len(fingerprint).to_bytes(8, "little") + fingerprint)
     digest.update(module)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The contents of the sections that sandhost describes or rewrites; code and elements are skipped.
+"""The contents of the sections that sandhost describes or rewrites; code is skipped.
 
 wasmtime validates the whole module later. What is checked here is what a rewrite depends on, and
 what keeps a hostile module from costing more than its length.
@@ -35,7 +35,8 @@ _MAX_IMPORTS = _MAX_EXPORTS = _MAX_GLOBALS = _MAX_TAGS = 100_000
 _MAX_TYPE_SECTION_BYTES = 4 << 20
 # The limits of wasmtime's validator (wasmparser, limits.rs): more is refused later anyway.
 _MAX_TYPES = _MAX_FUNCTIONS = 1_000_000
-_MAX_DATA_SEGMENTS = 100_000
+_MAX_DATA_SEGMENTS = _MAX_ELEMENT_SEGMENTS = 100_000
+_MAX_ELEMENTS = 10_000_000
 _MAX_TABLES = _MAX_MEMORIES = 100
 _MAX_PARAMS = _MAX_RESULTS = 1000
 
@@ -106,6 +107,15 @@ class DataSegment(NamedTuple):
     end: int
 
 
+class ElementSegment(NamedTuple):
+    """An element segment: what tables are filled with."""
+
+    passive: bool
+    """Whether code may still use it once the module has started."""
+    element: str
+    length: int
+
+
 class CustomSection(NamedTuple):
     """Name and length of a custom section."""
 
@@ -154,6 +164,9 @@ class Module:
     exports: list[Export] = field(default_factory=list)
     start: int | None = None
     segments: list[DataSegment] = field(default_factory=list)
+    elements: list[ElementSegment] = field(default_factory=list)
+    counts_data: bool = False
+    """Whether it has a data count section, without which no code can name a data segment."""
     customs: list[CustomSection] = field(default_factory=list)
     name: str | None = None
     constants: Constants = field(default_factory=Constants)
@@ -388,6 +401,39 @@ def _read_start(reader: Reader, module: Module) -> None:
     module.start = reader.u32()
 
 
+def _read_elements(reader: Reader, module: Module) -> None:
+    for _ in range(reader.count(_MAX_ELEMENT_SEGMENTS, 3)):
+        start = reader.pos
+        flags = reader.u32()
+        if flags > 7:
+            raise reader.fail(f"unknown element segment flags {flags:#x}", start)
+        active, has_index, expressions = not flags & 1, flags & 2, flags & 4
+        if active:
+            if has_index:
+                reader.u32()
+            module.constants.read(reader)
+        element = "funcref"
+        if not active or has_index:
+            if expressions:
+                element = _read_value_type(reader)
+            elif (kind := reader.byte()) != 0:
+                raise reader.fail(f"unknown kind of elements {kind:#04x}", reader.pos - 1)
+        length = reader.count(_MAX_ELEMENTS, 1)
+        if expressions:
+            for _ in range(length):
+                module.constants.read(reader)
+        else:
+            at = reader.pos
+            functions, reader.pos = leb.read_unsigned_vector(reader.data, at, reader.end, length)
+            module.constants.functions.update(functions)
+        module.elements.append(ElementSegment(not active and not has_index, element, length))
+
+
+def _read_data_count(reader: Reader, module: Module) -> None:
+    reader.u32()
+    module.counts_data = True
+
+
 def _read_data(reader: Reader, module: Module) -> None:
     for _ in range(reader.count(_MAX_DATA_SEGMENTS, 2)):
         start = reader.pos
@@ -428,5 +474,7 @@ _READERS: dict[int, Callable[[Reader, Module], None]] = {
     SectionId.GLOBAL: _read_globals,
     SectionId.EXPORT: _read_exports,
     SectionId.START: _read_start,
+    SectionId.ELEMENT: _read_elements,
+    SectionId.DATA_COUNT: _read_data_count,
     SectionId.DATA: _read_data,
 }

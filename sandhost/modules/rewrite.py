@@ -2,7 +2,7 @@
 
     as written                                  as compiled                       beside it
     (import "env" "memory" (memory 2))          (memory 2)
-    (global (mut i32) …)                        the same, exported "sandhost:global:0"
+    (global (mut i32) …)                        the same, and exports: state.py
     (data (i32.const 8) "hello")                (data "")  passive and empty      image: 8: "hello"
     (data (global.get $imported) "x")           the same, still active
 
@@ -24,36 +24,32 @@ from .binary import ORDER, SectionId
 from .describe import ModuleInfo, summarize
 from .leb import encode_unsigned, read_unsigned
 from .parse import Module, parse
+from .state import (
+    RESERVED_PREFIX,
+    START_EXPORT,
+    AddedFunctions,
+    State,
+    function_export,
+    global_export,
+    memory_export,
+    state_of,
+    table_export,
+)
 from .types import Export, MemoryType
 
 __all__ = [
     "REWRITE_VERSION",
     "Image",
-    "MutableGlobal",
     "Rewritten",
     "SegmentOutOfBounds",
-    "global_export",
-    "memory_export",
     "rewrite",
 ]
 
-REWRITE_VERSION = 1
+REWRITE_VERSION = 2
 """Changes whenever the same module is rewritten differently; part of a compile cache's key."""
 
-_MEMORY_PREFIX = "sandhost:memory:"
-_GLOBAL_PREFIX = "sandhost:global:"
-_EXPORT_MEMORY, _EXPORT_GLOBAL = b"\x02", b"\x03"
+_EXPORT_FUNC, _EXPORT_TABLE, _EXPORT_MEMORY, _EXPORT_GLOBAL = b"\x00", b"\x01", b"\x02", b"\x03"
 _EMPTY_PASSIVE = b"\x01\x00"
-
-
-def memory_export(index: int) -> str:
-    """Return the name under which a rewritten module exports a memory."""
-    return f"{_MEMORY_PREFIX}{index}"
-
-
-def global_export(index: int) -> str:
-    """Return the name under which a rewritten module exports a mutable global."""
-    return f"{_GLOBAL_PREFIX}{index}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +71,6 @@ class Image:
         """Write the runs into a writable buffer of at least `length` bytes."""
         for offset, run in self.runs:
             buffer[offset : offset + len(run)] = run
-
-
-@dataclass(frozen=True, slots=True)
-class MutableGlobal:
-    """A mutable global that the module defines: a part of a guest's state."""
-
-    index: int
-    name: str
-    """The export that the rewrite added for it."""
-    type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +100,19 @@ class Rewritten:
     """Per memory, in index order; None where nothing is to be written."""
     memories: tuple[MemoryType, ...]
     """Per memory; `imported` tells what it was before."""
-    exported_globals: tuple[MutableGlobal, ...]
+    state: State
+    """What else of an instance changes while it runs, and is exported for snapshots."""
     info: ModuleInfo
     """The module as it was."""
     out_of_bounds: SegmentOutOfBounds | None
     """Set when instantiation is bound to trap with "out of bounds memory access"; the segment is
     still in `wasm`, so wasmtime raises the trap itself."""
+    keeps_active_data: bool
+    """Whether a data segment had to stay active: every instantiation writes it over the image."""
 
 
 def rewrite(wasm: bytes) -> Rewritten:
-    """Lift data segments into images, define imported memories, export memories and globals.
+    """Lift data segments into images, define imported memories, open the state for snapshots.
 
     Everything else stays byte for byte, and equal input gives equal output.
 
@@ -133,36 +122,53 @@ def rewrite(wasm: bytes) -> Rewritten:
     """
     module = parse(wasm)
     _refuse_reserved_names(module.exports)
-    mutable = tuple(
-        MutableGlobal(index, global_export(index), global_type.type)
-        for index, global_type in enumerate(module.globals)
-        if global_type.mutable and index >= module.imported_globals
-    )
+    state = state_of(module)
+    added = AddedFunctions(module, state.segments)
+    exports = [
+        *((memory_export(k), _EXPORT_MEMORY, k) for k in range(len(module.memories))),
+        *((global_export(g.index), _EXPORT_GLOBAL, g.index) for g in state.globals),
+        *((table_export(t.index), _EXPORT_TABLE, t.index) for t in state.tables),
+        *((function_export(index), _EXPORT_FUNC, index) for index in state.functions),
+        *((name, _EXPORT_FUNC, index) for name, index in added.exports),
+    ]
     lifting = _Lifting(module)
-    replaced: dict[int, bytes] = {}
+    replaced: dict[int, bytes | None] = {}
     if any(memory.imported for memory in module.memories):
         replaced |= _define_memories(module)
-    if module.memories or mutable:
-        replaced[SectionId.EXPORT] = _add_exports(module, mutable)
+    if state.start is not None and state.start < len(module.functions):
+        exports.append((START_EXPORT, _EXPORT_FUNC, state.start))
+        replaced[SectionId.START] = None
+    if exports:
+        replaced[SectionId.EXPORT] = _append(module, SectionId.EXPORT, _export_entries(exports))
+    if added.count:
+        replaced[SectionId.TYPE] = _append(module, SectionId.TYPE, (1, added.types))
+        replaced[SectionId.FUNCTION] = _append(
+            module, SectionId.FUNCTION, (added.count, added.functions)
+        )
+        replaced[SectionId.CODE] = _append(module, SectionId.CODE, (added.count, added.code))
     if lifting.lifted:
         replaced[SectionId.DATA] = lifting.section()
     return Rewritten(
         wasm=_assemble(module, replaced),
         images=lifting.images(),
         memories=tuple(module.memories),
-        exported_globals=mutable,
+        state=state,
         info=summarize(module),
         out_of_bounds=lifting.out_of_bounds,
+        keeps_active_data=any(
+            segment.memory is not None and index not in lifting.lifted
+            for index, segment in enumerate(module.segments)
+        ),
     )
 
 
 def _refuse_reserved_names(exports: Iterable[Export]) -> None:
     for export in exports:
-        if export.name.startswith((_MEMORY_PREFIX, _GLOBAL_PREFIX)):
+        if export.name.startswith(RESERVED_PREFIX):
             raise ModuleError(
-                f"the module exports {export.name!r}: names that begin with "
-                f"{_MEMORY_PREFIX!r} or {_GLOBAL_PREFIX!r} are added by sandhost, so rename it "
-                "(or is this a module that was rewritten before?)"
+                f"the module exports {export.name!r}: names that begin with {RESERVED_PREFIX!r} "
+                "are added by sandhost, so rename it (or is this a module that was rewritten "
+                "before?)"
             )
 
 
@@ -245,23 +251,22 @@ def _define_memories(module: Module) -> dict[int, bytes]:
     }
 
 
-def _add_exports(module: Module, mutable: tuple[MutableGlobal, ...]) -> bytes:
-    count, entries = _entries(module, SectionId.EXPORT)
-    added = [
-        _export_entry(memory_export(index), _EXPORT_MEMORY, index)
-        for index in range(len(module.memories))
-    ]
-    added += [_export_entry(entry.name, _EXPORT_GLOBAL, entry.index) for entry in mutable]
-    return encode_unsigned(count + len(added)) + entries + b"".join(added)
+def _append(module: Module, section_id: int, added: tuple[int, bytes]) -> bytes:
+    """Return the payload of a section with entries added at its end."""
+    count, entries = _entries(module, section_id)
+    return encode_unsigned(count + added[0]) + entries + added[1]
 
 
-def _export_entry(name: str, kind: bytes, index: int) -> bytes:
-    encoded = name.encode()
-    return encode_unsigned(len(encoded)) + encoded + kind + encode_unsigned(index)
+def _export_entries(exports: list[tuple[str, bytes, int]]) -> tuple[int, bytes]:
+    parts = []
+    for name, kind, index in exports:
+        encoded = name.encode()
+        parts.append(encode_unsigned(len(encoded)) + encoded + kind + encode_unsigned(index))
+    return len(exports), b"".join(parts)
 
 
-def _assemble(module: Module, replaced: dict[int, bytes]) -> bytes:
-    """Return the module with the payloads of some sections replaced or, where absent, added."""
+def _assemble(module: Module, replaced: dict[int, bytes | None]) -> bytes:
+    """Return the module with the payloads of some sections replaced, left out (None) or added."""
     view = memoryview(module.data)
     parts: list[bytes | memoryview] = [view[:8]]
     missing = sorted(replaced, key=ORDER.__getitem__)
@@ -279,5 +284,7 @@ def _assemble(module: Module, replaced: dict[int, bytes]) -> bytes:
     return b"".join(parts)
 
 
-def _section(section_id: int, payload: bytes) -> bytes:
+def _section(section_id: int, payload: bytes | None) -> bytes:
+    if payload is None:
+        return b""
     return bytes([section_id]) + encode_unsigned(len(payload)) + payload

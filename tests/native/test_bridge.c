@@ -69,7 +69,7 @@ static int hostcall(uint64_t guest, uint32_t id, int64_t *cells) {
   case 2: /* raises */
     return 1;
   case 3: { /* spawns, calls and closes another guest */
-    uint64_t other = sh_spawn(nested_plugin, NULL, &no_limits, NULL);
+    uint64_t other = sh_spawn(nested_plugin, NULL, NULL, &no_limits, NULL);
     CHECK(other);
     CHECK_EQ(sh_call_ints(other, ADD, 1, 2, 0, 0), 3);
     sh_reclaim reclaim;
@@ -177,7 +177,7 @@ static void *live_whole_lives(void *argument) {
   sh_plugin *plugin = argument;
   sh_reclaim reclaim;
   for (int k = 0; k < 150; k++) {
-    uint64_t guest = sh_spawn(plugin, NULL, &no_limits, NULL);
+    uint64_t guest = sh_spawn(plugin, NULL, NULL, &no_limits, NULL);
     CHECK(guest);
     CHECK_EQ(call(guest, ADD, k, 1), k + 1);
     CHECK_EQ(call(guest, SWAP, 4096, k + 1), 0); /* nobody was here before */
@@ -247,7 +247,7 @@ static void *meddle(void *argument) {
       status = sh_close(guest, -1, &reclaim);
       CHECK(is_one_of(status, SH_CLOSED, SH_BUSY, -1, -1));
       if (status != SH_OK) break;
-      guest = sh_spawn(shared_plugin, NULL, &limits, NULL);
+      guest = sh_spawn(shared_plugin, NULL, NULL, &limits, NULL);
       CHECK(guest);
       atomic_store(place, guest);
       break;
@@ -293,7 +293,7 @@ static void *meddle(void *argument) {
 static void threads_meddle_with_the_same_guests(void) {
   sh_host *host = new_host(SH_POLICY_WARM);
   nested_plugin = shared_plugin = new_worker(host);
-  for (int k = 0; k < SHARED; k++) CHECK((shared[k] = sh_spawn(shared_plugin, NULL, &no_limits, NULL)));
+  for (int k = 0; k < SHARED; k++) CHECK((shared[k] = sh_spawn(shared_plugin, NULL, NULL, &no_limits, NULL)));
   in_threads(meddle, NULL);
   for (int k = 0; k < SHARED; k++) {
     sh_reclaim reclaim;
@@ -311,7 +311,7 @@ static void threads_meddle_with_the_same_guests(void) {
 static void *spawn_until_closed(void *argument) {
   sh_plugin *plugin = argument;
   for (;;) {
-    uint64_t guest = sh_spawn(plugin, NULL, &no_limits, NULL);
+    uint64_t guest = sh_spawn(plugin, NULL, NULL, &no_limits, NULL);
     if (!guest) {
       int status = sh_last_error()->status;
       CHECK(status == SH_CLOSED || status == SH_REGION_FULL);
@@ -355,7 +355,7 @@ static void hosts_close_while_threads_spawn(void) {
 static void a_guest_outlives_its_plugin_and_its_host(void) {
   sh_host *host = new_host(SH_POLICY_IMMEDIATE);
   sh_plugin *plugin = new_worker(host);
-  uint64_t guest = sh_spawn(plugin, NULL, &no_limits, NULL);
+  uint64_t guest = sh_spawn(plugin, NULL, NULL, &no_limits, NULL);
   CHECK(guest);
   sh_plugin_release(plugin);
   sh_host_release(host);
@@ -369,7 +369,7 @@ static void a_guest_outlives_its_plugin_and_its_host(void) {
 static void *spawn_nested(void *argument) {
   for (int k = 0; k < 100; k++) {
     in_call = true;
-    uint64_t guest = sh_spawn(argument, NULL, &no_limits, NULL);
+    uint64_t guest = sh_spawn(argument, NULL, NULL, &no_limits, NULL);
     in_call = false;
     CHECK(guest);
     CHECK_EQ(call(guest, 0, 0, 0), 1);
@@ -401,7 +401,7 @@ static void start_functions_spawn_guests_of_other_plugins(void) {
 static void a_tenant_of_another_host_is_refused(void) {
   sh_host *host = new_host(SH_POLICY_WARM), *other = new_host(SH_POLICY_WARM);
   sh_plugin *plugin = new_worker(host);
-  CHECK_EQ(sh_spawn(plugin, sh_tenant_new(other, UINT64_MAX), &no_limits, NULL), 0);
+  CHECK_EQ(sh_spawn(plugin, NULL, sh_tenant_new(other, UINT64_MAX), &no_limits, NULL), 0);
   CHECK_EQ(sh_last_error()->status, SH_ARGUMENT);
   check_empty(host);
   sh_plugin_release(plugin);
@@ -417,7 +417,7 @@ static void a_deadline_is_noticed_however_long_the_ticker_was_idle(void) {
   sh_plugin *plugin = new_worker(host);
   sh_limits limits = no_limits;
   limits.deadline_ns = 4000000;
-  uint64_t guest = sh_spawn(plugin, NULL, &limits, NULL);
+  uint64_t guest = sh_spawn(plugin, NULL, NULL, &limits, NULL);
   for (uint64_t idle_ms = 40; idle_ms < 70; idle_ms++) {
     pause_us(idle_ms * 1000);
     uint64_t begun = now_ns();
@@ -438,7 +438,7 @@ static void *write_output(void *argument) {
   sh_wasi wasi = {.output_limit = 1000, .stream = 1};
   heard = 0;
   for (int k = 0; k < 30; k++) {
-    uint64_t guest = sh_spawn(argument, NULL, &no_limits, &wasi);
+    uint64_t guest = sh_spawn(argument, NULL, NULL, &no_limits, &wasi);
     CHECK(guest);
     for (int n = 0; n < 20; n++) {
       CHECK_EQ(call(guest, WRITE, 1, 0), 0);

@@ -229,9 +229,9 @@ def refuse_or_rewrite(wasm: bytes) -> None:
         assert str(refused)
         return
     assert len(rewritten.images) == len(rewritten.memories)
-    assert len(rewritten.wasm) < len(wasm) + 100 * (1 + len(rewritten.memories)) + 64 * (
-        1 + len(rewritten.exported_globals)
-    )
+    state = rewritten.state
+    added = (rewritten.memories, state.globals, state.tables, state.functions, state.segments * 4)
+    assert len(rewritten.wasm) < len(wasm) + 200 + 64 * sum(map(len, added))
     for image, memory in zip(rewritten.images, rewritten.memories, strict=True):
         assert image is None or image.length <= memory.minimum_bytes
 

@@ -12,14 +12,8 @@ import wasmtime
 from sandhost.errors import ModuleError
 from sandhost.modules.describe import describe
 from sandhost.modules.leb import encode_unsigned
-from sandhost.modules.rewrite import (
-    Image,
-    MutableGlobal,
-    Rewritten,
-    global_export,
-    memory_export,
-    rewrite,
-)
+from sandhost.modules.rewrite import Image, Rewritten, rewrite
+from sandhost.modules.state import MutableGlobal, global_export, memory_export
 
 PAGE = 65536
 
@@ -338,10 +332,7 @@ def test_mutable_globals_and_memories_are_exported(engine: wasmtime.Engine) -> N
             '(func (export "n") (result i64) (global.get $n)))'
         )
     )
-    assert rewritten.exported_globals == (
-        MutableGlobal(2, "sandhost:global:2", "i64"),
-        MutableGlobal(3, "sandhost:global:3", "f32"),
-    )
+    assert rewritten.state.globals == (MutableGlobal(2, "i64"), MutableGlobal(3, "f32"))
     assert [export.name for export in describe(rewritten.wasm).exports] == [
         "n",
         memory_export(0),
@@ -361,7 +352,9 @@ def test_mutable_globals_and_memories_are_exported(engine: wasmtime.Engine) -> N
 
 
 def test_a_module_without_state_is_unchanged() -> None:
-    wasm = assemble('(module (func (export "f") (result i32) i32.const 1) (table 1 funcref))')
+    wasm = assemble(
+        '(module (func (export "f") (result i32) i32.const 1) (global i32 i32.const 1))'
+    )
     assert rewrite(wasm).wasm == wasm
 
 

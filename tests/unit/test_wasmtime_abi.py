@@ -25,16 +25,22 @@ HEADER = Path(__file__).parents[2] / "native" / "wasmtime_abi.h"
 LOOSE = {
     "wasmtime_val_raw_t": "wasmtime_val_raw",  # we name some of its members
     "wasmtime_extern_t": "wasmtime_extern",
+    "wasmtime_val_t": "wasmtime_val",
     "wasmtime_memory_like_t": "wasmtime_memory",  # opaque; also global, table and tag
 }
 """Structs and unions of which we name a part. All others are the same, field by field."""
 
-ALIASES = {"wasmtime_memory_like": "wasmtime_memory"}
+ALIASES = dict.fromkeys(
+    ("wasmtime_memory_like", "wasmtime_global", "wasmtime_table"), "wasmtime_memory"
+)
 
 CONSTANTS = {
     "WASMTIME_OPT_NONE": ("wasmtime_opt_level_enum", "WASMTIME_OPT_LEVEL_NONE"),
     "WASMTIME_OPT_SPEED": ("wasmtime_opt_level_enum", "WASMTIME_OPT_LEVEL_SPEED"),
 }
+
+UNNAMED = {"WASMTIME_EXNREF"}
+"""Constants that only the C headers have."""
 
 Shape = Any
 
@@ -212,6 +218,8 @@ def member_differences(header: Header) -> Iterator[str]:
 def constant_differences(header: Header) -> Iterator[str]:
     """Constants, against those that the wheel names."""
     for name, value in header.constants.items():
+        if name in UNNAMED:
+            continue
         trap = name.replace("WASMTIME_TRAP_", "WASMTIME_TRAP_CODE_")
         if name in CONSTANTS:
             enum = getattr(_bindings, CONSTANTS[name][0])
