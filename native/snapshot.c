@@ -41,14 +41,14 @@ void sh_snapshot_release(sh_snapshot *snapshot) {
 
 /* ---- taken from a guest --------------------------------------------------------------------------------------------- */
 
+/* The memories first: telling whether a segment was dropped writes to them, if only what was there. */
 static int capture(shi_guest *guest, sh_snapshot *snapshot) {
-  int status = shi_state_capture(guest, &snapshot->state);
-  for (uint32_t k = 0; k < guest->region_count && status == SH_OK; k++) {
+  for (uint32_t k = 0; k < guest->region_count; k++) {
     snapshot->memories[k].minimum = atomic_load(&guest->sizes[k]);
     int error = shi_region_capture(guest->regions[k], &snapshot->memories[k].image);
-    if (error) status = shi_fail_native(error);
+    if (error) return shi_fail_native(error);
   }
-  return status;
+  return shi_state_capture(guest, &snapshot->state);
 }
 
 sh_snapshot *sh_snapshot_take(uint64_t id) {

@@ -196,7 +196,10 @@ class Host:
                     "module first, the same one"
                 )
             native = load(file, name, header, plugin)
-            return Snapshot(plugin, native, header.reseed, PageCheck(file, name, header))
+            try:
+                return Snapshot(plugin, native, header.reseed, PageCheck(file, name, header))
+            except ConfigError as error:
+                raise SnapshotError(f"{name} does not fit its module: {error}") from error
 
     def _plugin_of(self, digest: str) -> Plugin | None:
         for plugin in self._plugins:

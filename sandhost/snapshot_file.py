@@ -48,6 +48,9 @@ _MAX_PARTS = 64  # each takes a mapping in every slot; see native/capture.c
 _NEAR_PAGES = 16  # runs as near as this are stored as one, with the pages between them
 _READ_BYTES = 4 << 20
 
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, zlib.error)
+"""What comes of a document that is not made as it should be."""
+
 Part = tuple[int, int, bool, int]
 """Offset and length in the memory, whether the bytes are the module's, and where in the page data."""
 
@@ -240,7 +243,7 @@ def read_header(file: BinaryIO, name: str) -> Header:
             raise SnapshotError(
                 f"{name} is cut off: {start + found.data_bytes} bytes are announced"
             )
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except _MALFORMED as error:
         raise SnapshotError(f"{name} is no sandhost snapshot: its header is malformed") from error
     return found
 
@@ -261,7 +264,7 @@ def load(file: BinaryIO, name: str, header: Header, plugin: Plugin) -> Any:
         raise failure()
     try:
         _fill(native, plugin, file, header)
-    except (KeyError, TypeError, ValueError, ArithmeticError, ConfigError, NativeError) as error:
+    except (*_MALFORMED, ConfigError, NativeError) as error:
         lib.sh_snapshot_release(native)
         raise SnapshotError(f"{name} does not fit its module: {error}") from error
     except BaseException:
@@ -280,12 +283,9 @@ def _fill(native: Any, plugin: Plugin, file: BinaryIO, header: Header) -> None:
         if len(parts) > _MAX_PARTS:
             raise ValueError(f"memory {index} is in {len(parts)} parts")
         array = ffi.new("sh_image_part[]", parts)
+        sizes = ffi.new("uint64_t[2]", [memory["size"], memory["image"]])
         copy = os.dup(file.fileno())  # C takes it
-        _do(
-            lib.sh_snapshot_set_memory(
-                native, index, memory["size"], memory["image"], array, len(parts), copy
-            )
-        )
+        _do(lib.sh_snapshot_set_memory(native, index, sizes[0], sizes[1], array, len(parts), copy))
     for position, (number, function) in enumerate(document["globals"]):
         value = ffi.new("sh_global *", {"bytes": bytes.fromhex(number), "function": function})
         _do(lib.sh_snapshot_set_global(native, position, value))

@@ -1,0 +1,52 @@
+;; stateful: changes every kind of state that an instance has: memory, globals, tables, segments
+(module
+  (type $number (func (result i32)))
+  (memory (export "memory") 2 64)
+  (global $i (mut i32) (i32.const 1))
+  (global $l (mut i64) (i64.const 2))
+  (global $d (mut f64) (f64.const 3))
+  (global $v (mut v128) (v128.const i64x2 4 5))
+  (global $f (mut funcref) (ref.null func))
+  (global $e (mut externref) (ref.null extern))
+  (table $t 6 200 funcref)
+  (table $x 2 externref)
+  (elem (table $t) (i32.const 1) func $one $two)
+  (elem $spare func $two $three)
+  (data $text "passive text")
+  (data (i32.const 16) "active text")
+
+  (func $one (result i32) (i32.const 1))
+  (func $two (result i32) (i32.const 2))
+  (func $three (result i32) (i32.const 3))
+
+  ;; The start function counts its runs at address 64.
+  (func $count (i32.store (i32.const 64) (i32.add (i32.load (i32.const 64)) (i32.const 1))))
+  (start $count)
+  (func (export "starts") (result i32) (i32.load (i32.const 64)))
+
+  (func (export "store") (param $at i32) (param $value i32) (i32.store (local.get $at) (local.get $value)))
+  (func (export "load") (param $at i32) (result i32) (i32.load (local.get $at)))
+  (func (export "grow") (param $pages i32) (result i32) (memory.grow (local.get $pages)))
+  (func (export "size") (result i32) (memory.size))
+
+  (func (export "set") (param $to i64)
+    (global.set $i (i32.wrap_i64 (local.get $to)))
+    (global.set $l (i64.mul (local.get $to) (i64.const 3)))
+    (global.set $d (f64.convert_i64_s (local.get $to)))
+    (global.set $v (i64x2.splat (local.get $to))))
+  (func (export "i") (result i32) (global.get $i))
+  (func (export "l") (result i64) (global.get $l))
+  (func (export "d") (result f64) (global.get $d))
+  (func (export "v") (result v128) (global.get $v))
+
+  (func (export "keep") (param $from i32) (global.set $f (table.get $t (local.get $from))))
+  (func (export "put back") (param $to i32) (table.set $t (local.get $to) (global.get $f)))
+  (func (export "clear") (param $at i32) (table.set $t (local.get $at) (ref.null func)))
+  (func (export "grow table") (param $by i32) (result i32) (table.grow $t (ref.func $three) (local.get $by)))
+  (func (export "table size") (result i32) (table.size $t))
+  (func (export "call") (param $at i32) (result i32) (call_indirect $t (type $number) (local.get $at)))
+
+  (func (export "text") (param $to i32) (memory.init $text (local.get $to) (i32.const 0) (i32.const 12)))
+  (func (export "drop text") (data.drop $text))
+  (func (export "fill table") (param $to i32) (table.init $t $spare (local.get $to) (i32.const 0) (i32.const 2)))
+  (func (export "drop spare") (elem.drop $spare)))
