@@ -94,7 +94,8 @@ int sh_snapshot_set_memory(sh_snapshot *snapshot, uint32_t index, uint64_t size,
   return error ? shi_fail_native(error) : SH_OK;
 }
 
-static bool is_function(const shi_state_plan *plan, uint32_t function) {
+static bool is_reference(const shi_state_plan *plan, char letter, uint32_t function) {
+  if (function == SH_NO_FUNCTION) return true;
   uint32_t low = 0, high = plan->function_count;
   while (low < high) {
     uint32_t middle = low + (high - low) / 2;
@@ -103,12 +104,12 @@ static bool is_function(const shi_state_plan *plan, uint32_t function) {
     else
       high = middle;
   }
-  return function == SH_NO_FUNCTION || (low < plan->function_count && plan->functions[low] == function);
+  return letter == 'F' && low < plan->function_count && plan->functions[low] == function;
 }
 
 int sh_snapshot_set_global(sh_snapshot *snapshot, uint32_t position, const sh_global *global) {
   const shi_state_plan *plan = &snapshot->plugin->state;
-  if (position >= plan->globals.count || !is_function(plan, global->function))
+  if (position >= plan->globals.count || !is_reference(plan, plan->globals.items[position].letter, global->function))
     return shi_fail(SH_ARGUMENT, "global %u of the snapshot does not fit the module", position);
   snapshot->state.globals[position] = *global;
   return SH_OK;
@@ -116,9 +117,10 @@ int sh_snapshot_set_global(sh_snapshot *snapshot, uint32_t position, const sh_gl
 
 int sh_snapshot_set_table(sh_snapshot *snapshot, uint32_t position, const uint32_t *functions, uint64_t size) {
   const shi_state_plan *plan = &snapshot->plugin->state;
-  bool fits = position < plan->tables.count && !snapshot->state.tables[position].functions;
-  for (uint64_t k = 0; k < size && fits; k++) fits = is_function(plan, functions[k]);
-  if (!fits) return shi_fail(SH_ARGUMENT, "table %u of the snapshot does not fit the module", position);
+  bool fitting = position < plan->tables.count && !snapshot->state.tables[position].functions;
+  for (uint64_t k = 0; k < size && fitting; k++)
+    fitting = is_reference(plan, plan->tables.items[position].letter, functions[k]);
+  if (!fitting) return shi_fail(SH_ARGUMENT, "table %u of the snapshot does not fit the module", position);
   shi_table_state *table = &snapshot->state.tables[position];
   table->functions = malloc((size + 1) * sizeof *functions);
   if (!table->functions) return shi_fail_no_memory();
