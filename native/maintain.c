@@ -8,7 +8,7 @@
  * call, so it stays half awake for one queue_ns after each batch: under a steady load of releases no one wakes it.
  *
  * Whoever works off a batch holds pool.upkeep for as long as slots are in his hands; so a thread that found no slot and
- * then gets `upkeep` knows that what was being worked on is free by now.
+ * then gets `upkeep` knows that what was being worked on is free, as long as he holds it.
  */
 #include <errno.h>
 #include <time.h>
@@ -116,15 +116,29 @@ static void finish_queued(shi_pool *pool, shi_slot *slot, bool given_back) {
   }
 }
 
-uint64_t shi_maintain_flush(shi_pool *pool) {
+/* The caller holds `upkeep`. */
+static uint64_t flush(shi_pool *pool) {
   uint64_t bytes = 0;
   range_batch batch;
-  pthread_mutex_lock(&pool->upkeep);
   for (take_queued(&pool->queue, &batch); batch.count > 0; take_queued(&pool->queue, &batch)) {
     bytes += batch_send(pool, &batch, finish_queued);
   }
+  return bytes;
+}
+
+uint64_t shi_maintain_flush(shi_pool *pool) {
+  pthread_mutex_lock(&pool->upkeep);
+  uint64_t bytes = flush(pool);
   pthread_mutex_unlock(&pool->upkeep);
   return bytes;
+}
+
+int shi_maintain_take(shi_pool *pool, uint64_t image_id, uint64_t affinity, shi_slot **out) {
+  pthread_mutex_lock(&pool->upkeep);
+  (void)flush(pool);
+  int error = shi_pool_take(pool, image_id, affinity, out);
+  pthread_mutex_unlock(&pool->upkeep);
+  return error;
 }
 
 /* ---- decay ------------------------------------------------------------------------------------------------------ */

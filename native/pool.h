@@ -5,7 +5,7 @@
  *   freelist  free slots by what they held   image, account, numa, layout, os
  *
  * Locks, in the order in which they may be taken together:
- *   registry (all pools) -> pool.upkeep -> pool.queue.lock -> a shard's lock;  pool.arena_lock is taken alone.
+ *   registry (all pools) -> pool.upkeep -> pool.queue.lock -> a shard's lock;  pool.upkeep -> pool.arena_lock.
  * None is held over a system call on the way of acquire and release, except while an arena is added.
  */
 #ifndef SANDHOST_POOL_H
@@ -194,6 +194,8 @@ void shi_maintain_defer(shi_pool *pool, shi_slot *slot);
 void shi_maintain_warmed(shi_pool *pool);
 /* Gives back all that is queued, waiting for a batch under way. Returns the bytes given back. */
 uint64_t shi_maintain_flush(shi_pool *pool);
+/* As shi_pool_take, after a flush, and while no slot is in the hands of upkeep. */
+int shi_maintain_take(shi_pool *pool, uint64_t image_id, uint64_t affinity, shi_slot **out);
 /* Gives back what slots hold that were released at `before_ns` or earlier. Returns the bytes; *oldest_ns becomes the
  * time of release of the oldest that stay, UINT64_MAX if none does. */
 uint64_t shi_maintain_decay(shi_pool *pool, uint64_t before_ns, uint64_t *oldest_ns);

@@ -110,8 +110,7 @@ static int take_prepared(shi_pool *pool, const shi_region_request *request, uint
   do {
     error = shi_pool_take(pool, image_id, request->affinity, slot);
     if (error != 0) { /* slots may be waiting in the queue, or be in the hands of upkeep */
-      (void)shi_maintain_flush(pool);
-      error = shi_pool_take(pool, image_id, request->affinity, slot);
+      error = shi_maintain_take(pool, image_id, request->affinity, slot);
     }
     if (error == 0) {
       error = prepare(pool, *slot, request->image, committed);
