@@ -54,6 +54,22 @@ static const char writer_wat[] =
     "  (call $write (local.get 0) (i32.const 0) (i32.const 1) (i32.const 16))))";
 enum { WRITE, WRITTEN = 64 };
 
+/* Its state is exported under the names that the rewrite would give. */
+static const char keeper_wat[] =
+    "(module (type $number (func (result i32)))"
+    " (memory (export \"sandhost:memory:0\") 1 16)"
+    " (global $kept (export \"sandhost:global:0\") (mut i32) (i32.const 1))"
+    " (table $functions (export \"sandhost:table:0\") 2 10 funcref) (elem (i32.const 0) func $ten $ten)"
+    " (func $ten (export \"sandhost:func:0\") (result i32) (i32.const 10))"
+    " (func $twenty (export \"sandhost:func:1\") (result i32) (i32.const 20))"
+    " (func (export \"set\") (param i32) (result i32) (global.set $kept (local.get 0))"
+    "  (table.set $functions (i32.const 1) (ref.func $twenty))"
+    "  (drop (table.grow $functions (ref.func $ten) (i32.const 1)))"
+    "  (i32.store (i32.const 40000) (local.get 0)) (memory.grow (i32.const 1)))"
+    " (func (export \"sum\") (result i32) (i32.add (i32.add (global.get $kept) (i32.load (i32.const 40000)))"
+    "  (i32.add (call_indirect (type $number) (i32.const 1)) (table.size $functions)))))";
+enum { SET, SUM };
+
 static const sh_limits no_limits = {.memory = UINT64_MAX, .table_elements = 1000};
 static sh_plugin *nested_plugin;
 static _Thread_local bool in_call; /* callbacks come on the thread that calls */
@@ -470,6 +486,70 @@ static void output_is_heard_on_the_guests_own_thread(void) {
   sh_host_release(host);
 }
 
+/* ---- snapshots -------------------------------------------------------------------------------------------------- */
+
+static int64_t sum_of(sh_plugin *plugin, sh_snapshot *snapshot, uint64_t *kept) {
+  uint64_t guest = sh_spawn(plugin, snapshot, NULL, &no_limits, NULL);
+  CHECK(guest);
+  int64_t sum = call(guest, SUM, 0, 0);
+  if (kept) {
+    *kept = guest;
+    return sum;
+  }
+  sh_reclaim reclaim;
+  CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+  return sum;
+}
+
+static sh_snapshot *shared_snapshot;
+
+static void *fork_and_take(void *argument) {
+  sh_plugin *plugin = argument;
+  for (int k = 1; k < (UNDER_TSAN ? 100 : 400); k++) {
+    uint64_t guest;
+    CHECK_EQ(sum_of(plugin, shared_snapshot, &guest), 5 + 5 + 20 + 3);
+    CHECK_EQ(call(guest, SET, k, 0), 2);
+    sh_snapshot *own = sh_snapshot_take(guest);
+    CHECK(own);
+    CHECK_EQ(call(guest, SET, 1000, 0), 3);
+    sh_reclaim reclaim;
+    CHECK_EQ(sum_of(plugin, own, NULL), k + k + 20 + 4);
+    uint64_t outlives;
+    CHECK_EQ(sum_of(plugin, own, &outlives), k + k + 20 + 4);
+    sh_snapshot_release(own);
+    CHECK_EQ(call(outlives, SUM, 0, 0), k + k + 20 + 4);
+    CHECK_EQ(sh_close(outlives, -1, &reclaim), SH_OK);
+    CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+  }
+  return NULL;
+}
+
+static void threads_fork_from_one_snapshot_and_take_their_own(void) {
+  sh_host *host = new_host(SH_POLICY_WARM);
+  sh_plugin *plugin = new_plugin(host, keeper_wat, false);
+  add_memory(plugin, 1, 16);
+  CHECK_EQ(sh_plugin_export(plugin, "set", 3, "i", "i"), SH_OK);
+  CHECK_EQ(sh_plugin_export(plugin, "sum", 3, "", "i"), SH_OK);
+  CHECK_EQ(sh_plugin_tables(plugin, 1, 2), SH_OK);
+  CHECK_EQ(sh_plugin_global(plugin, 0, 'i'), SH_OK);
+  CHECK_EQ(sh_plugin_table(plugin, 0, 'F'), SH_OK);
+  CHECK_EQ(sh_plugin_functions(plugin, (const uint32_t[]){0, 1}, 2, 0), SH_OK);
+  CHECK_EQ(sh_plugin_link(plugin), SH_OK);
+  CHECK_EQ(sum_of(plugin, NULL, NULL), 1 + 0 + 10 + 2);
+  uint64_t guest = sh_spawn(plugin, NULL, NULL, &no_limits, NULL);
+  CHECK_EQ(call(guest, SET, 5, 0), 1);
+  shared_snapshot = sh_snapshot_take(guest);
+  CHECK(shared_snapshot);
+  sh_reclaim reclaim;
+  CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+  in_threads(fork_and_take, plugin);
+  sh_snapshot_release(shared_snapshot);
+  check_empty(host);
+  CHECK_EQ(sh_host_close(host), SH_OK);
+  sh_plugin_release(plugin);
+  sh_host_release(host);
+}
+
 int main(void) {
   const char *library = getenv("SANDHOST_WASMTIME_LIBRARY");
   if (!library || !*library) {
@@ -489,5 +569,6 @@ int main(void) {
   RUN(a_tenant_of_another_host_is_refused);
   RUN(a_deadline_is_noticed_however_long_the_ticker_was_idle);
   RUN(output_is_heard_on_the_guests_own_thread);
+  RUN(threads_fork_from_one_snapshot_and_take_their_own);
   return 0;
 }
