@@ -12,7 +12,6 @@ ffibuilder.cdef(declarations)
 ffibuilder.cdef(
     """
     extern "Python" {
-      int _hostcall(uint64_t guest, uint32_t id, int64_t *cells);
       int _output(uint64_t guest, int stream, const uint8_t *bytes, size_t length);
       int _signals(void);
     }

@@ -291,6 +291,15 @@ typedef int (*sh_output_fn)(uint64_t guest, int stream, const uint8_t *bytes, si
 typedef int (*sh_signals_fn)(void);
 void sh_set_callbacks(sh_hostcall_fn hostcall, sh_output_fn output, sh_signals_fn signals);
 
+/* python.c: host functions are called past cffi. Addresses of Python objects are what id() says. */
+int sh_python_hostcall(uint64_t guest, uint32_t id, int64_t *cells);
+/* A dict for the exceptions of host functions, by guest id; an object whose `failed` becomes the id. Both are kept. */
+void sh_python_keep(void *pending, void *spawning);
+/* What host function `id` is: the tuple (function, misfit, guest_of, guest_at, params, results), which must live until
+ * it is unbound. SH_NATIVE: out of memory. */
+int sh_python_bind(uint32_t id, void *tuple);
+void sh_python_unbind(uint32_t id);
+
 /* ---- statistics ------------------------------------------------------------------------------------------------ */
 
 /* Log-linear buckets as in HdrHistogram with 32 sub-buckets: relative error <= 1/32. Values in nanoseconds. */

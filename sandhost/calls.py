@@ -15,7 +15,7 @@ from typing import Any
 
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestExit, printable
-from .hostcalls import LETTERS, cell_of, interrupted, pending
+from .hostcalls import LETTERS, interrupted, pending
 from .modules.types import FuncType
 
 __all__ = ["Invoker", "call_failure", "make_invoker", "no_such_function"]
@@ -136,6 +136,11 @@ def _integer_factory(count: int, has_result: bool) -> Callable[..., Invoker]:
     return _compile(source)
 
 
+def _cell_of(letter: str, index: int) -> str:
+    """Return the Python expression for one value in `cells` or `reals` (16 bytes a value)."""
+    return f"{'reals' if letter in 'fd' else 'cells'}[{2 * index}]"
+
+
 _CELL_TEMPLATE = """
 def make(index, support):
     def invoker(guest, *arguments):
@@ -160,11 +165,11 @@ def make(index, support):
 def _cell_factory(params: str, results: str) -> Callable[..., Invoker]:
     names = [f"a{k}" for k in range(len(params))]
     stores = [
-        f"put_vector(cells, {k}, a{k})" if letter == "v" else f"{cell_of(letter, k)} = a{k}"
+        f"put_vector(cells, {k}, a{k})" if letter == "v" else f"{_cell_of(letter, k)} = a{k}"
         for k, letter in enumerate(params)
     ]
     loads = [
-        f"bytes(buffer(cells + {2 * k}, 16))" if letter == "v" else cell_of(letter, k)
+        f"bytes(buffer(cells + {2 * k}, 16))" if letter == "v" else _cell_of(letter, k)
         for k, letter in enumerate(results)
     ]
     source = _CELL_TEMPLATE.format(

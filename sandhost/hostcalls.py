@@ -1,16 +1,8 @@
 """Host functions: Python that guests may call, typed by annotations, and how a call reaches them.
 
-An adapter is generated for each imported signature, so that a call does no more than read its
-cells, call the function and write the result:
-
-    def adapter(guest_id, cells):               # (i32, f64) -> i32
-        reals = cast(REALS, cells)
-        result = function(cells[0], reals[2])
-        ...
-        cells[0] = result
-
-C finds the adapter by a number. Which guest calls is known by the guest's id; a guest object is only
-looked up for functions that ask for one.
+C calls them itself (native/python.c): it finds one by number, makes integers, floats and bytes of the
+guest's values, and takes the result back. What Python adds is looked up only when it is needed: the
+guest's object, for a function that asks for it, and the error for a result that does not fit.
 """
 
 from __future__ import annotations
@@ -20,7 +12,6 @@ import inspect
 import itertools
 import threading
 import typing
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,7 +27,6 @@ __all__ = [
     "Binding",
     "HostFunction",
     "bindings",
-    "cell_of",
     "interrupted",
     "pending",
     "spawning",
@@ -66,9 +56,9 @@ spawning = threading.local()
 `.failed`: the id of the guest whose callback raised last in this thread."""
 pending: dict[int, BaseException] = {}
 """By guest id: the exception that ended its call, on the way from the callback to the caller."""
-_adapters: dict[int, weakref.ref[Callable[[int, Any], None]]] = {}
-"""Held by their plugins: a host function may refer to what holds the plugin."""
-_numbers = itertools.count(1)
+_numbers = itertools.count()
+_free: list[int] = []
+"""Numbers of host functions that were bound once; C's table stays as small as it can."""
 
 
 def binding_of(guest_id: int) -> Binding:
@@ -80,11 +70,6 @@ def binding_of(guest_id: int) -> Binding:
         if guest is not None:
             guest.adopt(guest_id)
     return binding
-
-
-def cell_of(letter: str, index: int) -> str:
-    """Return the Python expression for one value in `cells` or `reals` (16 bytes a value)."""
-    return f"{'reals' if letter in 'fd' else 'cells'}[{2 * index}]"
 
 
 class HostFunction:
@@ -160,26 +145,39 @@ class HostFunction:
                 f"the host function of that name is {ours}"
             )
 
-    def bind(self, wanted: FuncType) -> tuple[int, Callable[[int, Any], None]]:
-        """Make an adapter for the imported type.
+    def bind(self, wanted: FuncType) -> tuple[int, object]:
+        """Make the function callable from C, for the imported type.
 
-        Returns the number by which C calls it, as long as somebody holds it, and the adapter.
+        Returns the number by which C calls it until `unbind`, and what somebody has to hold until
+        then. It is not held here: a host function may refer to what holds the plugin.
         """
-        number = next(_numbers)
-        factory = _adapter_factory(
-            tuple(LETTERS[t] for t in wanted.params),
-            tuple(LETTERS[t] for t in wanted.results),
-            self.wants_guest,
+        held = (
+            self.function,
+            functools.partial(_misfit, self, wanted),
+            _calling_guest,
+            -1 if self.wants_guest is None else self.wants_guest,
+            "".join(LETTERS[t] for t in wanted.params).encode(),
+            "".join(LETTERS[t] for t in wanted.results).encode(),
         )
-        adapter = factory(self.function, functools.partial(_misfit, self, wanted))
-        _adapters[number] = weakref.ref(adapter)
-        return number, adapter
+        try:
+            number = _free.pop()
+        except IndexError:
+            number = next(_numbers)
+        if lib.sh_python_bind(number, _address(held)):
+            raise MemoryError
+        return number, held
 
 
 def unbind(numbers: Sequence[int]) -> None:
-    """Forget adapters whose plugin is gone."""
+    """Forget the host functions of a plugin that is gone."""
     for number in numbers:
-        _adapters.pop(number, None)
+        lib.sh_python_unbind(number)
+        _free.append(number)
+
+
+def _address(thing: object) -> Any:
+    """Return CPython's pointer to an object, which the caller keeps alive."""
+    return ffi.cast("void *", id(thing))
 
 
 def _names(types: Sequence[type]) -> str:
@@ -232,73 +230,12 @@ def _misfit(
     return error
 
 
-def _signed(value: int) -> int:
-    """Return the signed number of the same 64 bits."""
-    if value >= 2**64:
-        raise OverflowError
-    return value - 2**64
-
-
-@functools.lru_cache(maxsize=256)
-def _adapter_factory(
-    params: tuple[str, ...], results: tuple[str, ...], guest_at: int | None
-) -> Callable[..., Any]:
-    """Compile the function that makes adapters of one shape."""
-    arguments = [
-        f"bytes(buffer(cells + {2 * k}, 16))" if letter == "v" else cell_of(letter, k)
-        for k, letter in enumerate(params)
-    ]
-    if guest_at is not None:
-        arguments.insert(guest_at, "calling_guest(guest_id)")
-    lines = ["reals = cast(REALS, cells)"] if set(params + results) & {"f", "d"} else []
-    lines += [f"result = function({', '.join(arguments)})"]
-    if results:
-        values = ["result"] if len(results) == 1 else [f"result{k}" for k in range(len(results))]
-        body = [] if len(results) == 1 else [f"{', '.join(values)} = result"]
-        for k, (letter, value) in enumerate(zip(results, values)):
-            if letter == "i":
-                body.append(f"if not -0x80000000 <= {value} <= 0xffffffff: raise OverflowError")
-            if letter == "v":
-                body.append(f"if len({value}) != 16: raise ValueError('a v128 has 16 bytes')")
-                body.append(f"buffer(cells + {2 * k}, 16)[:] = {value}")
-                continue
-            if letter == "l":
-                body.append(f"if {value} > 0x7fffffffffffffff: {value} = signed({value})")
-            body.append(f"{cell_of(letter, k)} = {value}")
-        lines += ["try:", *("    " + line for line in body)]
-        lines += ["except (TypeError, ValueError, OverflowError) as error:"]
-        lines += ["    raise misfit(result, error)"]
-    source = "def make(function, misfit):\n    def adapter(guest_id, cells):\n"
-    source += "".join(f"        {line}\n" for line in lines) + "    return adapter\n"
-    scope: dict[str, Any] = {
-        "buffer": ffi.buffer,
-        "cast": ffi.cast,
-        "REALS": ffi.typeof("double *"),
-        "calling_guest": _calling_guest,
-        "signed": _signed,
-    }
-    exec(source, scope)
-    made: Callable[..., Any] = scope["make"]
-    return made
-
-
 interrupted: list[BaseException] = []
 """What a signal handler raised on the main thread while a guest ran there."""
 
 
 def _keep_signal(_type: object, error: BaseException, _traceback: object) -> None:
     interrupted[:] = [error]
-
-
-@ffi.def_extern(error=1, onerror=_keep_signal)
-def _hostcall(guest_id: int, number: int, cells: Any) -> int:
-    try:
-        _adapters[number]()(guest_id, cells)  # type: ignore[misc]  # the guest holds its plugin
-    except BaseException as error:  # noqa: BLE001 - it goes on in Guest.call
-        pending[guest_id] = error
-        spawning.failed = guest_id
-        return 1
-    return 0
 
 
 @ffi.def_extern(error=1, onerror=_keep_signal)
@@ -317,4 +254,5 @@ def _signals() -> int:
     return 0  # by getting here, Python has run its signal handlers
 
 
-lib.sh_set_callbacks(lib._hostcall, lib._output, lib._signals)
+lib.sh_python_keep(_address(pending), _address(spawning))
+lib.sh_set_callbacks(ffi.addressof(lib, "sh_python_hostcall"), lib._output, lib._signals)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 
 import pytest
 from helpers import DEADLINE, PATIENCE, Background, collected, guest_file
@@ -510,13 +511,73 @@ def test_many_threads_call_through_guests_of_their_own(host):
     assert plugin.stats().host_calls == 400
 
 
-def test_adapters_are_forgotten_with_their_plugin(host):
+def test_host_functions_are_unbound_with_their_plugin(host):
     host.function("env", "f", "(i32) -> i32")(lambda a: a)
-    before = len(hostcalls._adapters)
-    for _ in range(5):
-        host.load(importing("i32", "i32")).spawn().close()
+    numbers = set()
+    for _ in range(20):
+        plugin = host.load(importing("i32", "i32"))
+        numbers.update(plugin._numbers)
+        plugin.spawn().close()
+        del plugin
+        collected()
+    assert len(numbers) <= 5, "numbers are used again"
+
+
+def test_a_host_function_that_holds_its_plugin_is_collected_with_it():
+    class Marked:
+        pass
+
+    host = sandhost.Host(cache=False, max_guests=8)
+    held = [Marked()]
+    gone = weakref.ref(held[0])
+    host.function("env", "f", "(i32) -> i32")(lambda a, held=held: a)
+    held.append(host.load(importing("i32", "i32")))
+    host.close()
+    del host, held
     collected()
-    assert len(hostcalls._adapters) <= before + 1
+    assert gone() is None
+
+
+class Index:
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("wasm", "given", "seen"),
+    [
+        ("i32", True, 1),
+        ("i32", Index(7), 7),
+        ("i64", Index(2**64 - 2), -2),
+        ("i64", -(2**63), -(2**63)),
+        ("f64", 3, 3.0),
+        ("f32", Index(2), 2.0),
+        ("v128", bytearray(range(16)), bytes(range(16))),
+        ("v128", memoryview(bytes(range(32)))[::2], bytes(range(0, 32, 2))),
+        ("i32 f64", [1, 2], (1, 2.0)),
+        ("i32 f64", iter((1, 2.5)), (1, 2.5)),
+    ],
+)
+def test_results_may_be_what_converts_without_loss(host, wasm, given, seen):
+    host.function("env", "f", f"() -> ({', '.join(wasm.split())})")(lambda: given)
+    with host.load(importing("", wasm)).spawn() as guest:
+        assert guest.call("go") == seen
+
+
+@pytest.mark.parametrize("error", [KeyError("k"), OSError(5, "e"), KeyboardInterrupt()])
+def test_what_a_result_raises_while_it_is_converted_comes_out_as_it_is(host, error):
+    class Raising:
+        def __index__(self):
+            raise error
+
+    host.function("env", "f", "() -> i32")(Raising)
+    with host.load(importing("", "i32")).spawn() as guest:
+        with pytest.raises(type(error)) as caught:
+            guest.call("go")
+    assert caught.value is error
 
 
 def test_a_plugin_that_is_dropped_while_its_guest_lives_still_calls_back(host):

@@ -1,0 +1,228 @@
+/* Host functions: the one file that calls the interpreter itself.
+ *
+ * A function of Python's that cffi makes callable from C is run by a dispatcher, with its arguments boxed as C objects;
+ * that took two thirds of the way from a guest to Python and back. Here a host function is called as any C extension
+ * would: values of the cells become integers, floats and bytes, and the result goes back the same way.
+ *
+ * What Python calls through cffi gives the interpreter's lock away, so everything in here takes it.
+ */
+#include <Python.h>
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "sandhost.h"
+
+/* All pointers are borrowed from `held`, a tuple of hostcalls.py that the plugin holds until it unbinds. */
+typedef struct {
+  PyObject *held; /* NULL: not bound */
+  PyObject *function;
+  PyObject *misfit;   /* (result, exception) -> the exception to raise instead */
+  PyObject *guest_of; /* guest id -> the object that calls */
+  const char *params, *results;
+  Py_ssize_t guest_at; /* which argument is the guest; -1: none */
+  Py_ssize_t arguments, result_count;
+} binding;
+
+/* Under the interpreter's lock, as all of this. */
+static binding *bindings;
+static uint32_t room;
+static PyObject *pending, *spawning; /* of hostcalls.py */
+
+void sh_python_keep(void *pending_by_guest, void *spawning_local) {
+  PyGILState_STATE gil = PyGILState_Ensure();
+  pending = pending_by_guest;
+  spawning = spawning_local;
+  Py_INCREF(pending);
+  Py_INCREF(spawning);
+  PyGILState_Release(gil);
+}
+
+static bool make_room(uint32_t number) {
+  if (number < room) return true;
+  uint32_t wanted = number < 64 ? 64 : 2 * number;
+  binding *grown = PyMem_Realloc(bindings, wanted * sizeof *grown);
+  if (!grown) return false;
+  memset(grown + room, 0, (wanted - room) * sizeof *grown);
+  bindings = grown;
+  room = wanted;
+  return true;
+}
+
+int sh_python_bind(uint32_t number, void *tuple) {
+  PyGILState_STATE gil = PyGILState_Ensure();
+  bool fits = make_room(number);
+  if (fits) {
+    binding *made = &bindings[number];
+    made->function = PyTuple_GetItem(tuple, 0);
+    made->misfit = PyTuple_GetItem(tuple, 1);
+    made->guest_of = PyTuple_GetItem(tuple, 2);
+    made->guest_at = PyLong_AsSsize_t(PyTuple_GetItem(tuple, 3));
+    made->params = PyBytes_AsString(PyTuple_GetItem(tuple, 4));
+    made->results = PyBytes_AsString(PyTuple_GetItem(tuple, 5));
+    made->arguments = (Py_ssize_t)strlen(made->params) + (made->guest_at >= 0);
+    made->result_count = (Py_ssize_t)strlen(made->results);
+    made->held = tuple;
+  }
+  PyGILState_Release(gil);
+  return fits ? SH_OK : SH_NATIVE;
+}
+
+void sh_python_unbind(uint32_t number) {
+  PyGILState_STATE gil = PyGILState_Ensure();
+  if (number < room) bindings[number].held = NULL;
+  PyGILState_Release(gil);
+}
+
+/* ---- values (16 bytes a cell; see signature.c) --------------------------------------------------------------------- */
+
+static PyObject *from_cell(char type, const int64_t *cell) {
+  double real;
+  switch (type) {
+  case 'i':
+  case 'l':
+    return PyLong_FromLongLong(*cell);
+  case 'v':
+    return PyBytes_FromStringAndSize((const char *)cell, 16);
+  default:
+    memcpy(&real, cell, sizeof real);
+    return PyFloat_FromDouble(real);
+  }
+}
+
+static bool integer_to_cell(char type, PyObject *value, int64_t *cell) {
+  int overflow;
+  long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
+  if (number == -1 && !overflow && PyErr_Occurred()) return false;
+  if (type == 'l' && overflow > 0) { /* unsigned, perhaps; of what is no int, as numpy's, only the index is one */
+    PyObject *index = PyNumber_Index(value);
+    if (!index) return false;
+    unsigned long long bits = PyLong_AsUnsignedLongLong(index);
+    Py_DECREF(index);
+    if (bits == (unsigned long long)-1 && PyErr_Occurred()) return false;
+    number = (long long)bits;
+  } else if (overflow || (type == 'i' && (number < INT32_MIN || number > (long long)UINT32_MAX))) {
+    PyErr_SetString(PyExc_OverflowError, type == 'i' ? "it does not fit an i32" : "it does not fit an i64");
+    return false;
+  }
+  *cell = number;
+  return true;
+}
+
+static bool vector_to_cell(PyObject *value, int64_t *cell) {
+  PyObject *view = PyMemoryView_FromObject(value); /* not everything that makes bytes is 16 of them */
+  PyObject *bytes = view ? PyBytes_FromObject(view) : NULL;
+  Py_XDECREF(view);
+  if (!bytes) return false;
+  bool fits = PyBytes_Size(bytes) == 16;
+  if (fits)
+    memcpy(cell, PyBytes_AsString(bytes), 16);
+  else
+    PyErr_SetString(PyExc_ValueError, "a v128 has 16 bytes");
+  Py_DECREF(bytes);
+  return fits;
+}
+
+static bool to_cell(char type, PyObject *value, int64_t *cell) {
+  if (type == 'i' || type == 'l') return integer_to_cell(type, value, cell);
+  if (type == 'v') return vector_to_cell(value, cell);
+  double real = PyFloat_AsDouble(value);
+  if (real == -1 && PyErr_Occurred()) return false;
+  memcpy(cell, &real, sizeof real);
+  return true;
+}
+
+static bool to_cells(const binding *bound, PyObject *result, int64_t *cells) {
+  if (bound->result_count == 0) return true;
+  if (bound->result_count == 1) return to_cell(bound->results[0], result, cells);
+  PyObject *values = PySequence_Tuple(result);
+  if (!values) return false;
+  bool fit = PyTuple_Size(values) == bound->result_count;
+  if (!fit) PyErr_Format(PyExc_ValueError, "%zd values are expected", bound->result_count);
+  for (Py_ssize_t k = 0; k < bound->result_count && fit; k++)
+    fit = to_cell(bound->results[k], PyTuple_GetItem(values, k), cells + 2 * k);
+  Py_DECREF(values);
+  return fit;
+}
+
+/* ---- the call ------------------------------------------------------------------------------------------------------ */
+
+static PyObject *take_exception(void) {
+  PyObject *type, *value, *traceback;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyErr_NormalizeException(&type, &value, &traceback);
+  if (traceback) PyException_SetTraceback(value, traceback);
+  Py_XDECREF(traceback);
+  Py_XDECREF(type);
+  return value;
+}
+
+/* What is not of the right type or range is told by name; whatever else the conversion raised goes on. */
+static void explain(const binding *bound, PyObject *result) {
+  if (!PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_ValueError) &&
+      !PyErr_ExceptionMatches(PyExc_OverflowError))
+    return;
+  PyObject *cause = take_exception();
+  PyObject *error = PyObject_CallFunctionObjArgs(bound->misfit, result, cause, NULL);
+  Py_DECREF(cause);
+  if (error) PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+  Py_XDECREF(error);
+}
+
+static PyObject *arguments_of(const binding *bound, PyObject *guest_id, const int64_t *cells) {
+  PyObject *arguments = PyTuple_New(bound->arguments);
+  const char *type = bound->params;
+  for (Py_ssize_t k = 0; arguments && k < bound->arguments; k++) {
+    PyObject *value;
+    if (k == bound->guest_at) {
+      value = PyObject_CallFunctionObjArgs(bound->guest_of, guest_id, NULL);
+    } else {
+      value = from_cell(*type++, cells);
+      cells += 2;
+    }
+    if (!value) Py_CLEAR(arguments);
+    if (value) PyTuple_SetItem(arguments, k, value);
+  }
+  return arguments;
+}
+
+static bool run(const binding *bound, uint64_t guest, int64_t *cells) {
+  PyObject *guest_id = NULL;
+  if (bound->guest_at >= 0 && !(guest_id = PyLong_FromUnsignedLongLong(guest))) return false;
+  PyObject *arguments = arguments_of(bound, guest_id, cells);
+  Py_XDECREF(guest_id);
+  if (!arguments) return false;
+  PyObject *result = PyObject_CallObject(bound->function, arguments);
+  Py_DECREF(arguments);
+  if (!result) return false;
+  bool fits = to_cells(bound, result, cells);
+  if (!fits) explain(bound, result);
+  Py_DECREF(result);
+  return fits;
+}
+
+/* Guest.call raises it. Nothing here runs Python code that a signal could interrupt. */
+static void keep_exception(uint64_t guest) {
+  PyObject *error = take_exception();
+  PyObject *id = PyLong_FromUnsignedLongLong(guest);
+  if (!id || PyDict_SetItem(pending, id, error) < 0 || PyObject_SetAttrString(spawning, "failed", id) < 0)
+    PyErr_Clear(); /* out of memory: the call fails without its reason */
+  Py_XDECREF(id);
+  Py_XDECREF(error);
+}
+
+int sh_python_hostcall(uint64_t guest, uint32_t number, int64_t *cells) {
+  PyGILState_STATE gil = PyGILState_Ensure();
+  bool done = false;
+  if (number < room && bindings[number].held) {
+    binding bound = bindings[number]; /* the table may move meanwhile */
+    Py_INCREF(bound.held);
+    done = run(&bound, guest, cells);
+    Py_DECREF(bound.held);
+  } else {
+    PyErr_SetString(PyExc_SystemError, "a guest outlived its plugin");
+  }
+  if (!done) keep_exception(guest);
+  PyGILState_Release(gil);
+  return done ? 0 : 1;
+}
