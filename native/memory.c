@@ -40,9 +40,9 @@ const uint64_t *sh_memory_size(uint64_t id, uint32_t memory_index) {
 int sh_memory_pin(uint64_t id, uint32_t memory_index) {
   shi_guest *guest = hold(id, memory_index);
   if (!guest) return shi_error()->status;
-  shi_region_pin(guest->regions[memory_index]);
+  bool pinned = shi_region_pin(guest->regions[memory_index]);
   shi_guest_let_go();
-  return SH_OK;
+  return pinned ? SH_OK : shi_fail(SH_CLOSED, "the guest has ended");
 }
 
 void sh_memory_unpin(uint64_t id, uint32_t memory_index) {

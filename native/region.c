@@ -195,7 +195,16 @@ int shi_region_grow(shi_region *region, uint64_t size, shi_account **full) {
   return 0;
 }
 
-void shi_region_pin(shi_region *region) { atomic_fetch_add(&shi_slot_of(region)->pins, 1); }
+bool shi_region_pin(shi_region *region) {
+  _Atomic int32_t *pins = &shi_slot_of(region)->pins;
+  int32_t before = atomic_load(pins);
+  do {
+    if (before == SHI_PINS_CLOSED) {
+      return false;
+    }
+  } while (!atomic_compare_exchange_weak(pins, &before, before + 1));
+  return true;
+}
 
 void shi_region_unpin(shi_region *region) { atomic_fetch_sub(&shi_slot_of(region)->pins, 1); }
 

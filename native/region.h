@@ -114,8 +114,8 @@ typedef struct {
 int shi_region_acquire(shi_pool *pool, const shi_region_request *request, shi_region **out, shi_account **full);
 /* Only the thread that runs the guest grows. New bytes are zero. Same errors; -ENOSPC past `maximum`. */
 int shi_region_grow(shi_region *region, uint64_t size, shi_account **full);
-/* A view pins: release with pins is refused with -EBUSY and changes nothing. */
-void shi_region_pin(shi_region *region);
+/* A view pins: release with pins is refused with -EBUSY and changes nothing. False: the region is released. */
+bool shi_region_pin(shi_region *region);
 void shi_region_unpin(shi_region *region);
 bool shi_region_pinned(const shi_region *region);
 /* An image of what the region holds, up to its last page that is not zeros; *out == NULL: it holds nothing else. Shares

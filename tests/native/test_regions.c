@@ -175,6 +175,19 @@ static void a_pinned_region_is_not_released(void) {
   fixture_close(&f);
 }
 
+static void a_released_region_is_not_pinned(void) {
+  open_default();
+  shi_region *region = acquire(&f, NULL, 1, 64 * KIB);
+  release(&f, region, -1);
+  CHECK(!shi_region_pin(region));
+  CHECK(!shi_region_pinned(region));
+  CHECK(acquire(&f, NULL, 1, 64 * KIB) == region);
+  CHECK(shi_region_pin(region));
+  shi_region_unpin(region);
+  release(&f, region, -1);
+  fixture_close(&f);
+}
+
 static void a_second_release_changes_nothing(void) {
   open_default();
   shi_region *region = acquire(&f, NULL, 1, 64 * KIB);
@@ -284,6 +297,7 @@ int main(void) {
   RUN(what_a_guest_grew_is_gone_for_the_next);
   RUN(accesses_outside_of_a_memory_fault);
   RUN(a_pinned_region_is_not_released);
+  RUN(a_released_region_is_not_pinned);
   RUN(a_second_release_changes_nothing);
   RUN(the_slot_of_the_same_image_and_tenant_is_taken_first);
   RUN(without_cold_slots_the_same_image_then_the_least_recently_used_is_taken);
