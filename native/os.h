@@ -63,6 +63,7 @@ typedef struct {
   uint64_t end;
   uint64_t categories;
 } shi_os_run;
+#define SHI_OS_FILE (UINT64_C(1) << 2)
 #define SHI_OS_SWAPPED (UINT64_C(1) << 4)
 #define SHI_OS_ZERO_PAGE (UINT64_C(1) << 5)
 
@@ -73,11 +74,11 @@ typedef struct {
 
 int shi_os_pagemap_open(shi_os_pagemap *out);
 void shi_os_pagemap_close(shi_os_pagemap *pagemap);
-/* Finds pages in [start, end) that are not the file's: present or swapped. Returns the number of runs, in address
- * order, no more than `capacity`; *next is where to go on: the search is over when *next == end. Runs of the zero page
- * are told apart; without PAGEMAP_SCAN they are not. */
-int shi_os_private_pages(const shi_os_pagemap *pagemap, uint64_t start, uint64_t end, shi_os_run *runs, size_t capacity,
-                         uint64_t *next);
+/* Finds pages in [start, end) that are present or swapped: private ones, and with `files` those of a mapped file too.
+ * Returns the number of runs, in address order, no more than `capacity`; *next is where to go on: the search is over
+ * when *next == end. Runs of the zero page are told apart; without PAGEMAP_SCAN they are not. */
+int shi_os_pages(const shi_os_pagemap *pagemap, uint64_t start, uint64_t end, bool files, shi_os_run *runs,
+                 size_t capacity, uint64_t *next);
 
 /* ---- images ----------------------------------------------------------------------------------------------------- */
 

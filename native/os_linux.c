@@ -291,21 +291,20 @@ struct pm_scan_arg {
   uint64_t return_mask;
 };
 #define PAGEMAP_SCAN_REQUEST _IOWR('f', 16, struct pm_scan_arg)
-#define CATEGORY_FILE (UINT64_C(1) << 2)
 #define CATEGORY_PRESENT (UINT64_C(1) << 3)
 _Static_assert(sizeof(struct pm_scan_arg) == 96 && sizeof(shi_os_run) == 24, "the kernel's layouts");
 
-static int scan(int fd, uint64_t start, uint64_t end, shi_os_run *runs, size_t capacity, uint64_t *next) {
+static int scan(int fd, uint64_t start, uint64_t end, bool files, shi_os_run *runs, size_t capacity, uint64_t *next) {
   struct pm_scan_arg request = {
       .size = sizeof request,
       .start = start,
       .end = end,
       .vec = (uint64_t)(uintptr_t)runs,
       .vec_len = capacity,
-      .category_inverted = CATEGORY_FILE,
-      .category_mask = CATEGORY_FILE,
+      .category_inverted = files ? 0 : SHI_OS_FILE,
+      .category_mask = files ? 0 : SHI_OS_FILE,
       .category_anyof_mask = CATEGORY_PRESENT | SHI_OS_SWAPPED,
-      .return_mask = SHI_OS_SWAPPED | SHI_OS_ZERO_PAGE,
+      .return_mask = SHI_OS_FILE | SHI_OS_SWAPPED | SHI_OS_ZERO_PAGE,
   };
   int count = -1;
   if (!injected(SH_OS_PAGEMAP_SCAN)) {
@@ -319,7 +318,8 @@ static int scan(int fd, uint64_t start, uint64_t end, shi_os_run *runs, size_t c
 }
 
 /* Entries of /proc/self/pagemap: bit 63 present, bit 62 swapped, bit 61 a file's page or shared memory. */
-static int read_entries(int fd, uint64_t start, uint64_t end, shi_os_run *runs, size_t capacity, uint64_t *next) {
+static int read_entries(int fd, uint64_t start, uint64_t end, bool files, shi_os_run *runs, size_t capacity,
+                        uint64_t *next) {
   enum { ENTRIES = 512 };
   uint64_t entries[ENTRIES];
   uint64_t os_page = shi_os_page();
@@ -339,10 +339,10 @@ static int read_entries(int fd, uint64_t start, uint64_t end, shi_os_run *runs, 
       bool present = entries[i] >> 63;
       bool swapped = entries[i] >> 62 & 1;
       bool file = entries[i] >> 61 & 1;
-      if ((!present && !swapped) || file) {
+      if ((!present && !swapped) || (file && !files)) {
         continue;
       }
-      uint64_t categories = swapped ? SHI_OS_SWAPPED : 0;
+      uint64_t categories = (swapped ? SHI_OS_SWAPPED : 0) | (file ? SHI_OS_FILE : 0);
       if (count > 0 && runs[count - 1].end == at && runs[count - 1].categories == categories) {
         runs[count - 1].end += os_page;
       } else if (count < capacity) {
@@ -357,13 +357,13 @@ static int read_entries(int fd, uint64_t start, uint64_t end, shi_os_run *runs, 
   return (int)count;
 }
 
-int shi_os_private_pages(const shi_os_pagemap *pagemap, uint64_t start, uint64_t end, shi_os_run *runs, size_t capacity,
-                         uint64_t *next) {
+int shi_os_pages(const shi_os_pagemap *pagemap, uint64_t start, uint64_t end, bool files, shi_os_run *runs,
+                 size_t capacity, uint64_t *next) {
   if (start == end) {
     *next = end;
     return 0;
   }
-  return (pagemap->can_scan ? scan : read_entries)(pagemap->fd, start, end, runs, capacity, next);
+  return (pagemap->can_scan ? scan : read_entries)(pagemap->fd, start, end, files, runs, capacity, next);
 }
 
 int shi_os_pagemap_open(shi_os_pagemap *out) {
@@ -375,7 +375,7 @@ int shi_os_pagemap_open(shi_os_pagemap *out) {
   uint64_t next;
   uint64_t probe = (uint64_t)(uintptr_t)&run & ~(shi_os_page() - 1);
   *out = (shi_os_pagemap){.fd = fd};
-  out->can_scan = scan(fd, probe, probe + shi_os_page(), &run, 1, &next) >= 0;
+  out->can_scan = scan(fd, probe, probe + shi_os_page(), false, &run, 1, &next) >= 0;
   return 0;
 }
 

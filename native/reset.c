@@ -64,6 +64,7 @@ typedef struct {
   const shi_slot *slot;
   uint64_t at; /* an address: the search has come so far */
   uint64_t end;
+  bool files;   /* the image's own pages are wanted too */
   int count;
   shi_os_run runs[RUNS]; /* offsets from the slot's base */
 } page_search;
@@ -71,7 +72,8 @@ typedef struct {
 static int search_more(const shi_pool *pool, page_search *search) {
   uint64_t base = (uint64_t)(uintptr_t)search->slot->region.base;
   uint64_t from = search->at;
-  search->count = shi_os_private_pages(&pool->pagemap, from, search->end, search->runs, RUNS, &search->at);
+  search->count =
+      shi_os_pages(&pool->pagemap, from, search->end, search->files, search->runs, RUNS, &search->at);
   if (search->count < 0) {
     return search->count;
   }
@@ -94,8 +96,9 @@ static int search_more(const shi_pool *pool, page_search *search) {
   return 0;
 }
 
-static int search_start(const shi_pool *pool, const shi_slot *slot, page_search *search) {
+static int search_start(const shi_pool *pool, const shi_slot *slot, bool files, page_search *search) {
   search->slot = slot;
+  search->files = files;
   search->at = (uint64_t)(uintptr_t)slot->region.base;
   search->end = search->at + slot->accessible;
   return search_more(pool, search);
@@ -103,31 +106,39 @@ static int search_start(const shi_pool *pool, const shi_slot *slot, page_search 
 
 static bool search_over(const page_search *search) { return search->at >= search->end; }
 
-/* What the private pages of a slot add up to. */
+/* What a guest has left in its slot. */
 typedef struct {
-  uint64_t image_bytes; /* within the image */
-  uint64_t zero_bytes;  /* beyond it, all of them in [zero_from, zero_to) */
+  uint64_t image_bytes; /* private, within the image */
+  uint64_t zero_bytes;  /* private, beyond it */
+  /* What there is to give back, the image's own pages too: clean ones count in RSS as well. Apart, so that each takes
+   * the lock of one VMA only, and mostly one of them is empty. */
+  uint64_t image_from;
+  uint64_t image_to;
   uint64_t zero_from;
   uint64_t zero_to;
 } page_totals;
 
+static void widen(uint64_t *from, uint64_t *to, uint64_t start, uint64_t end) {
+  if (start < end) {
+    *from = *to == 0 ? start : *from;
+    *to = end;
+  }
+}
+
 static void add_run(page_totals *totals, const shi_slot *slot, const shi_os_run *run) {
   uint64_t border = least(slot->image_bytes, run->end);
-  uint64_t zero_from = run->start;
-  if (run->start < border) {
+  border = border < run->start ? run->start : border;
+  widen(&totals->image_from, &totals->image_to, run->start, border);
+  widen(&totals->zero_from, &totals->zero_to, border, run->end);
+  if (!(run->categories & SHI_OS_FILE)) {
     totals->image_bytes += border - run->start;
-    zero_from = border;
-  }
-  if (zero_from < run->end) {
-    totals->zero_from = totals->zero_bytes == 0 ? zero_from : totals->zero_from;
-    totals->zero_to = run->end;
-    totals->zero_bytes += run->end - zero_from;
+    totals->zero_bytes += run->end - border;
   }
 }
 
 static int total(const shi_pool *pool, const shi_slot *slot, page_totals *totals) {
   page_search search;
-  int error = search_start(pool, slot, &search);
+  int error = search_start(pool, slot, true, &search);
   memset(totals, 0, sizeof *totals);
   while (error == 0) {
     for (int i = 0; i < search.count; i++) {
@@ -218,13 +229,13 @@ static enum shi_reset_result give_back_blindly(shi_pool *pool, const shi_slot *s
   return give_back(slot, 0, slot->accessible) == 0 ? SHI_RESET_DONE : SHI_RESET_FAILED;
 }
 
-/* The image's own pages go too: clean ones count in RSS as well. */
 static enum shi_reset_result reset_immediate(shi_pool *pool, shi_slot *slot, sh_reclaim *reclaim) {
   page_totals totals;
   if (total(pool, slot, &totals) != 0) {
     return give_back_blindly(pool, slot);
   }
-  if (give_back(slot, 0, slot->image_bytes) != 0 || give_back(slot, totals.zero_from, totals.zero_to) != 0) {
+  if (give_back(slot, totals.image_from, totals.image_to) != 0 ||
+      give_back(slot, totals.zero_from, totals.zero_to) != 0) {
     return failed(pool);
   }
   count_returned(pool, reclaim, totals.image_bytes + totals.zero_bytes);
@@ -236,7 +247,7 @@ static enum shi_reset_result reset_lazy(shi_pool *pool, shi_slot *slot, sh_recla
   if (total(pool, slot, &totals) != 0) {
     return give_back_blindly(pool, slot);
   }
-  if (give_back(slot, 0, slot->image_bytes) != 0) { /* MADV_FREE does not take a file's mapping */
+  if (give_back(slot, totals.image_from, totals.image_to) != 0) { /* MADV_FREE does not take a file's mapping */
     return failed(pool);
   }
   count_returned(pool, reclaim, totals.image_bytes);
@@ -286,7 +297,7 @@ static void keep_resident(shi_pool *pool, shi_slot *slot, uint64_t budget, uint6
 
 static enum shi_reset_result reset_warm(shi_pool *pool, shi_slot *slot, sh_reclaim *reclaim) {
   page_search search;
-  if (search_start(pool, slot, &search) != 0) {
+  if (search_start(pool, slot, false, &search) != 0) {
     return give_back_blindly(pool, slot);
   }
   restoring work = {.budget = resident_budget(pool, &search), .keep_below = slot->initial};
@@ -335,7 +346,7 @@ int shi_reset_stale(shi_pool *pool, shi_slot *slot) {
   page_search search;
   restoring work = {.budget = pool->options.resident_per_slot & ~(pool->os_page - 1), .keep_below = slot->accessible};
   bool scan_failed = false;
-  int error = search_start(pool, slot, &search);
+  int error = search_start(pool, slot, false, &search);
   if (error != 0) {
     scan_failed = true;
   } else {

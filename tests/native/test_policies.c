@@ -50,6 +50,30 @@ static void immediate_gives_back_exactly_what_was_written(void) {
   fixture_close(&f);
 }
 
+/* Counted in calls that would fail. */
+static void immediate_asks_the_kernel_only_for_what_is_resident(void) {
+  shi_pool_options options = default_options();
+  fixture_open(&f, &options);
+  shi_image *image = make_image(64 * KIB, 7);
+  static const struct {
+    bool image, zeros;
+  } touched[] = {{false, false}, {false, true}, {true, false}, {true, true}};
+  for (int i = 0; i < 4; i++) {
+    shi_region *region = acquire(&f, image, 1, MIB);
+    uint32_t calls = (touched[i].image ? 1U : 0U) + (touched[i].zeros ? 1U : 0U);
+    if (touched[i].image) CHECK_EQ(region->base[60 * KIB], 7); /* clean, but resident */
+    if (touched[i].zeros) dirty(region, 512 * KIB, 516 * KIB);
+    sh_fault_inject(SH_OS_MADVISE, calls, 1, ENOMEM);
+    sh_reclaim reclaim = release(&f, region, SH_POLICY_IMMEDIATE);
+    sh_fault_inject(0, 0, 0, 0);
+    CHECK_EQ(reclaim.quarantined, 0);
+    CHECK_EQ(reclaim.returned_bytes, touched[i].zeros ? 4 * KIB : 0);
+    CHECK_EQ(resident_bytes(region->base, MIB), 0);
+  }
+  shi_image_release(image);
+  fixture_close(&f);
+}
+
 static void immediate_lowers_the_resident_size_of_the_process(void) {
   enum { REGIONS = 8 };
   shi_pool_options options = default_options();
@@ -362,6 +386,7 @@ static void lazy_is_never_counted_as_returned(void) {
 
 int main(void) {
   RUN(immediate_gives_back_exactly_what_was_written);
+  RUN(immediate_asks_the_kernel_only_for_what_is_resident);
   RUN(immediate_lowers_the_resident_size_of_the_process);
   RUN(warm_keeps_what_fits_the_budget_and_gives_back_the_rest);
   RUN(warm_keeps_nothing_when_far_more_was_written);
