@@ -209,6 +209,10 @@ uint64_t sh_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const
                   const sh_wasi *wasi);
 /* SH_BUSY changes nothing: a thread is in it, or a view is alive. SH_CLOSED: was closed before. */
 int sh_close(uint64_t guest, int policy, sh_reclaim *out);
+/* The same with the host's policy; what came back as numbers that Python reads at once: returned_bytes, kept_bytes,
+ * deferred_bytes, ns, policy. */
+enum { SH_RECLAIM_FIGURES = 5 };
+int sh_end(uint64_t guest, uint64_t *figures);
 /* Ends the call in progress at its next check. Returns 1 if there was one. */
 int sh_cancel(uint64_t guest);
 

@@ -14,7 +14,7 @@ from .calls import Invoker, no_such_function
 from .errors import ConfigError, GuestClosed, SandhostError
 from .hostcalls import bindings, pending
 from .memory import GuestMemory
-from .regions import Reclaim, reclaim_from
+from .regions import Reclaim, new_figures, reclaim_from
 
 if TYPE_CHECKING:
     from .plugin import Plugin
@@ -242,7 +242,7 @@ class Guest:
             return self._reclaim
         if self._memories is not None:
             self._unmap_memories(self._memories)
-        if self.plugin.info.has_wasi and self._outputs is None:
+        if self.plugin.uses_wasi and self._outputs is None:
             try:
                 self._outputs = (self._output(_STDOUT), self._output(_STDERR))
             except GuestClosed:
@@ -250,9 +250,9 @@ class Guest:
             except SandhostError:
                 if not lib.sh_leaving():
                     raise
-        native = ffi.new("sh_reclaim *")
-        status = lib.sh_close(self._id, -1, native)
-        if status not in (lib.SH_OK, lib.SH_CLOSED, lib.SH_FORKED):  # SH_CLOSED: the host ended it
+        figures = new_figures()
+        status = lib.sh_end(self._id, figures)
+        if status and status not in (lib.SH_CLOSED, lib.SH_FORKED):  # SH_CLOSED: the host ended it
             self._outputs = None
             raise failure()
         if bindings:
@@ -260,8 +260,8 @@ class Guest:
         if pending:  # only of a call whose caller ran out of stack before it could take it
             pending.pop(self._id, None)
         self._id = 0
-        self._reclaim = reclaim_from(native)
-        return self._reclaim
+        reclaim = self._reclaim = reclaim_from(figures)
+        return reclaim
 
     def abandon(self) -> None:
         """Let go of everything, because the spawn failed after the host was called. Not for users."""

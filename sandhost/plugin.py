@@ -121,7 +121,7 @@ class Plugin:
             )
 
     def _add_imports(self, functions: Mapping[tuple[str, str], HostFunction]) -> None:
-        self._wasi = self.info.has_wasi
+        self._wasi = self.uses_wasi = self.info.has_wasi
         if self._wasi:  # first, so that a host function may stand in for one of it
             exported = [e.index for e in self.info.exports if e.kind == "memory"]
             self._do(lib.sh_plugin_wasi(self._native, exported[0] if exported else 0))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import mmap
 from typing import Any, Literal, NamedTuple, get_args
 
-from ._ffi import lib
+from ._ffi import ffi, lib
 from .errors import ConfigError
 
-__all__ = ["POLICIES", "Policy", "Reclaim", "policy_number", "reclaim_from"]
+__all__ = ["POLICIES", "Policy", "Reclaim", "new_figures", "policy_number", "reclaim_from"]
 
 Policy = Literal["immediate", "warm", "lazy"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -48,14 +48,18 @@ class Reclaim(NamedTuple):
     """Bytes that go back a little later: queued (warm), or when the kernel wants them (lazy)."""
 
 
-def reclaim_from(native: Any) -> Reclaim:
-    """Read a `sh_reclaim`."""
-    returned = native.returned_bytes
-    return Reclaim(
-        returned,
-        returned // mmap.PAGESIZE,
-        native.ns,
-        _NAMES[native.policy],
-        native.kept_bytes,
-        native.deferred_bytes,
-    )
+def new_figures() -> Any:
+    """Return room for what C says of the end of a guest (`sh_end`)."""
+    return _new(_FIGURES)
+
+
+def reclaim_from(figures: Any) -> Reclaim:
+    """Read what `sh_end` has filled in. Every close does, so it is one crossing and no field names."""
+    returned, kept, deferred, ns, policy = _unpack(figures, _COUNT)
+    return _make(Reclaim, (returned, returned // _OS_PAGE, ns, _NAMES[policy], kept, deferred))
+
+
+_new, _unpack, _make = ffi.new, ffi.unpack, tuple.__new__
+_COUNT = lib.SH_RECLAIM_FIGURES
+_FIGURES = ffi.typeof(f"uint64_t[{_COUNT}]")
+_OS_PAGE = mmap.PAGESIZE
