@@ -11,6 +11,7 @@ import functools
 import inspect
 import itertools
 import threading
+import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -97,10 +98,10 @@ class HostFunction:
     def _read_annotations(self) -> tuple[list[type], list[type]]:
         where = f"host function {self.module}.{self.name}"
         try:
-            hints = typing.get_type_hints(self.function)
+            self.wants_guest = _guest_parameter(self.function)
+            hints = _hints(self.function, self.wants_guest)
         except NameError as error:
             raise ConfigError(f"{where}: its annotations cannot be read: {error}") from error
-        self.wants_guest = _guest_parameter(self.function)
         params: list[type] = []
         for position, (name, parameter) in enumerate(
             inspect.signature(self.function).parameters.items()
@@ -196,6 +197,24 @@ def _guest_parameter(function: Callable[..., Any]) -> int | None:
         if name.rsplit(".", 1)[-1].strip("\"'") == "Guest":
             return position
     return None
+
+
+def _hints(function: Callable[..., Any], guest_at: int | None) -> dict[str, Any]:
+    """Return the types of parameters and result; of the calling guest only where it can be read.
+
+    Where annotations are kept as text, `Guest` may be a name of a function's, which nobody can look
+    up from outside.
+    """
+    try:
+        return typing.get_type_hints(function)
+    except NameError:
+        if guest_at is None:
+            raise
+    plain = inspect.unwrap(function)
+    guest = list(inspect.signature(plain).parameters)[guest_at]
+    others = {name: hint for name, hint in plain.__annotations__.items() if name != guest}
+    without = types.SimpleNamespace(__annotations__=others)
+    return typing.get_type_hints(without, getattr(plain, "__globals__", {}))
 
 
 def _parse_signature(signature: str) -> FuncType:

@@ -94,6 +94,32 @@ def test_the_calling_guest_is_passed_wherever_it_is_annotated(host, position):
 
 
 @pytest.mark.parametrize(
+    "imports",
+    ["import sandhost", "import sandhost as sh", "from sandhost import Guest"],
+)
+def test_the_calling_guest_may_be_named_by_what_only_a_function_knows(host, imports):
+    name = imports.split()[-1] + ("" if "from" in imports else ".Guest")
+    scope: dict[str, object] = {}
+    exec(
+        f"""from __future__ import annotations
+def define(host):
+    {imports}
+    seen = []
+    @host.function("env", "f")
+    def f(a: int, guest: {name}, b: float) -> int:
+        seen.append(guest)
+        return a
+    return seen
+""",
+        scope,
+    )
+    seen = scope["define"](host)
+    with host.load(importing("i32 f64", "i32")).spawn() as guest:
+        assert guest.call("go", 9, 0.5) == 9
+        assert seen == [guest]
+
+
+@pytest.mark.parametrize(
     ("annotate", "complaint"),
     [
         ("def f(a): ...", "annotate parameter a"),
@@ -103,6 +129,7 @@ def test_the_calling_guest_is_passed_wherever_it_is_annotated(host, position):
         ("def f(*a: int) -> int: ...", "not positional"),
         ("def f(*, a: int) -> int: ...", "not positional"),
         ("def f(a: 'Nowhere') -> int: ...", "cannot be read"),
+        ("def f(g: 'lost.Guest', a: 'Nowhere') -> int: ...", "cannot be read"),
         ("f = 7", "not callable"),
     ],
 )
