@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import ConfigError, SandhostError
+from ..limits import Limits
 from ..regions import POLICIES
 from ..units import parse_bytes
 from .compare import compare
@@ -27,12 +28,19 @@ __all__ = ["bench"]
 _T = TypeVar("_T")
 _DIRTY, _THREADS = "0,16,256", "1,2"
 _MOST_THREADS = 256
+_DEADLINE = "10 s"
+"""Arbitrary: a call that takes longer is not what this measures, more likely it never ends."""
 
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--invoke", metavar="CALL", help="What each guest of FILE does: 'NAME ARG …'.")
 @click.option("--setup", multiple=True, metavar="CALL", help="Called first, not timed. Repeatable.")
+@click.option(
+    "--deadline",
+    metavar="TIME",
+    help=f"Longest a call of FILE may take, or 'none' [default: {_DEADLINE}].",
+)
 @click.option("--policy", default=",".join(POLICIES), show_default=True, help="Reclaim policies.")
 @click.option(
     "--dirty",
@@ -64,7 +72,8 @@ def bench(file: Path | None, **options: Any) -> None:
     try:
         _bench(file, **options)
     except SandhostError as error:
-        raise click.ClickException(str(error)) from None
+        text = str(error).replace("Limits(deadline=...)", "--deadline")
+        raise click.ClickException(text) from None
 
 
 def _bench(
@@ -150,8 +159,8 @@ def _peers(text: str) -> tuple[str, ...]:
 def _workloads(file: Path | None, options: dict[str, Any]) -> list[Workload]:
     dirty, memory, invoke = options["dirty"], options["memory"], options["invoke"]
     if file is None:
-        if invoke or options["setup"]:
-            raise ConfigError("--invoke and --setup are for a FILE of your own")
+        if invoke or options["setup"] or options["deadline"]:
+            raise ConfigError("--invoke, --setup and --deadline are for a FILE of your own")
         sizes = _list("--memory", memory, parse_bytes) if memory else [None]
         return [built_in(pages, size) for size in sizes for pages in _pages(dirty or _DIRTY)]
     if memory:
@@ -161,7 +170,10 @@ def _workloads(file: Path | None, options: dict[str, Any]) -> list[Workload]:
     takes_pages = any(c.takes_pages for c in (call, *setup))
     if takes_pages != bool(dirty):
         raise ConfigError("give --dirty together with {pages} in --invoke or --setup, or neither")
-    return [own(file, setup, call, pages) for pages in (_pages(dirty) if dirty else [None])]
+    deadline = options["deadline"] or _DEADLINE
+    limits = None if deadline == "none" else Limits(deadline=deadline)
+    counts = _pages(dirty) if dirty else [None]
+    return [own(file, setup, call, pages, limits) for pages in counts]
 
 
 def _pages(text: str) -> list[int]:

@@ -11,6 +11,7 @@ as what is measured.
 from __future__ import annotations
 
 import contextlib
+import functools
 from array import array
 from collections.abc import Callable
 from time import perf_counter_ns
@@ -78,6 +79,9 @@ class Ours:
         self.invoke = (workload.invoke.function, workload.invoke.arguments)
         try:
             self.plugin = self._host.load(workload.wasm, name=workload.plugin)
+            self._spawn: Callable[[], Guest] = self.plugin.spawn
+            if workload.limits is not None:
+                self._spawn = functools.partial(self.plugin.spawn, limits=workload.limits)
             with self.start():
                 pass
         except (TypeError, OverflowError) as error:
@@ -89,7 +93,7 @@ class Ours:
 
     def cycles(self, until_ns: int, samples: Samples) -> None:
         """See `Contender`."""
-        clock, spawn, setup = perf_counter_ns, self.plugin.spawn, self.setup
+        clock, spawn, setup = perf_counter_ns, self._spawn, self.setup
         name, arguments = self.invoke
         spawned, called, unloaded, reclaimed = (
             samples.spawn.append,
@@ -132,7 +136,7 @@ class Ours:
 
     def start(self) -> Guest:
         """Bring one guest to where a cycle closes it."""
-        guest = self.plugin.spawn()
+        guest = self._spawn()
         try:
             for function, values in self.setup:
                 guest.call(function, *values)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..limits import Limits
 from ..modules.compiled import read_source
 from ..modules.leb import encode_unsigned
 
@@ -77,6 +78,8 @@ class Workload:
     """OS pages that a guest dirties; None: whatever the plugin does."""
     memory_bytes: int | None = None
     """Of the guest's memory; None: what the module declares."""
+    limits: Limits | None = None
+    """Of sandhost's guests. Peers have none: they run what has ended within these before."""
 
     @property
     def label(self) -> str:
@@ -133,7 +136,13 @@ def _with_memory(wasm: bytes, memory_bytes: int) -> bytes:
     return wasm.replace(old, b"\x05" + encode_unsigned(len(body)) + body)
 
 
-def own(path: Path, setup: tuple[Call, ...], invoke: Call, pages: int | None) -> Workload:
+def own(
+    path: Path,
+    setup: tuple[Call, ...],
+    invoke: Call,
+    pages: int | None,
+    limits: Limits | None = None,
+) -> Workload:
     """Return the user's own plugin.
 
     Raises:
@@ -142,4 +151,4 @@ def own(path: Path, setup: tuple[Call, ...], invoke: Call, pages: int | None) ->
     title, wasm = read_source(path)
     if pages is not None:
         setup, invoke = tuple(call.at(pages) for call in setup), invoke.at(pages)
-    return Workload(Path(title).stem, wasm, invoke, setup, pages)
+    return Workload(Path(title).stem, wasm, invoke, setup, pages, limits=limits)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from sandhost import ConfigError, Guest, Host, Reclaim
+from sandhost import ConfigError, Guest, Host, Limits, Reclaim
 from sandhost.bench import kernel
 from sandhost.bench.checks import check
-from sandhost.bench.command import bench
+from sandhost.bench.command import _workloads, bench
 from sandhost.bench.compare import compare
 from sandhost.bench.contenders import Ours, Samples
 from sandhost.bench.latency import Histogram
@@ -324,6 +324,9 @@ def test_against_an_earlier_run_is_printed(
         ["--threads", "1,,2"],
         ["--peers", "python"],
         ["--invoke", "add 1 2"],
+        ["--deadline", "1 s"],
+        [__file__, "--invoke", "f", "--deadline", "soon"],
+        [__file__, "--invoke", "f", "--deadline", "0"],
         ["--json", "/no/such/folder/out.json"],
         ["--against", "/no/such/file.json"],
         ["/no/such/plugin.wasm"],
@@ -337,6 +340,28 @@ def test_bad_arguments_give_one_line(arguments: list[str]) -> None:
     assert result.exit_code != 0
     assert result.output.startswith("Error: ")
     assert len(result.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("call", [["--invoke", "spin"], ["--invoke", "add", "--setup", "spin"]])
+def test_a_call_that_never_ends_meets_the_deadline(tmp_path: Path, call: list[str]) -> None:
+    path = tmp_path / "spin.wat"
+    path.write_text(
+        '(module (func (export "spin") (loop (br 0))) (func (export "add") (loop (br 0))))'
+    )
+    result = run(path, *call, "--deadline", "30 ms", *SHORT)
+    assert (result.exit_code, len(result.output.splitlines())) == (1, 1)
+    assert "ran past its deadline of 30" in result.output
+    assert "--deadline" in result.output
+
+
+def test_there_is_a_deadline_unless_it_is_waived(tmp_path: Path) -> None:
+    path = tmp_path / "add.wasm"
+    path.write_bytes(guest_bytes("add"))
+    options = {"dirty": None, "memory": None, "invoke": "add 1 2", "setup": ()}
+    deadlines = [
+        _workloads(path, {**options, "deadline": text})[0].limits for text in (None, "2 s", "none")
+    ]
+    assert deadlines == [Limits(deadline="10 s"), Limits(deadline="2 s"), None]
 
 
 def test_a_file_of_something_else_is_no_earlier_run(tmp_path: Path) -> None:
