@@ -72,8 +72,7 @@ typedef struct {
 static int search_more(const shi_pool *pool, page_search *search) {
   uint64_t base = (uint64_t)(uintptr_t)search->slot->region.base;
   uint64_t from = search->at;
-  search->count =
-      shi_os_pages(&pool->pagemap, from, search->end, search->files, search->runs, RUNS, &search->at);
+  search->count = shi_os_pages(&pool->pagemap, from, search->end, search->files, search->runs, RUNS, &search->at);
   if (search->count < 0) {
     return search->count;
   }
@@ -160,10 +159,10 @@ uint64_t shi_reset_private_bytes(shi_pool *pool, const shi_slot *slot) {
 /* ---- restoring in place ----------------------------------------------------------------------------------------- */
 
 typedef struct {
-  uint64_t budget;     /* most bytes to keep */
+  uint64_t budget; /* most bytes to keep */
   uint64_t keep_below; /* an offset: nothing beyond is kept */
   uint64_t kept;
-  uint64_t returned;  /* swapped pages before the rest */
+  uint64_t returned; /* swapped pages before the rest */
   uint64_t rest_from; /* all that was not kept lies in [rest_from, rest_to) ... */
   uint64_t rest_to;
   uint64_t rest_bytes; /* ... and this much of it is private */

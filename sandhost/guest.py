@@ -36,7 +36,8 @@ class GuestStats(NamedTuple):
     host_calls: int
     """Calls of the guest into host functions."""
     fuel_used: int
-    """Over all calls; 0 without fuel."""
+    """Over all calls; 0 without fuel. Of a call that was ended (deadline, cancellation, fault) without
+    what its innermost function has used since it last called another."""
     memory_bytes: int
     """Committed now, over all its memories."""
     memory_peak_bytes: int

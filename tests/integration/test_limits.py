@@ -172,6 +172,30 @@ def test_fuel_is_counted_and_enough_fuel_changes_nothing(host):
         assert guest.stats().fuel_used == unlimited.stats().fuel_used
 
 
+@pytest.mark.parametrize("fuel", [None, 10**15])
+def test_fuel_is_counted_when_a_deadline_ends_the_call(host, fuel):
+    wat = b"""(module (func $f) (func (export "go") (loop (call $f) (br 0))))"""
+    limits = Limits(deadline=DEADLINE, fuel=fuel)
+    with host.load(wat, fuel=True).spawn(limits=limits) as guest:
+        for _ in range(2):
+            before = guest.stats().fuel_used
+            stopped_in_time(lambda: guest.call("go"), sandhost.DeadlineExceeded)
+            assert guest.stats().fuel_used > before
+
+
+def test_fuel_is_counted_when_a_host_function_raises(host):
+    wat = b"""(module (import "env" "f" (func $f)) (func (export "go") (call $f)))"""
+
+    @host.function("env", "f")
+    def f() -> None:
+        raise LookupError
+
+    with host.load(wat, fuel=True).spawn() as guest:
+        with pytest.raises(LookupError):
+            guest.call("go")
+        assert 0 < guest.stats().fuel_used < 10
+
+
 def test_fuel_ends_a_start_function(host):
     plugin = host.load(guest_file("start_spin"), fuel=True)
     with pytest.raises(sandhost.OutOfFuel):
