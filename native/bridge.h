@@ -28,7 +28,8 @@ int shi_fail_no_memory(void);
 int shi_fail_wasmtime(wasmtime_error_t *error); /* takes the error: exit status, message, frames */
 int shi_fail_trap(wasm_trap_t *trap);           /* takes the trap */
 void shi_fail_is(int status);                   /* renames what was just recorded, keeping message and frames */
-sh_error *shi_error(void);
+sh_error *shi_error(void);     /* what was recorded last */
+void shi_error_forget(void);   /* before recording something else in its place, or when nobody will ask */
 
 /* ---- time, histograms (histogram.c) ------------------------------------------------------------------------------ */
 

@@ -78,9 +78,10 @@ void shi_guest_finish(shi_guest *guest) {
 
 static int out_of_memory(const shi_guest *guest, bool keep_frames) {
   static const char *const whose[] = {"its own limit", "its tenant's limit", "the host's limit"};
-  sh_error *error = shi_error();
+  if (guest->refused_errno || !keep_frames) shi_error_forget();
   if (guest->refused_errno) return shi_fail_native(-guest->refused_errno);
   if (!keep_frames) shi_fail(SH_OUT_OF_MEMORY, "%s", "");
+  sh_error *error = shi_error();
   error->status = SH_OUT_OF_MEMORY;
   error->wanted = guest->refused_wanted;
   error->limit = guest->refused_limit;
@@ -105,18 +106,24 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
   case SH_OUT_OF_MEMORY:
     return out_of_memory(guest, false);
   case SH_REGION_FULL:
+    shi_error_forget();
     return shi_fail_limit(SH_REGION_FULL, 1, host->options.max_regions, "all %u regions are in use",
                           host->options.max_regions);
   case SH_NATIVE:
+    shi_error_forget();
     return shi_fail_native(-(int)guest->refused_wanted);
   case SH_DEADLINE:
     atomic_fetch_add_explicit(&host->deadlines, 1, memory_order_relaxed);
     shi_error()->limit = guest->limits.deadline_ns;
     break;
+  case SH_HOST_ERROR:
+    shi_error()->guest = shi_guest_id(guest);
+    break;
   case SH_EXIT:
     shi_error()->exit_status = guest->exit_status;
     break;
   case SH_FORKED:
+    shi_error_forget();
     return shi_fail(SH_FORKED, "this process was forked from the one that has the guests; it has none");
   case SH_CANCELLED:
     atomic_fetch_add_explicit(&host->cancels, 1, memory_order_relaxed);
@@ -214,6 +221,6 @@ int64_t sh_call_ints(uint64_t guest, uint32_t export_index, int64_t a, int64_t b
   wasmtime_val_raw_t values[4] = {{.i64 = a}, {.i64 = b}, {.i64 = c}, {.i64 = d}};
   int status = call(guest, export_index, values, true);
   if (__builtin_expect(status != SH_OK, 0)) return SH_CALL_FAILED;
-  if (__builtin_expect(values[0].i64 == SH_CALL_FAILED, 0)) shi_error()->status = SH_OK;
+  if (__builtin_expect(values[0].i64 == SH_CALL_FAILED, 0)) shi_fail(SH_OK, "%s", "");
   return values[0].i64;
 }

@@ -1,4 +1,9 @@
-/* The thread's last error: filled where a failure is seen, read by Python on the slow path only. */
+/* The thread's errors: filled where a failure is seen, taken by Python on the slow path only.
+ *
+ * Between a call that fails and Python's taking the error, a signal handler or a finalizer may run, call sandhost itself
+ * and fail too. What it leaves comes on top and is taken before it returns, so the one below is found again. What nobody
+ * takes (the reader was interrupted) stays below and is dropped in time.
+ */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -7,30 +12,84 @@
 
 #include "bridge.h"
 
+enum { KEPT = 8 };
+
+typedef struct entry {
+  sh_error error;
+  struct entry *older; /* not taken yet */
+  bool taken;
+} entry;
+
 /* On the heap, freed when the thread ends: the module's static TLS must stay small (see shi_thread_in_guest). */
-static _Thread_local sh_error *last;
-static sh_error spare; /* when there is no memory even for this; threads may then see each other's */
+static _Thread_local entry *last;
+static entry spare = {.taken = true}; /* when there is no memory even for this; threads may then see each other's */
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-static void make_key(void) { pthread_key_create(&key, free); }
+static void free_all(void *newest) {
+  for (entry *each = newest, *older; each; each = older) {
+    older = each->older;
+    free(each);
+  }
+}
 
-sh_error *shi_error(void) {
+static void make_key(void) { pthread_key_create(&key, free_all); }
+
+static void set_last(entry *newest) {
+  last = newest;
+  pthread_setspecific(key, newest);
+}
+
+static entry *current(void) {
   if (last) return last;
   pthread_once(&once, make_key);
-  last = calloc(1, sizeof *last);
-  if (!last) return &spare;
-  pthread_setspecific(key, last);
-  return last;
+  entry *first = calloc(1, sizeof *first);
+  if (!first) return &spare;
+  first->taken = true;
+  set_last(first);
+  return first;
 }
+
+static void drop_oldest(entry *newest) {
+  entry *each = newest;
+  for (int k = 1; k < KEPT && each; k++) each = each->older;
+  if (!each) return;
+  free_all(each->older);
+  each->older = NULL;
+}
+
+sh_error *shi_error(void) { return &current()->error; }
 
 const sh_error *sh_last_error(void) { return shi_error(); }
 
+void shi_error_forget(void) {
+  entry *top = current();
+  top->taken = true;
+  if (!top->older) return;
+  set_last(top->older);
+  free(top);
+}
+
+void sh_take_error(sh_error *out) {
+  const sh_error *error = shi_error();
+  memcpy(out, error, offsetof(sh_error, frames) + error->frame_count * sizeof error->frames[0]);
+  shi_error_forget();
+}
+
 static sh_error *reset(int status) {
-  sh_error *error = shi_error();
+  entry *top = current();
+  entry *newer = top->taken || top == &spare ? NULL : calloc(1, sizeof *newer);
+  if (newer) {
+    newer->older = top;
+    set_last(newer);
+    drop_oldest(newer);
+    top = newer;
+  }
+  sh_error *error = &top->error;
   memset(error, 0, offsetof(sh_error, frames));
   error->status = status;
   error->trap_code = -1;
+  top->taken = top == &spare;
   return error;
 }
 

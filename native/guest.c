@@ -354,7 +354,10 @@ uint32_t shi_guests_end(sh_host *host) {
     if (phase_of(state) == SHI_FREE || atomic_load_explicit(&guest->host, memory_order_relaxed) != host) continue;
     uint64_t id = generation_of(state) << 32 | index;
     sh_reclaim reclaim;
-    if (phase_of(state) == SHI_IDLE && sh_close(id, -1, &reclaim) == SH_OK) continue;
+    if (phase_of(state) == SHI_IDLE) {
+      if (sh_close(id, -1, &reclaim) == SH_OK) continue;
+      shi_error_forget();
+    }
     sh_cancel(id);
     left++;
   }

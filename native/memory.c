@@ -52,6 +52,7 @@ void sh_memory_unpin(uint64_t id, uint32_t memory_index) {
 int sh_end(uint64_t id, uint64_t *figures) {
   sh_reclaim reclaim = {0};
   int status = sh_close(id, -1, &reclaim);
+  if (status == SH_CLOSED || status == SH_FORKED) shi_error_forget(); /* it has ended: nobody asks why */
   figures[0] = reclaim.returned_bytes;
   figures[1] = reclaim.kept_bytes;
   figures[2] = reclaim.deferred_bytes;

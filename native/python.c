@@ -27,14 +27,12 @@ typedef struct {
 /* Under the interpreter's lock, as all of this. */
 static binding *bindings;
 static uint32_t room;
-static PyObject *pending, *spawning; /* of hostcalls.py */
+static PyObject *pending; /* of hostcalls.py */
 
-void sh_python_keep(void *pending_by_guest, void *spawning_local) {
+void sh_python_keep(void *pending_by_guest) {
   PyGILState_STATE gil = PyGILState_Ensure();
   pending = pending_by_guest;
-  spawning = spawning_local;
   Py_INCREF(pending);
-  Py_INCREF(spawning);
   PyGILState_Release(gil);
 }
 
@@ -205,8 +203,7 @@ static bool run(const binding *bound, uint64_t guest, int64_t *cells) {
 static void keep_exception(uint64_t guest) {
   PyObject *error = take_exception();
   PyObject *id = PyLong_FromUnsignedLongLong(guest);
-  if (!id || PyDict_SetItem(pending, id, error) < 0 || PyObject_SetAttrString(spawning, "failed", id) < 0)
-    PyErr_Clear(); /* out of memory: the call fails without its reason */
+  if (!id || PyDict_SetItem(pending, id, error) < 0) PyErr_Clear(); /* out of memory: the call fails without its reason */
   Py_XDECREF(id);
   Py_XDECREF(error);
 }

@@ -52,7 +52,7 @@ typedef struct {
 
 /* ---- status ---------------------------------------------------------------------------------------------------- */
 
-/* What a function that returns int says: 0 or one of these. The details are in the thread's sh_last_error(). */
+/* What a function that returns int says: 0 or one of these. The details are what sh_take_error() gives. */
 enum sh_status {
   SH_OK,
   SH_CLOSED,        /* the guest (or host) has ended */
@@ -61,7 +61,7 @@ enum sh_status {
   SH_ARGUMENT,      /* an argument is out of range; message says which */
   SH_TRAP,          /* trap_code, frames */
   SH_EXIT,          /* exit_status: WASI's proc_exit */
-  SH_HOST_ERROR,    /* a host function raised; Python holds the exception */
+  SH_HOST_ERROR,    /* a host function raised; Python holds the exception under `guest` */
   SH_INTERRUPTED,   /* a Python signal handler raised while the guest ran */
   SH_DEADLINE,      /* limit: nanoseconds */
   SH_CANCELLED,
@@ -93,11 +93,15 @@ typedef struct {
   uint32_t frame_count;
   uint64_t wanted;
   uint64_t limit;
+  uint64_t guest;
   char operation[32];
   char message[2048];
   sh_frame frames[32];
 } sh_error;
 const sh_error *sh_last_error(void);
+/* Copies the thread's last error (of `frames` as many as there are). To be called once for each call that failed: errors
+ * that were not taken are kept below later ones. */
+void sh_take_error(sh_error *out);
 
 /* ---- wasmtime's library ---------------------------------------------------------------------------------------- */
 
@@ -144,7 +148,7 @@ uint64_t sh_tenant_peak(const sh_tenant *tenant);
 
 /* ---- modules and plugins --------------------------------------------------------------------------------------- */
 
-/* `fuel`: compile with fuel counters. NULL: see sh_last_error. */
+/* `fuel`: compile with fuel counters. NULL: see sh_take_error. */
 sh_module *sh_module_compile(sh_host *host, const uint8_t *wasm, size_t length, int fuel);
 sh_module *sh_module_load(sh_host *host, const char *path, int fuel);
 int sh_module_serialize(sh_module *module, uint8_t **out, size_t *out_length);
@@ -204,7 +208,7 @@ typedef struct {
 
 typedef struct sh_snapshot sh_snapshot;
 
-/* 0: see sh_last_error. `wasi` may be NULL. `from` NULL: a fresh guest; else one that goes on from there. */
+/* 0: see sh_take_error. `wasi` may be NULL. `from` NULL: a fresh guest; else one that goes on from there. */
 uint64_t sh_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
                   const sh_wasi *wasi);
 /* SH_BUSY changes nothing: a thread is in it, or a view is alive. SH_CLOSED: was closed before. */
@@ -220,7 +224,7 @@ int sh_cancel(uint64_t guest);
  * 8. f32 travels as a double. `cells` holds max(params, results) of them. */
 int sh_call(uint64_t guest, uint32_t export_index, int64_t *cells);
 /* The fast path for up to four i32 or i64 parameters and at most one such result. On failure returns
- * SH_CALL_FAILED and sh_last_error()->status is not 0; the same number with status 0 is an honest result. */
+ * SH_CALL_FAILED, and sh_take_error() gives a status that is not 0; the same number with status 0 is an honest result. */
 enum { SH_CALL_FAILED = -7905747460161236407 }; /* an unlikely result */
 int64_t sh_call_ints(uint64_t guest, uint32_t export_index, int64_t a, int64_t b, int64_t c, int64_t d);
 
@@ -297,8 +301,8 @@ void sh_set_callbacks(sh_hostcall_fn hostcall, sh_output_fn output, sh_signals_f
 
 /* python.c: host functions are called past cffi. Addresses of Python objects are what id() says. */
 int sh_python_hostcall(uint64_t guest, uint32_t id, int64_t *cells);
-/* A dict for the exceptions of host functions, by guest id; an object whose `failed` becomes the id. Both are kept. */
-void sh_python_keep(void *pending, void *spawning);
+/* The dict for the exceptions of host functions, by guest id. It is kept. */
+void sh_python_keep(void *pending);
 /* What host function `id` is: the tuple (function, misfit, guest_of, guest_at, params, results), which must live until
  * it is unbound. SH_NATIVE: out of memory. */
 int sh_python_bind(uint32_t id, void *tuple);

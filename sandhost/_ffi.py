@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from . import _wasmtime
 from .errors import (
@@ -32,7 +33,7 @@ except ImportError as error:  # pragma: no cover - only in a broken installation
         "'pip install sandhost' (from source this needs a C compiler)"
     ) from error
 
-__all__ = ["WASMTIME_VERSION", "failure", "ffi", "lib"]
+__all__ = ["WASMTIME_VERSION", "failure", "ffi", "lib", "take_error"]
 
 _library, WASMTIME_VERSION = _wasmtime.locate()
 if lib.sh_wasmtime_open(_library.encode()) != lib.SH_OK:
@@ -97,9 +98,19 @@ def _module_error(message: str) -> ModuleError:
     return ModuleError(f"the module is not valid: {_OFFSET.sub('', cause)}", offset)
 
 
-def failure() -> SandhostError:
-    """Return the exception for what this thread's last C call reported."""
-    error = lib.sh_last_error()
+_new_error = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+def take_error() -> Any:
+    """Return what this thread's last C call reported. To be called once for each that failed."""
+    error = _new_error("sh_error *")
+    lib.sh_take_error(error)
+    return error
+
+
+def failure(reported: Any = None) -> SandhostError:
+    """Return the exception for what was taken, or for what this thread's last C call reported."""
+    error = take_error() if reported is None else reported
     status, message = error.status, _text(error.message)
     if status == lib.SH_TRAP:
         code, meaning = _TRAP_CODES.get(error.trap_code, ("trap", _cause(message)))

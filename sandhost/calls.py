@@ -13,7 +13,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ._ffi import failure, ffi, lib
+from ._ffi import failure, ffi, lib, take_error
 from .errors import ConfigError, GuestExit, printable
 from .hostcalls import LETTERS, interrupted, pending
 from .modules.types import FuncType
@@ -25,14 +25,15 @@ Invoker = Callable[..., Any]
 _FAST_PARAMETERS = 4
 
 
-def call_failure(guest_id: int) -> BaseException:
+def call_failure(reported: Any = None) -> BaseException:
     """Return what ended a guest's call: an error of ours, or what a callback raised."""
-    status = lib.sh_last_error().status
-    if status == lib.SH_HOST_ERROR and guest_id in pending:
-        return pending.pop(guest_id)
+    reported = take_error() if reported is None else reported
+    status = reported.status
+    if status == lib.SH_HOST_ERROR and reported.guest in pending:
+        return pending.pop(reported.guest)
     if status in (lib.SH_HOST_ERROR, lib.SH_INTERRUPTED) and interrupted:
         return interrupted.pop()
-    return failure()
+    return failure(reported)
 
 
 def make_invoker(name: str, index: int, signature: FuncType) -> Invoker:
@@ -64,12 +65,13 @@ class _Support:
 
     def failed(self, guest: Any) -> Any:
         """Return the honest result that equals the failure mark, or raise what went wrong."""
-        status = lib.sh_last_error().status
+        reported = take_error()
+        status = reported.status
         if status == lib.SH_OK:
             return lib.SH_CALL_FAILED
         if status == lib.SH_ARGUMENT:
-            raise OverflowError(f"{self.described}: {failure()}")
-        error = call_failure(guest._id)
+            raise OverflowError(f"{self.described}: {failure(reported)}")
+        error = call_failure(reported)
         if (
             isinstance(error, GuestExit)
             and error.status == 0

@@ -272,7 +272,8 @@ class Host:
             self._end_mapped()
             if not lib.sh_host_close(self.native):
                 return
-        raise failure()
+            error = failure()
+        raise error
 
     def _mapped(self) -> list[Guest]:
         while True:

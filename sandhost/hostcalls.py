@@ -53,8 +53,7 @@ class Binding:
 bindings: dict[int, Binding] = {}
 """By guest id."""
 spawning = threading.local()
-"""`.binding`: of the guest that this thread is spawning; its id is not known before it runs.
-`.failed`: the id of the guest whose callback raised last in this thread."""
+"""`.binding`: of the guest that this thread is spawning; its id is not known before it runs."""
 pending: dict[int, BaseException] = {}
 """By guest id: the exception that ended its call, on the way from the callback to the caller."""
 _numbers = itertools.count()
@@ -263,7 +262,6 @@ def _output(guest_id: int, stream: int, data: Any, length: int) -> int:
         binding_of(guest_id).streams[stream - 1](bytes(ffi.buffer(data, length)))
     except BaseException as error:  # noqa: BLE001 - it goes on in Guest.call
         pending[guest_id] = error
-        spawning.failed = guest_id
         return 1
     return 0
 
@@ -273,5 +271,5 @@ def _signals() -> int:
     return 0  # by getting here, Python has run its signal handlers
 
 
-lib.sh_python_keep(_address(pending), _address(spawning))
+lib.sh_python_keep(_address(pending))
 lib.sh_set_callbacks(ffi.addressof(lib, "sh_python_hostcall"), lib._output, lib._signals)

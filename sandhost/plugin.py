@@ -233,7 +233,7 @@ class Plugin:
             return self._spawn_bound(origin, owner, native_limits, wasi)
         guest_id = lib.sh_spawn(self._native, origin, owner, native_limits, ffi.NULL)
         if not guest_id:
-            raise call_failure(getattr(spawning, "failed", 0))
+            raise call_failure()
         return Guest(self, guest_id, self._invokers)
 
     def _spawn_bound(self, origin: Any, owner: Any, limits: Any, wasi: Wasi | None) -> Guest:
@@ -257,7 +257,7 @@ class Plugin:
             spawning.binding = outer
         seen_id, guest._id = guest._id, guest_id
         if not guest_id:
-            error = call_failure(seen_id or getattr(spawning, "failed", 0))
+            error = call_failure()
             bindings.pop(seen_id, None)
             guest.abandon()
             raise error

@@ -9,6 +9,8 @@ import pytest
 from helpers import guest_file
 
 import sandhost
+from sandhost import calls, hostcalls
+from sandhost._ffi import lib, take_error
 
 EVERY = [
     sandhost.ConfigError("x"),
@@ -130,3 +132,85 @@ def test_native_errors_name_the_number_and_the_operation():
     error = sandhost.NativeError(12, "mmap of 4 GiB")
     assert (error.errno, error.operation) == (12, "mmap of 4 GiB")
     assert "ENOMEM" in str(error)
+
+
+# ---- an error is that of its own call ----
+
+
+def fail_in_many_ways(host, plugin):
+    """What a signal handler or a finalizer may do between a failing call and its exception."""
+    with plugin.spawn() as other:
+        with pytest.raises(sandhost.GuestTrap):
+            other.call("trap")
+        with pytest.raises(sandhost.OutOfMemory):
+            plugin.spawn(limits=sandhost.Limits(memory=1))
+        other.memory.read(0, 1)
+        with other.memory.view(0, 1):
+            with pytest.raises(sandhost.GuestBusy):
+                other.close()
+    with pytest.raises(sandhost.GuestClosed):
+        other.call("trap")
+    dropped = sandhost.Host(cache=False, max_guests=4)
+    guest = dropped.load(guest_file("add")).spawn()
+    dropped.close()
+    guest.close()  # the host has ended it: C refuses, and nobody asks why
+    with pytest.raises(sandhost.ModuleError):
+        host.load(b"\0asm\1\0\0\0\1")
+
+
+def test_errors_of_calls_in_between_do_not_take_its_place(host, monkeypatch):
+    plugin = host.load(guest_file_with_memory())
+    depth = []
+
+    def take_error():
+        depth.append(1)
+        if len(depth) <= 3:
+            fail_in_many_ways(host, plugin)
+        return taken()
+
+    taken = calls.take_error
+    with plugin.spawn() as guest:
+        monkeypatch.setattr(calls, "take_error", take_error)
+        with pytest.raises(sandhost.GuestTrap) as caught:
+            guest.call("divide", 1, 0)
+        assert caught.value.code == "integer_division_by_zero"
+        depth.clear()
+        assert guest.call("mark") == lib.SH_CALL_FAILED, "an honest result stays one"
+
+
+def test_an_exception_of_a_start_function_is_found_whatever_happens_in_between(host, monkeypatch):
+    host.function("env", "f", "()")(lambda: {}["its own"])
+    failing = host.load(b"""(module (import "env" "f" (func $f)) (start $f))""")
+    raised = []
+
+    def take_error():
+        if not raised:
+            raised.append(1)
+            with pytest.raises(KeyError, match="its own"):
+                failing.spawn()
+        return taken()
+
+    taken = calls.take_error
+    monkeypatch.setattr(calls, "take_error", take_error)
+    with pytest.raises(KeyError, match="its own"):
+        failing.spawn()
+    assert not hostcalls.pending
+
+
+def test_errors_that_nobody_takes_are_not_kept_for_ever(host):
+    with host.load(guest_file_with_memory()).spawn() as guest:
+        index = list(guest._invokers).index("trap")
+        for _ in range(100):
+            assert lib.sh_call_ints(guest._id, index, 0, 0, 0, 0) == lib.SH_CALL_FAILED
+        taken = [take_error().status for _ in range(12)]
+    assert taken[0] == lib.SH_TRAP
+    with pytest.raises(sandhost.GuestClosed):
+        guest.call("trap")
+
+
+def guest_file_with_memory() -> bytes:
+    return f"""(module (memory (export "memory") 1)
+      (func (export "trap") unreachable)
+      (func (export "divide") (param i32 i32) (result i32)
+        (i32.div_s (local.get 0) (local.get 1)))
+      (func (export "mark") (result i64) (i64.const {lib.SH_CALL_FAILED})))""".encode()
