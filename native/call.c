@@ -40,6 +40,9 @@ int shi_guest_begin(shi_guest *guest) {
                           "the calling thread has %" PRIu64 " KiB of stack left; a call needs %" PRIu64
                           " KiB (threading.stack_size, or less recursion between guests and host functions)",
                           left >> 10, wanted >> 10);
+  if (!shi_stack_is_ours())
+    return shi_fail(SH_BUSY,
+                    "another greenlet of this thread was switched away in a host function; it has to return first");
   shi_trap_signals_check();
   shi_thread_in_guest++;
   if (guest->depth > 1) return SH_OK; /* the outermost call has armed the rest */

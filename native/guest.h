@@ -110,7 +110,9 @@ void shi_guest_finish(shi_guest *guest); /* after every begin that succeeded */
 int shi_guest_outcome(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap);
 wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *guest, uint64_t *delta, uint8_t *kind);
 
-/* hostcall.c: Python is entered on the guest's thread for another reason than a host function. A fault there is the
+/* hostcall.c: whether what the host functions of this thread have on the stack is still there. */
+bool shi_stack_is_ours(void);
+/* Python is entered on the guest's thread for another reason than a host function. A fault there is the
  * host's, nested calls count from there, and the guest itself cannot be used. Returns what ends gets. */
 uint32_t shi_host_code_begins(shi_guest *guest);
 void shi_host_code_ends(shi_guest *guest, uint32_t depth);

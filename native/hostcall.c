@@ -1,4 +1,13 @@
-/* From the guest into Python and back. */
+/* From the guest into Python and back.
+ *
+ * What a host function leaves on the stack below it, wasmtime's bookkeeping above all, must be there when it returns. A
+ * greenlet that switches away in a host function takes its stack with it, and another one may run over the place. So
+ * each host function leaves a mark on the stack: calls begin only below an intact one, and it must be the innermost when
+ * its host function returns. After that it is too late for an error: wasmtime would unwind into the wrong guest.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+
 #include "guest.h"
 
 sh_hostcall_fn shi_hostcall;
@@ -29,6 +38,27 @@ static wasm_trap_t *stop(shi_guest *guest, int why) {
   return wt.wasmtime_trap_new(message, sizeof message - 1);
 }
 
+typedef struct mark {
+  const struct mark *outer;
+  uintptr_t outer_frame;
+  uintptr_t intact; /* its own address */
+} mark;
+static _Thread_local const mark *innermost __attribute__((tls_model("initial-exec")));
+static _Thread_local uintptr_t innermost_frame __attribute__((tls_model("initial-exec")));
+
+bool shi_stack_is_ours(void) {
+  const volatile mark *found = innermost;
+  if (!found) return true;
+  return (uintptr_t)__builtin_frame_address(0) < innermost_frame && found->intact == (uintptr_t)found;
+}
+
+static void end_process(void) {
+  fputs("sandhost: a host function returned before one that was called later in the same thread; greenlets cannot be "
+        "switched in host functions\n",
+        stderr);
+  abort();
+}
+
 wasm_trap_t *shi_hostcall_trampoline(void *env, wasmtime_caller_t *caller, wasmtime_val_raw_t *values, size_t count) {
   (void)count;
   const shi_import *import = env;
@@ -40,7 +70,13 @@ wasm_trap_t *shi_hostcall_trampoline(void *env, wasmtime_caller_t *caller, wasmt
   /* In Python we are host code: a fault there is the host's, and nested calls count from here. */
   uint32_t in_guest = shi_thread_in_guest;
   shi_thread_in_guest = 0;
+  mark here = {innermost, innermost_frame, (uintptr_t)&here};
+  innermost = &here;
+  innermost_frame = (uintptr_t)__builtin_frame_address(0);
   int failed = shi_hostcall(shi_guest_id(guest), import->callback_id, &values->i64);
+  if (__builtin_expect(innermost != &here, 0)) end_process();
+  innermost = here.outer;
+  innermost_frame = here.outer_frame;
   shi_thread_in_guest = in_guest;
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return stop(guest, SH_FORKED); /* its memory is gone */
   if (failed) return stop(guest, SH_HOST_ERROR);

@@ -203,7 +203,8 @@ static bool run(const binding *bound, uint64_t guest, int64_t *cells) {
 static void keep_exception(uint64_t guest) {
   PyObject *error = take_exception();
   PyObject *id = PyLong_FromUnsignedLongLong(guest);
-  if (!id || PyDict_SetItem(pending, id, error) < 0) PyErr_Clear(); /* out of memory: the call fails without its reason */
+  if (!id || PyDict_SetItem(pending, id, error) < 0)
+    PyErr_Clear(); /* out of memory: the call fails without its reason */
   Py_XDECREF(id);
   Py_XDECREF(error);
 }

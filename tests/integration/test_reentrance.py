@@ -7,7 +7,7 @@ import signal
 import threading
 
 import pytest
-from helpers import WASM_PAGE, run_cleanly
+from helpers import WASM_PAGE, run_cleanly, run_python
 
 import sandhost
 from sandhost import Wasi
@@ -235,3 +235,67 @@ def test_a_child_forked_inside_a_host_function_is_told(host):
         """
     )
     assert "was forked" in out
+
+
+# ---- greenlets ----
+
+SWITCHING = b"""(module (import "env" "switch" (func $switch)) (func (export "nop"))
+    (func (export "go") (result i32) (call $switch) (i32.const 7)))"""
+
+
+def test_a_call_while_a_greenlet_has_left_a_host_function_is_refused(host):
+    greenlet = pytest.importorskip("greenlet").greenlet
+    main = greenlet.getcurrent()
+    host.function("env", "switch", "()")(lambda: main.switch("inside") and None)
+    plugin = host.load(SWITCHING)
+    with plugin.spawn() as one, plugin.spawn() as two:
+
+        def deep(levels):
+            return deep(levels - 1) if levels else one.call("go")
+
+        other = greenlet(lambda: max(map(deep, [20])))  # through C, so that it lies below us
+        assert other.switch() == "inside"
+        for refused in (plugin.spawn, lambda: two.call("nop")):
+            with pytest.raises(sandhost.GuestBusy, match="greenlet"):
+                refused()
+        assert other.switch() == 7
+        two.call("nop")
+
+
+def test_greenlets_that_switch_between_calls_are_no_matter(host):
+    greenlet = pytest.importorskip("greenlet").greenlet
+    main = greenlet.getcurrent()
+    host.function("env", "switch", "()")(lambda: None)
+
+    def work():
+        with host.load(SWITCHING).spawn() as guest:
+            for _ in range(3):
+                main.switch(guest.call("go"))
+
+    workers = [greenlet(work) for _ in range(4)]
+    for _ in range(3):
+        assert [w.switch() for w in workers] == [7] * 4
+    for w in workers:
+        w.switch()
+
+
+def test_host_functions_that_return_out_of_turn_end_the_process():
+    pytest.importorskip("greenlet")
+    result = run_python(
+        """
+        from greenlet import greenlet
+        host = sandhost.Host(cache=False, max_guests=8)
+        turns = iter(())
+
+        @host.function("env", "switch")
+        def switch() -> None:
+            next(turns)()
+
+        plugin = host.load(b'(module (import "env" "switch" (func $f)) (func (export "go") (call $f)))')
+        first, second = greenlet(plugin.spawn().func("go")), greenlet(plugin.spawn().func("go"))
+        turns = iter([second.switch, first.switch])
+        first.switch()
+        """
+    )
+    assert result.returncode == -signal.SIGABRT
+    assert "greenlets cannot be switched in host functions" in result.stderr
