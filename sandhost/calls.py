@@ -63,7 +63,7 @@ class _Support:
     def __init__(self, described: str, signature: FuncType) -> None:
         self.described, self.signature = described, signature
 
-    def failed(self, guest: Any) -> Any:
+    def failed(self) -> Any:
         """Return the honest result that equals the failure mark, or raise what went wrong."""
         reported = take_error()
         status = reported.status
@@ -120,7 +120,7 @@ def make(index, support):
         except OverflowError:
             return invoker(guest, *support.signed(arguments))
         if result == FAILED:
-            result = support.failed(guest)
+            result = support.failed()
         return {returned}
     return invoker
 """
@@ -157,7 +157,7 @@ def make(index, support):
         except OverflowError:
             return invoker(guest, *support.signed(arguments))
         if call_cells(guest._id, index, cells):
-            return support.failed(guest)
+            return support.failed()
         return {returned}
     return invoker
 """
