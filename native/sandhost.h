@@ -257,7 +257,7 @@ int sh_guest_get_stats(uint64_t guest, sh_guest_stats *out);
 
 /* ---- snapshots ------------------------------------------------------------------------------------------------- */
 
-/* A snapshot belongs to a plugin, holds it, and is held by the guests that came from it. NULL: see sh_last_error. */
+/* A snapshot belongs to a plugin, holds it, and is held by the guests that came from it. NULL: see sh_take_error. */
 sh_snapshot *sh_snapshot_take(uint64_t guest);
 void sh_snapshot_release(sh_snapshot *snapshot);
 

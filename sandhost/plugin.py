@@ -231,10 +231,12 @@ class Plugin:
             owner = (tenant if isinstance(tenant, Tenant) else self._host.tenant(tenant)).native
         if self._wasi or self._calls_back or wasi is not None:
             return self._spawn_bound(origin, owner, native_limits, wasi)
-        guest_id = lib.sh_spawn(self._native, origin, owner, native_limits, ffi.NULL)
-        if not guest_id:
+        # The object first: what is spawned is not lost when Python's stack ends here.
+        guest = Guest(self, 0, self._invokers)
+        guest._id = lib.sh_spawn(self._native, origin, owner, native_limits, ffi.NULL)
+        if not guest._id:
             raise call_failure()
-        return Guest(self, guest_id, self._invokers)
+        return guest
 
     def _spawn_bound(self, origin: Any, owner: Any, limits: Any, wasi: Wasi | None) -> Guest:
         """Spawn a guest that needs WASI, or whose callbacks must find it."""

@@ -254,3 +254,22 @@ def test_a_process_that_locks_its_memory_loses_no_slot(policy):
     )
     if "not permitted" in out:
         pytest.skip("mlockall is not permitted")
+
+
+def test_a_spawn_at_the_end_of_pythons_stack_leaves_no_guest(host):
+    plugin = host.load(PLUGIN)
+
+    def spawn_below(depth):
+        return spawn_below(depth - 1) if depth else plugin.spawn()
+
+    limit = sys.getrecursionlimit()
+    spawned = 0
+    for depth in range(limit - 200, limit):
+        try:
+            guest = spawn_below(depth)
+        except RecursionError:
+            continue
+        guest.close()
+        spawned += 1
+    assert 0 < spawned < 200
+    assert host.stats().guests_live == 0
