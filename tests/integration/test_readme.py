@@ -12,7 +12,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_the_example_in_the_readme_prints_what_a_reader_expects(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    example = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[0]
     script = tmp_path / "example.py"
     script.write_text(example)
     done = subprocess.run(
