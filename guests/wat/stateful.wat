@@ -37,7 +37,7 @@
   (func (export "i") (result i32) (global.get $i))
   (func (export "l") (result i64) (global.get $l))
   (func (export "d") (result f64) (global.get $d))
-  (func (export "v") (result v128) (global.get $v))
+  (func (export "v") (result i64) (i64x2.extract_lane 1 (global.get $v)))
 
   (func (export "keep") (param $from i32) (global.set $f (table.get $t (local.get $from))))
   (func (export "put back") (param $to i32) (table.set $t (local.get $to) (global.get $f)))
