@@ -15,8 +15,8 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
 import shutil
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -115,9 +115,7 @@ def all_guests() -> dict[str, Guest]:
     sources += [("go", path) for path in HERE.glob("go/*/main.go")]
     sources += [("js", path) for path in HERE.glob("quickjs/reactor.c")]
     guests = [
-        Guest(
-            path.parent.name if kind in ("go", "js") else path.stem, kind, path.relative_to(HERE)
-        )
+        Guest(path.parent.name if kind in ("go", "js") else path.stem, kind, path.relative_to(HERE))
         for kind, path in sources
     ]
     return {guest.name: guest for guest in sorted(guests, key=lambda guest: guest.name)}
@@ -246,7 +244,9 @@ def _fetch_quickjs() -> Path:
                 _run(pip, cwd=HERE, environment={"PIP_DISABLE_PIP_VERSION_CHECK": "1"})
             except BuildError as error:
                 last = str(error).splitlines()[-1]
-                raise ToolMissingError(f"pip cannot fetch the sources of {QUICKJS}: {last}") from None
+                raise ToolMissingError(
+                    f"pip cannot fetch the sources of {QUICKJS}: {last}"
+                ) from None
             (Path(folder) / archive.name).replace(archive)
     if hashlib.sha256(archive.read_bytes()).hexdigest() != QUICKJS_SHA256:
         raise BuildError(f"{_shown(archive)} is not {QUICKJS}: remove it")
