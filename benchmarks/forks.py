@@ -367,16 +367,7 @@ def print_table(console: Console, results: Sequence[Result]) -> None:
     """Print what a person wants to see first."""
     out = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     out.add_column("", no_wrap=True)
-    for heading in (
-        "create",
-        "first run",
-        "close",
-        "all, p50",
-        "p99",
-        "to ours",
-        "MiB each of",
-        "",
-    ):
+    for heading in ("create", "first run", "close", "all", "p99", "to ours", "MiB each", "alive"):
         out.add_column(heading, justify="right", no_wrap=True)
     reference = next((r for r in results if r.contender.name == REFERENCE and r.rounds), None)
     for result in results:

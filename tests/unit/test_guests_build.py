@@ -28,7 +28,7 @@ FAILS_TO_START = {
     "start_trap": "unreachable",
 }
 
-UNNAMEABLE = ("gc_types", "types")
+UNNAMEABLE = ("gc_types", "stateful", "types")
 """Guests whose signatures wasmtime's C API cannot name: to ask for them ends the process."""
 
 

@@ -1,4 +1,4 @@
-/* stateful: a reactor whose state is everywhere C keeps it: statics, the heap, a constructor's work, stdio's buffers.
+/* heap_state: a reactor whose state is everywhere C keeps it: statics, the heap, a constructor's work, stdio's buffers.
  *
  * A fork of it must go on where it stands, and must not construct it again.
  */
