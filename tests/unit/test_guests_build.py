@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import re
 import shutil
 import sys
@@ -27,7 +28,7 @@ FAILS_TO_START = {
     "start_trap": "unreachable",
 }
 
-UNNAMEABLE = ("gc_types", "types")
+UNNAMEABLE = ("gc_types", "stateful", "types")
 """Guests whose signatures wasmtime's C API cannot name: to ask for them ends the process."""
 
 
@@ -50,6 +51,8 @@ def needs(kind: str) -> None:
     """Skip the test where the compiler of this kind of source is missing."""
     try:
         build.tool_version(kind)
+        if kind == "js":
+            build._fetch_quickjs()
     except build.ToolMissingError as missing:
         pytest.skip(str(missing))
 
@@ -75,9 +78,9 @@ def engine() -> wasmtime.Engine:
 
 
 def wasm_of(name: str) -> bytes:
-    """The guest's bytes: the committed ones of a C guest, else a fresh build."""
+    """The guest's bytes: the committed ones of what is compiled from C, else a fresh build."""
     guest = build.all_guests()[name]
-    if guest.kind != "c":
+    if name not in build.SHIPPED or guest.kind == "wat":
         return bytes(build.build(guest))
     return bytes((build.BUILT / f"{name}.wasm").read_bytes())
 
@@ -161,7 +164,7 @@ def test_a_guest_with_imports_does_not_start_without_them(
 def test_the_first_line_of_a_source_names_the_guest_and_its_behaviour(name: str) -> None:
     guest = build.all_guests()[name]
     first_line = (GUESTS / guest.source).read_text(encoding="utf-8").partition("\n")[0]
-    opening = {"wat": ";; ", "c": "/* ", "go": "// "}[guest.kind]
+    opening = {"wat": ";; ", "c": "/* ", "go": "// ", "js": "/* "}[guest.kind]
     assert first_line.startswith(f"{opening}{name}: ")
     assert guest.behaviour().endswith(".")
 
@@ -331,6 +334,7 @@ def test_tokenize_splits_and_greets(engine: wasmtime.Engine) -> None:
     guest = Running(engine, "tokenize")
     guest._initialize()
     assert guest.add(2, 3) == 5
+    assert [guest.remember(guest.put(word), 1) for word in (b"a", b"b", b"a")] == [1, 1, 2]
     for function, text, expected in [
         ("greet", "Zo\u00eb", "Hello, Zo\u00eb!"),
         ("tokenize", "H\u00e9llo, World! 42 \u2014 ok", "h\u00e9llo\nworld\n42\nok"),
@@ -340,6 +344,139 @@ def test_tokenize_splits_and_greets(engine: wasmtime.Engine) -> None:
         assert (
             guest.take(guest.__getattr__(function)(guest.put(data), len(data))).decode() == expected
         )
+
+
+class Script(Running):
+    """QuickJS, its output in a file."""
+
+    def __init__(self, engine: wasmtime.Engine, folder: Path) -> None:
+        super().__init__(engine, "quickjs")
+        self.store.set_fuel(10**12)
+        self.output = folder / "output"
+        wasi = wasmtime.WasiConfig()
+        wasi.stdout_file = str(self.output)
+        wasi.stderr_file = str(folder / "errors")
+        self.store.set_wasi(wasi)
+        self._initialize()
+
+    def evaluate(self, source: str) -> tuple[int, Any]:
+        """Status and value of one run; the value is ... when there is none."""
+        data = source.encode()
+        address = self.put(data)
+        status = self.run(address, len(data))
+        self.release(address)
+        length, address = self.value_length(), self.value()
+        text = bytes(self.memory.read(self.store, address, address + length))
+        return status, json.loads(text) if text else ...
+
+
+@pytest.fixture
+def script(engine: wasmtime.Engine, tmp_path: Path) -> Script:
+    return Script(engine, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("1+1", 2),
+        ("", ...),
+        ("undefined", ...),
+        ("({a: [1, 'x', null, 1.5], b: undefined})", {"a": [1, "x", None, 1.5]}),
+        ("'h\u00e9 \U0001f600'", "h\u00e9 \U0001f600"),
+        ("() => 1", "() => 1"),
+        ("2n ** 70n", str(2**70)),
+        ("Symbol('s')", "Symbol(s)"),
+        ("const a = {}; a.a = a; a", "[object Object]"),
+        ("({toJSON() { throw 1 }, toString() { throw 2 }})", ...),
+        ("Promise.resolve(41).then(x => x + 1)", 42),
+        ("(async () => { await null; return [1] })()", [1]),
+        ("Promise.reject(1).catch(() => 5)", 5),
+        ("new Promise(() => {})", ...),
+        ("JSON.stringify = 1; JSON = 2; [3]", [3]),
+        ("[typeof std, typeof os, typeof require].join()", "undefined,undefined,undefined"),
+        # Ties go away from zero, and what is nearly a tie does not.
+        (
+            "[2.5, 0.5, -2.5, 9.5, 1.4999999999999998].map(x => x.toFixed(0))",
+            ["3", "1", "-3", "10", "1"],
+        ),
+        ("[0.125, 1.005, 8.345].map(x => x.toFixed(2))", ["0.13", "1.00", "8.35"]),
+        ("[(25).toPrecision(1), (1.25).toPrecision(2)]", ["3e+1", "1.3"]),
+        ("[(12345.5).toExponential(4), (2.5e21).toExponential(0)]", ["1.2346e+4", "3e+21"]),
+        ("[0.1 + 0.2, 1e21, 5e-324].map(String)", ["0.30000000000000004", "1e+21", "5e-324"]),
+    ],
+)
+def test_quickjs_gives_the_value_of_a_script(script: Script, source: str, value: Any) -> None:
+    assert script.evaluate(source) == (0, value)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("throw new TypeError('no')", "TypeError: no"),
+        ("throw 'bare'", "bare"),
+        ("(", "SyntaxError: unexpected token in expression: ''"),
+        ("(async () => { await null; throw new RangeError('late') })()", "RangeError: late"),
+        ("Promise.reject(new Error('lost')); 1", "Error: lost"),
+        ("throw {toString() { throw 1 }}", "an exception that has no text"),
+    ],
+)
+def test_quickjs_tells_of_an_exception(script: Script, source: str, text: str) -> None:
+    assert script.evaluate(source) == (1, text)
+    assert script.output.with_name("errors").read_text().startswith(text + "\n")
+    assert script.evaluate("1") == (0, 1)
+
+
+def test_quickjs_keeps_its_state_over_runs(script: Script) -> None:
+    assert script.evaluate("let x = 1; var y = 2; function f() { return x + y }") == (0, ...)
+    assert script.evaluate("x = 40; f()") == (0, 42)
+    assert script.evaluate(
+        "let resolve; new Promise(r => { resolve = r }).then(() => { x = 7 })"
+    ) == (0, ...)
+    assert script.evaluate("resolve(); x") == (0, 40)
+    assert script.evaluate("x") == (0, 7)
+
+
+def test_quickjs_prints(script: Script) -> None:
+    script.evaluate(
+        "console.log('a', 1, {b: [2]}, undefined, Symbol('c')); print('\u00e9'); console.error('e')"
+    )
+    assert (
+        script.output.read_text(encoding="utf-8") == 'a 1 {"b":[2]} undefined Symbol(c)\n\u00e9\n'
+    )
+    assert script.output.with_name("errors").read_text() == "e\n"
+
+
+def test_quickjs_draws_other_numbers_after_reseed(script: Script) -> None:
+    def draw(seed: int) -> Any:
+        script.reseed(seed)
+        return script.evaluate("[Math.random(), Math.random()]")[1]
+
+    assert draw(1) == draw(1) != draw(2)
+    assert all(0 <= number < 1 for number in draw(0))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "function f() { return f() + 1 } f()",
+        "var o = {get x() { return this.x }}; o.x",
+        "var o = {toString() { return '' + o }}; '' + o",
+        "function f() { return [2, 1].sort(f) } f()",
+        "class A { constructor() { new A } } new A",
+        "async function f() { await f() } f()",
+        "function f() { return 'a'.replace(/a/, f) } f()",
+    ],
+)
+def test_quickjs_turns_runaway_recursion_into_an_exception(script: Script, source: str) -> None:
+    assert script.evaluate(source) == (1, "InternalError: stack overflow")
+    assert script.evaluate("let d = 0; const g = n => n ? g(n - 1) : 'deep'; g(300)") == (0, "deep")
+
+
+def test_quickjs_is_told_of_another_stack(script: Script) -> None:
+    depth = "var d = 0, f = () => { d++; f() }; try { f() } catch { d }"
+    _, default = script.evaluate(depth)
+    script.set_stack(256 * 1024)
+    assert script.evaluate(depth)[1] < default
 
 
 # The table in README.md
@@ -394,16 +531,17 @@ def test_readme_names_the_exports_and_imports_of(name: str, engine: wasmtime.Eng
 # build.py itself
 
 
-@pytest.mark.parametrize("kind", ["wat", "c", "go"])
+@pytest.mark.parametrize("kind", ["wat", "c", "go", "js"])
 def test_the_same_source_gives_the_same_bytes_in_another_folder(kind: str, tree: Path) -> None:
     needs(kind)
     elsewhere = load_build(tree)
+    elsewhere.FETCHED = build.FETCHED
     for name, guest in build.all_guests().items():
         if guest.kind == kind:
             assert elsewhere.build(elsewhere.all_guests()[name]) == build.build(guest), name
 
 
-@pytest.mark.parametrize("kind", ["c", "go"])
+@pytest.mark.parametrize("kind", ["c", "go", "js"])
 def test_no_path_of_this_machine_is_in_the_bytes(kind: str) -> None:
     needs(kind)
     for guest in build.all_guests().values():
@@ -417,13 +555,33 @@ def test_the_committed_guests_are_what_a_fresh_build_gives(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert build.main(["--check"]) == 0, capsys.readouterr().out
-    needs("c")  # without Zig, only the sources were compared
+    needs("js")  # without Zig and the engine's sources, only our sources were compared
     assert capsys.readouterr().out.count("same bytes") == len(build.SHIPPED)
 
 
 def test_the_committed_guests_are_small() -> None:
     assert sorted(path.stem for path in build.BUILT.glob("*.wasm")) == sorted(build.SHIPPED)
-    assert max(path.stat().st_size for path in build.BUILT.glob("*.wasm")) < 80 * 1024
+    bytes_of = {path.stem: path.stat().st_size for path in build.BUILT.glob("*.wasm")}
+    assert bytes_of.pop("quickjs") < 1 << 20
+    assert max(bytes_of.values()) < 80 * 1024
+
+
+def test_a_source_package_that_is_another_is_refused(tree: Path, tmp_path: Path) -> None:
+    elsewhere = load_build(tree)
+    elsewhere.FETCHED = tmp_path
+    (tmp_path / "quickjs-1.19.4.tar.gz").write_bytes(b"another")
+    with pytest.raises(elsewhere.BuildError, match=r"quickjs-1\.19\.4\.tar\.gz is not quickjs==1"):
+        elsewhere.build(elsewhere.all_guests()["quickjs"])
+
+
+def test_a_source_package_that_cannot_be_fetched_is_a_missing_tool(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = load_build(tree)
+    elsewhere.FETCHED = tmp_path
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(elsewhere.ToolMissingError, match="cannot fetch the sources of quickjs"):
+        elsewhere.build(elsewhere.all_guests()["quickjs"])
 
 
 def spoil_wasm(tree: Path) -> None:

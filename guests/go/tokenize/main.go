@@ -1,4 +1,4 @@
-// tokenize: a text plugin in Go: adds, greets, and splits UTF-8 text into lower-case words.
+// tokenize: a text plugin in Go: adds, greets, remembers, and splits UTF-8 text into lower-case words.
 //
 // A reactor: the host calls _initialize once, then the exports. Text goes in and comes out through buffers that the
 // host allocates and frees here; a result is address << 32 | length, and its buffer is the host's to free.
@@ -51,6 +51,18 @@ func tokenize(address unsafe.Pointer, length uint32) uint64 {
 		return !unicode.IsLetter(r) && !unicode.IsNumber(r)
 	})
 	return result(strings.ToLower(strings.Join(words, "\n")))
+}
+
+// seen is what remember counts: a map and its strings, on Go's heap.
+var seen = map[string]int32{}
+
+// remember answers how often it was given this text.
+//
+//go:wasmexport remember
+func remember(address unsafe.Pointer, length uint32) int32 {
+	word := text(address, length) // a copy: the host's buffer will be another's
+	seen[word]++
+	return seen[word]
 }
 
 func main() {}

@@ -1,0 +1,22 @@
+;; funcref_global: a mutable funcref global, pointed at this function or that one, or at none, and called through.
+(module
+  (type $answer (func (result i32)))
+  (table $hand 1 funcref)
+  (global $chosen (mut funcref) (ref.null func))
+  (global $calls (mut i32) (i32.const 0))
+  (elem declare func $one $two)
+  (func $one (result i32) (i32.const 1))
+  ;; Counts in this instance's global.
+  (func $two (result i32)
+    (global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+    (i32.add (global.get $calls) (i32.const 1000)))
+  (func (export "choose_one") (global.set $chosen (ref.func $one)))
+  (func (export "choose_two") (global.set $chosen (ref.func $two)))
+  (func (export "choose_none") (global.set $chosen (ref.null func)))
+  (func (export "is_null") (result i32) (ref.is_null (global.get $chosen)))
+  (func (export "call") (result i32)
+    (local $answer i32)
+    (table.set $hand (i32.const 0) (global.get $chosen))
+    (local.set $answer (call_indirect $hand (type $answer) (i32.const 0)))
+    (table.set $hand (i32.const 0) (ref.null func))
+    (local.get $answer)))

@@ -1,0 +1,20 @@
+;; passive_elem: passive element segments: table.init, elem.drop, and an active one, which counts as dropped.
+(module
+  (type $answer (func (result i32)))
+  (table $table 8 funcref)
+  (elem $before (i32.const 0) func $one)
+  (elem $passive func $two $three)
+  (elem $other funcref (ref.func $three) (ref.null func))
+  (func $one (result i32) (i32.const 1))
+  (func $two (result i32) (i32.const 2))
+  (func $three (result i32) (i32.const 3))
+
+  (func (export "call") (param $at i32) (result i32) (call_indirect (type $answer) (local.get $at)))
+  (func (export "init") (param $to i32) (param $from i32) (param $length i32)
+    (table.init $table $passive (local.get $to) (local.get $from) (local.get $length)))
+  (func (export "init_other") (param $to i32) (param $from i32) (param $length i32)
+    (table.init $table $other (local.get $to) (local.get $from) (local.get $length)))
+  (func (export "init_active") (param $length i32)
+    (table.init $table $before (i32.const 1) (i32.const 0) (local.get $length)))
+  (func (export "drop") (elem.drop $passive))
+  (func (export "drop_other") (elem.drop $other)))

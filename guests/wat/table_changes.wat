@@ -1,0 +1,43 @@
+;; table_changes: two tables of functions, changed by table.set, copy, init, fill and grow, and called through.
+(module
+  (type $answer (func (result i32)))
+  (table $first 4 64 funcref)
+  (table $second 8 32 funcref)
+  (elem $active (table $first) (i32.const 0) func $ten $eleven)
+  (elem $passive func $twelve $thirteen $ten)
+  (elem declare func $own)
+  (global $counter (mut i32) (i32.const 100))
+
+  (func $ten (result i32) (i32.const 10))
+  (func $eleven (result i32) (i32.const 11))
+  (func $twelve (result i32) (i32.const 12))
+  (func $thirteen (result i32) (i32.const 13))
+  ;; Shows that a function in the table is this instance's own: it counts this instance's calls.
+  (func $own (result i32)
+    (global.set $counter (i32.add (global.get $counter) (i32.const 1)))
+    (global.get $counter))
+
+  (func (export "call") (param $at i32) (result i32)
+    (call_indirect $first (type $answer) (local.get $at)))
+  (func (export "call_second") (param $at i32) (result i32)
+    (call_indirect $second (type $answer) (local.get $at)))
+  (func (export "is_null") (param $at i32) (result i32) (ref.is_null (table.get $first (local.get $at))))
+  (func (export "is_null_second") (param $at i32) (result i32) (ref.is_null (table.get $second (local.get $at))))
+  (func (export "size") (result i32) (table.size $first))
+  (func (export "size_second") (result i32) (table.size $second))
+
+  (func (export "set_own") (param $at i32) (table.set $first (local.get $at) (ref.func $own)))
+  (func (export "set_null") (param $at i32) (table.set $first (local.get $at) (ref.null func)))
+  (func (export "move") (param $to i32) (param $from i32)
+    (table.set $first (local.get $to) (table.get $first (local.get $from))))
+  ;; Between the tables, from the first into the second.
+  (func (export "copy") (param $to i32) (param $from i32) (param $length i32)
+    (table.copy $second $first (local.get $to) (local.get $from) (local.get $length)))
+  (func (export "init") (param $to i32) (param $from i32) (param $length i32)
+    (table.init $first $passive (local.get $to) (local.get $from) (local.get $length)))
+  (func (export "fill") (param $at i32) (param $length i32)
+    (table.fill $first (local.get $at) (ref.func $twelve) (local.get $length)))
+  (func (export "grow") (param $by i32) (result i32)
+    (table.grow $first (ref.func $thirteen) (local.get $by)))
+  (func (export "grow_second") (param $by i32) (result i32)
+    (table.grow $second (ref.null func) (local.get $by))))

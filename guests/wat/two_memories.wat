@@ -1,0 +1,19 @@
+;; two_memories: two memories with data in each, written and grown independently; the last one has no data.
+(module
+  (memory $m0 (export "memory") 1 8)
+  (memory $m1 (export "memory1") 2 16)
+  (data (memory $m0) (i32.const 16) "memory number 0")
+
+  (func (export "peek0") (param i32) (result i32) (i32.load8_u $m0 (local.get 0)))
+  (func (export "poke0") (param i32 i32) (i32.store8 $m0 (local.get 0) (local.get 1)))
+  (func (export "size0") (result i32) (memory.size $m0))
+  (func (export "grow0") (param i32) (result i32) (memory.grow $m0 (local.get 0)))
+
+  (func (export "peek1") (param i32) (result i32) (i32.load8_u $m1 (local.get 0)))
+  (func (export "poke1") (param i32 i32) (i32.store8 $m1 (local.get 0) (local.get 1)))
+  (func (export "size1") (result i32) (memory.size $m1))
+  (func (export "grow1") (param i32) (result i32) (memory.grow $m1 (local.get 0)))
+
+  ;; From the first memory into the last.
+  (func (export "copy") (param $to i32) (param $from i32) (param $length i32)
+    (memory.copy $m1 $m0 (local.get $to) (local.get $from) (local.get $length))))
