@@ -25,7 +25,7 @@ int shi_fail_limit(int status, uint64_t wanted, uint64_t limit, const char *form
 int shi_fail_native(int error); /* a negative errno from the region allocator */
 int shi_fail_os(int error, const char *operation); /* a positive errno */
 int shi_fail_no_memory(void);
-int shi_fail_wasmtime(wasmtime_error_t *error); /* takes the error: exit status, message, frames */
+int shi_fail_wasmtime(wasmtime_error_t *error); /* takes the error: message, frames */
 int shi_fail_trap(wasm_trap_t *trap);           /* takes the trap */
 void shi_fail_is(int status);                   /* renames what was just recorded, keeping message and frames */
 sh_error *shi_error(void);     /* what was recorded last */

@@ -11,10 +11,7 @@ static const uint64_t signals_every_ns = 50000000;
 
 /* ---- limits -------------------------------------------------------------------------------------------------------- */
 
-wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *data, uint64_t *delta, uint8_t *kind) {
-  (void)context;
-  (void)kind; /* stays "continue" */
-  shi_guest *guest = data;
+bool shi_guest_goes_on(shi_guest *guest) {
   uint64_t now = shi_now_ns();
   if (atomic_load(&shi_exiting) || shi_guest_cancelled(guest)) {
     guest->stop = SH_CANCELLED;
@@ -26,8 +23,13 @@ wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *data, uin
     if (shi_signals && shi_signals()) guest->stop = SH_INTERRUPTED;
     shi_host_code_ends(guest, depth);
   }
-  if (!guest->stop && !shi_output_deliver(guest)) guest->stop = SH_HOST_ERROR;
-  if (guest->stop) return wt.wasmtime_error_new("sandhost: stopped");
+  return guest->stop == 0;
+}
+
+wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *guest, uint64_t *delta, uint8_t *kind) {
+  (void)context;
+  (void)kind; /* stays "continue" */
+  if (!shi_guest_goes_on(guest)) return wt.wasmtime_error_new("sandhost: stopped");
   *delta = 1;
   return NULL;
 }
@@ -49,7 +51,6 @@ int shi_guest_begin(shi_guest *guest) {
 
   guest->stop = 0;
   guest->refused = false;
-  atomic_store_explicit(&guest->deaf, false, memory_order_relaxed);
   uint64_t now = shi_now_ns();
   guest->deadline_ns = guest->limits.deadline_ns ? now + guest->limits.deadline_ns : 0;
   guest->signals_due_ns = now + signals_every_ns;
@@ -98,7 +99,6 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
   sh_host *host = guest->plugin->host;
   int why = guest->stop;
   guest->stop = 0; /* an outer call of the same guest may go on */
-  atomic_store_explicit(&guest->deaf, false, memory_order_relaxed);
   if (error)
     shi_fail_wasmtime(error);
   else if (trap)
@@ -139,14 +139,9 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
 }
 
 int shi_guest_outcome(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap) {
-  if (!shi_output_deliver(guest)) guest->stop = SH_HOST_ERROR;
   if (__builtin_expect(guest->stop != 0, 0)) return stopped(guest, error, trap);
   if (__builtin_expect(!error && !trap, 1)) return SH_OK;
   int status = error ? shi_fail_wasmtime(error) : shi_fail_trap(trap);
-  if (status == SH_WASMTIME && shi_error()->frame_count) { /* as WASI says that a pointer lies outside of the memory */
-    shi_fail_is(SH_TRAP);
-    status = SH_TRAP;
-  }
   if (status == SH_TRAP && shi_error()->trap_code == WASMTIME_TRAP_OUT_OF_FUEL) {
     shi_error()->limit = guest->limits.fuel;
     shi_fail_is(SH_OUT_OF_FUEL);

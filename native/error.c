@@ -156,11 +156,6 @@ static void take_frames(sh_error *into, wasm_frame_vec_t *frames) {
 
 int shi_fail_wasmtime(wasmtime_error_t *error) {
   sh_error *into = reset(SH_WASMTIME);
-  int exit_status;
-  if (wt.wasmtime_error_exit_status(error, &exit_status)) {
-    into->status = SH_EXIT;
-    into->exit_status = exit_status;
-  }
   wasm_byte_vec_t message;
   wt.wasmtime_error_message(error, &message);
   take_message(into, &message);

@@ -1,11 +1,10 @@
 /* The life of a guest: table, spawn, close. */
-#include "guest.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "snapshot.h"
+#include "wasi.h"
 
 _Thread_local uint32_t shi_thread_in_guest;
 
@@ -39,7 +38,6 @@ static shi_guest *take(void) {
     guest = at(index);
     if (guest) {
       guest->index = index;
-      pthread_mutex_init(&guest->output_mutex, NULL);
       atomic_store(&guest->state, state_of(1, SHI_FREE));
       table_size++;
     }
@@ -136,7 +134,7 @@ static void end(shi_guest *guest, int policy, sh_reclaim *reclaim) {
   guest->store = NULL;
   for (uint32_t k = 0; k < guest->region_count; k++) atomic_store_explicit(&guest->sizes[k], 0, memory_order_release);
   if (guest->gc_heap) shi_region_release(guest->plugin->host->pool, guest->gc_heap, policy, reclaim);
-  shi_output_free(guest);
+  shi_wasi_detach(guest);
   pthread_mutex_lock(&mutex);
   bool pinned = guest->pinned = has_views(guest);
   pthread_mutex_unlock(&mutex);
@@ -167,6 +165,7 @@ static int prepare(shi_guest *guest, sh_plugin *plugin, sh_snapshot *from, sh_te
   guest->store = NULL;
   guest->region_count = 0;
   guest->gc_heap = NULL;
+  guest->grant = NULL;
   guest->limits = *limits;
   guest->depth = 0;
   guest->stop = 0;
@@ -242,7 +241,7 @@ static void count_live(sh_plugin *plugin) {
   }
 }
 
-static int start(shi_guest *guest, const sh_wasi *wasi) {
+static int start(shi_guest *guest, sh_wasi *wasi) {
   sh_plugin *plugin = guest->plugin;
   shi_trap_signals_check_all();
   guest->store = wt.wasmtime_store_new(plugin->host->ticker.engines[plugin->module->engine], guest, NULL);
@@ -250,7 +249,7 @@ static int start(shi_guest *guest, const sh_wasi *wasi) {
   wt.wasmtime_store_limiter(guest->store, -1, (int64_t)guest->limits.table_elements, -1, -1, -1);
   wt.wasmtime_store_epoch_deadline_callback(guest->store, shi_epoch_reached, guest, NULL);
   if (plugin->wasi) {
-    int status = shi_wasi_attach(guest, wasi);
+    int status = shi_wasi_attach(guest, wasi, NULL);
     if (status != SH_OK) return status;
   }
   uint64_t generation = generation_of(atomic_load(&guest->state));
@@ -269,8 +268,7 @@ static int start(shi_guest *guest, const sh_wasi *wasi) {
   return status;
 }
 
-uint64_t sh_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
-                  const sh_wasi *wasi) {
+uint64_t sh_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, sh_wasi *wasi) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked(), 0;
   if (atomic_load_explicit(&plugin->host->closed, memory_order_relaxed))
     return shi_fail(SH_CLOSED, "the host is closed"), 0;

@@ -23,6 +23,8 @@ typedef struct {
   uint64_t length, capacity, dropped;
 } shi_stream;
 
+typedef struct shi_file shi_file; /* wasi.h */
+
 typedef struct shi_guest {
   _Atomic uint64_t state;
   _Atomic uintptr_t owner; /* address of a thread-local of the thread inside; valid while RUNNING */
@@ -53,16 +55,13 @@ typedef struct shi_guest {
   int refused_errno; /* 0: a limit refused it, else the OS did */
   bool refused;
 
-  /* output.c. The streams are written by threads of wasmtime as well. */
-  pthread_mutex_t output_mutex; /* the streams; initialized once, with the struct */
-  shi_stream streams[2];        /* kept of stdout and of stderr */
-  shi_stream waiting;           /* for the callbacks: headers and bytes ... */
-  uint64_t waiting_last;        /* ... and where the last header is */
-  _Atomic bool has_waiting;
-  _Atomic bool deaf; /* a callback raised in this call: no more is handed over */
-  uint64_t output_limit;
-  uint32_t called_back; /* bit 0: stdout, bit 1: stderr goes to the callback */
-  int32_t exit_status; /* with stop == SH_EXIT */
+  /* WASI; touched by the thread inside only. */
+  sh_wasi *grant; /* NULL: the plugin uses none of it */
+  shi_file *files; /* by number; kept for the next guest of this struct while it is small */
+  uint32_t file_count, file_capacity; /* one past the highest number in use */
+  uint64_t input_at;     /* read of the grant's standard input */
+  shi_stream streams[2]; /* kept of stdout and of stderr */
+  int32_t exit_status;   /* with stop == SH_EXIT */
 
   bool in_callback; /* Python runs on the guest's thread, and not for a host function */
   uint64_t born_ns;
@@ -108,6 +107,8 @@ int shi_guest_begin(shi_guest *guest); /* arms deadline, fuel and epoch for an o
 void shi_guest_finish(shi_guest *guest); /* after every begin that succeeded */
 /* Turns what wasmtime returned into a status of ours. */
 int shi_guest_outcome(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap);
+/* Whether the call in progress may go on: else `stop` says why not. Lets Python run signal handlers now and then. */
+bool shi_guest_goes_on(shi_guest *guest);
 wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *guest, uint64_t *delta, uint8_t *kind);
 
 /* hostcall.c: whether what the host functions of this thread have on the stack is still there. */
@@ -117,20 +118,12 @@ bool shi_stack_is_ours(void);
 uint32_t shi_host_code_begins(shi_guest *guest);
 void shi_host_code_ends(shi_guest *guest, uint32_t depth);
 
-/* output.c */
-void shi_output_open(shi_guest *guest, uint64_t limit, uint32_t called_back);
-ssize_t shi_output_write(shi_guest *guest, int number, const unsigned char *bytes, size_t length); /* any thread */
+/* output.c: `length` bytes at once, to the callback or the kept stream. False: the call is to be stopped. */
+bool shi_output_write(shi_guest *guest, int number, const uint8_t *bytes, uint64_t length);
 void shi_output_free(shi_guest *guest);
-/* Calls Python's output callbacks. False: one of them raised. Precondition: the caller is inside the guest. */
-bool shi_output_deliver_waiting(shi_guest *guest);
-static inline bool shi_output_deliver(shi_guest *guest) {
-  if (__builtin_expect(!atomic_load_explicit(&guest->has_waiting, memory_order_acquire), 1)) return true;
-  return shi_output_deliver_waiting(guest);
-}
 
-/* wasi.c */
+/* wasi.c; the rest is in wasi.h */
 int shi_wasi_define(sh_plugin *plugin);
-int shi_wasi_attach(shi_guest *guest, const sh_wasi *wasi);
 
 /* creator.c: wasmtime asks for memory in the middle of an instantiation; this says for whom. */
 void shi_creator_expect(shi_guest *guest); /* NULL: nobody, every request is refused */

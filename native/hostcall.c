@@ -64,7 +64,6 @@ wasm_trap_t *shi_hostcall_trampoline(void *env, wasmtime_caller_t *caller, wasmt
   const shi_import *import = env;
   shi_guest *guest = wt.wasmtime_context_get_data(wt.wasmtime_caller_context(caller));
   if (atomic_load_explicit(&shi_exiting, memory_order_relaxed)) return stop(guest, SH_CANCELLED);
-  if (!shi_output_deliver(guest)) return stop(guest, SH_HOST_ERROR); /* what was written before comes before */
   shi_tally(&guest->host_calls, 1);
   shi_raw_to_cells(import->params, values);
   /* In Python we are host code: a fault there is the host's, and nested calls count from here. */

@@ -1,6 +1,6 @@
 /* The operating system as the region allocator sees it: each primitive's contract, once.
  *
- * os_linux.c is the only file that calls mmap, madvise, mprotect, memfd_create, mbind, or reads /proc and /sys.
+ * os_linux.c is the only file that calls mmap, madvise, mprotect, memfd_create, mbind, openat2, or reads /proc and /sys.
  * Functions that return int give 0 (or a count) or a negative errno, and then `shi_last_operation()` names the call.
  * `sh_fault_inject` (sandhost.h) makes any of them fail. Addresses and lengths are whole OS pages; a length of 0 is a
  * no-op.
@@ -95,6 +95,9 @@ void shi_os_file_close(int fd);
 
 /* ---- the rest --------------------------------------------------------------------------------------------------- */
 
+/* Opens what `path` names below the directory `fd`, wherever symbolic links lead on the way; whatever leaves it, and
+ * absolute paths and links, are -EXDEV. -ENOSYS or -EPERM: this system has no openat2. */
+int shi_os_open_beneath(int fd, const char *path, int flags, uint32_t mode);
 /* Starts a thread that gets no signals: they belong to the application's own threads. */
 int shi_os_thread_start(pthread_t *out, const char *name, void *(*run)(void *), void *argument);
 /* Reads a small text file whole, ends it with NUL, cuts it at `capacity` - 1. Returns its length. */

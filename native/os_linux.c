@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -451,3 +452,24 @@ int shi_os_map_in_view(uint8_t *at, uint64_t bytes, int fd, uint64_t offset) {
 void shi_os_unview(const uint8_t *at, uint64_t bytes) { munmap((void *)(uintptr_t)at, bytes); }
 
 void shi_os_file_close(int fd) { close(fd); }
+
+/* ---- files of guests -------------------------------------------------------------------------------------------- */
+
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
+
+int shi_os_open_beneath(int fd, const char *path, int flags, uint32_t mode) {
+  struct open_how how = {.flags = (uint64_t)(unsigned)flags,
+                         .mode = flags & O_CREAT ? mode : 0,
+                         .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS};
+  enum { TRIES = 64 }; /* EAGAIN: something was renamed meanwhile, so that ".." could not be told from an escape */
+  long opened = -1;
+  for (int tries = 0; tries < TRIES; tries++) {
+    opened = injected(SH_OS_OPEN_BENEATH) ? -1 : syscall(SYS_openat2, fd, path, &how, sizeof how);
+    if (opened >= 0 || (errno != EAGAIN && errno != EINTR)) {
+      break;
+    }
+  }
+  return opened < 0 ? failure("openat2") : (int)opened;
+}

@@ -198,19 +198,24 @@ typedef struct {
   size_t env_count;
   const uint8_t *input;
   size_t input_length;
-  const char *const *host_dirs;
+  const char *const *host_dirs; /* NULL: a name with nothing behind it */
   const char *const *guest_dirs;
   const uint8_t *writable; /* one flag a directory */
   size_t dir_count;
   uint64_t output_limit; /* bytes kept of stdout and of stderr, each */
   uint32_t stream;       /* bit 0: stdout, bit 1: stderr go to the output callback */
-} sh_wasi;
+} sh_wasi_options;
+
+/* What a guest is given by WASI, prepared once for any number of spawns; the strings and the input are copied, the
+ * directories opened. NULL: see sh_take_error. */
+typedef struct sh_wasi sh_wasi;
+sh_wasi *sh_wasi_new(const sh_wasi_options *options);
+void sh_wasi_release(sh_wasi *wasi); /* its guests keep it alive */
 
 typedef struct sh_snapshot sh_snapshot;
 
 /* 0: see sh_take_error. `wasi` may be NULL. `from` NULL: a fresh guest; else one that goes on from there. */
-uint64_t sh_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
-                  const sh_wasi *wasi);
+uint64_t sh_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, sh_wasi *wasi);
 /* SH_BUSY changes nothing: a thread is in it, or a view is alive. SH_CLOSED: was closed before. */
 int sh_close(uint64_t guest, int policy, sh_reclaim *out);
 /* The same with the host's policy; what came back as numbers that Python reads at once: returned_bytes, kept_bytes,
@@ -359,6 +364,7 @@ enum sh_os_call {
   SH_OS_PAGEMAP_READ,
   SH_OS_MBIND,
   SH_OS_THREAD,
+  SH_OS_OPEN_BENEATH, /* openat2 */
   SH_OS_CALLS
 };
 /* After `skip` more calls the next `times` ones of `call` fail with `error`; times = 0 clears. Process-wide. */

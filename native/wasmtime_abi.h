@@ -27,7 +27,6 @@ typedef struct wasmtime_instance_pre_t wasmtime_instance_pre_t;
 typedef struct wasmtime_store_t wasmtime_store_t;
 typedef struct wasmtime_context_t wasmtime_context_t;
 typedef struct wasmtime_caller_t wasmtime_caller_t;
-typedef struct wasi_config_t wasi_config_t;
 
 typedef struct {
   size_t size;
@@ -112,7 +111,6 @@ typedef wasm_trap_t *(*wasmtime_func_unchecked_callback_t)(void *env, wasmtime_c
                                                            wasmtime_val_raw_t *args_and_results, size_t count);
 typedef wasmtime_error_t *(*shi_epoch_callback_t)(wasmtime_context_t *context, void *data, uint64_t *delta,
                                                   uint8_t *kind);
-typedef ssize_t (*shi_wasi_output_t)(void *data, const unsigned char *bytes, size_t length);
 typedef void (*shi_finalizer_t)(void *data);
 
 enum { WASM_I32 = 0, WASM_I64 = 1, WASM_F32 = 2, WASM_F64 = 3 };
@@ -155,7 +153,6 @@ enum {
   X(wasmtime_linker_t *, wasmtime_linker_new, (wasm_engine_t *))                                                       \
   X(void, wasmtime_linker_delete, (wasmtime_linker_t *))                                                               \
   X(void, wasmtime_linker_allow_shadowing, (wasmtime_linker_t *, bool))                                                \
-  X(wasmtime_error_t *, wasmtime_linker_define_wasi, (wasmtime_linker_t *))                                            \
   X(wasmtime_error_t *, wasmtime_linker_define_func_unchecked,                                                         \
     (wasmtime_linker_t *, const char *, size_t, const char *, size_t, const wasm_functype_t *,                         \
      wasmtime_func_unchecked_callback_t, void *, shi_finalizer_t))                                                     \
@@ -173,7 +170,6 @@ enum {
   X(void, wasmtime_context_set_epoch_deadline, (wasmtime_context_t *, uint64_t))                                       \
   X(wasmtime_error_t *, wasmtime_context_set_fuel, (wasmtime_context_t *, uint64_t))                                   \
   X(wasmtime_error_t *, wasmtime_context_get_fuel, (const wasmtime_context_t *, uint64_t *))                           \
-  X(wasmtime_error_t *, wasmtime_context_set_wasi, (wasmtime_context_t *, wasi_config_t *))                            \
   X(bool, wasmtime_instance_export_get,                                                                                \
     (wasmtime_context_t *, const wasmtime_instance_t *, const char *, size_t, wasmtime_extern_t *))                    \
   X(wasmtime_error_t *, wasmtime_func_call_unchecked,                                                                  \
@@ -203,7 +199,6 @@ enum {
   X(wasm_valtype_t *, wasm_valtype_new, (uint8_t))                                                                     \
   X(void, wasm_valtype_vec_new, (wasm_valtype_vec_t *, size_t, wasm_valtype_t *const *))                               \
   X(void, wasm_valtype_vec_delete, (wasm_valtype_vec_t *))                                                             \
-  X(void, wasm_byte_vec_new, (wasm_byte_vec_t *, size_t, const char *))                                                \
   X(void, wasm_byte_vec_delete, (wasm_byte_vec_t *))                                                                   \
   X(wasm_trap_t *, wasmtime_trap_new, (const char *, size_t))                                                          \
   X(bool, wasmtime_trap_code, (const wasm_trap_t *, uint8_t *))                                                        \
@@ -213,21 +208,12 @@ enum {
   X(wasmtime_error_t *, wasmtime_error_new, (const char *))                                                            \
   X(void, wasmtime_error_delete, (wasmtime_error_t *))                                                                 \
   X(void, wasmtime_error_message, (const wasmtime_error_t *, wasm_byte_vec_t *))                                       \
-  X(bool, wasmtime_error_exit_status, (const wasmtime_error_t *, int *))                                               \
   X(void, wasmtime_error_wasm_trace, (const wasmtime_error_t *, wasm_frame_vec_t *))                                   \
   X(void, wasm_frame_vec_delete, (wasm_frame_vec_t *))                                                                 \
   X(uint32_t, wasm_frame_func_index, (const wasm_frame_t *))                                                           \
   X(size_t, wasm_frame_module_offset, (const wasm_frame_t *))                                                          \
   X(const wasm_byte_vec_t *, wasmtime_frame_func_name, (const wasm_frame_t *))                                         \
-  X(const wasm_byte_vec_t *, wasmtime_frame_module_name, (const wasm_frame_t *))                                       \
-  X(wasi_config_t *, wasi_config_new, (void))                                                                          \
-  X(void, wasi_config_delete, (wasi_config_t *))                                                                       \
-  X(bool, wasi_config_set_argv, (wasi_config_t *, size_t, const char **))                                              \
-  X(bool, wasi_config_set_env, (wasi_config_t *, size_t, const char **, const char **))                                \
-  X(void, wasi_config_set_stdin_bytes, (wasi_config_t *, wasm_byte_vec_t *))                                           \
-  X(void, wasi_config_set_stdout_custom, (wasi_config_t *, shi_wasi_output_t, void *, shi_finalizer_t))                \
-  X(void, wasi_config_set_stderr_custom, (wasi_config_t *, shi_wasi_output_t, void *, shi_finalizer_t))                \
-  X(bool, wasi_config_preopen_dir, (wasi_config_t *, const char *, const char *, bool))
+  X(const wasm_byte_vec_t *, wasmtime_frame_module_name, (const wasm_frame_t *))
 
 #define SHI_WASMTIME_POINTER(result, name, parameters) result(*name) parameters;
 typedef struct {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ._ffi import ffi
+from ._ffi import failure, ffi, lib
 from .errors import ConfigError
 from .units import parse_bytes
 
@@ -29,7 +29,7 @@ class _Fields(NamedTuple):
     stdin: bytes
     stdout: StreamCallback | None
     stderr: StreamCallback | None
-    dirs: Mapping[str, Dir | str | os.PathLike[str]]
+    dirs: Mapping[str, Dir | str | os.PathLike[str] | None]
     output_limit: int | str
 
 
@@ -43,11 +43,14 @@ class Wasi(_Fields):
         argv: the first one is the program's own name.
         env: environment variables.
         stdin: what the guest reads from standard input.
-        stdout: called with bytes, in the thread that runs the guest, within milliseconds after the
-            guest wrote them and before its next host call; it can use any guest but that one. What
-            it raises ends the guest's call. None: they are kept for `guest.stdout`.
+        stdout: called with bytes (at most 64 KiB), in the thread that runs the guest, before the
+            guest's write returns; it can use any guest but that one. What it raises ends the
+            guest's call. None: they are kept for `guest.stdout`.
         stderr: the same for standard error.
-        dirs: path in the guest to a directory of the host; a plain path is read-only.
+        dirs: path in the guest to a directory of the host; a plain path is read-only. None grants
+            the name with nothing behind it: a guest that is to be snapshot learns its directories
+            at its start, and a fork of it may be granted what belongs there. Directories are opened
+            when a plugin first spawns with this `Wasi`, and stay the same ones after a rename.
         output_limit: bytes (or "1 MiB") kept of each stream; more is dropped and counted.
 
     Raises:
@@ -63,7 +66,7 @@ class Wasi(_Fields):
         stdin: bytes = b"",
         stdout: StreamCallback | None = None,
         stderr: StreamCallback | None = None,
-        dirs: Mapping[str, Dir | str | os.PathLike[str]] = _NOTHING,
+        dirs: Mapping[str, Dir | str | os.PathLike[str] | None] = _NOTHING,
         output_limit: int | str = "1 MiB",
     ) -> Wasi:
         """Check the values."""
@@ -71,6 +74,8 @@ class Wasi(_Fields):
             if not isinstance(text, str) or "\0" in text or not _is_unicode(text):
                 raise ConfigError(f"WASI arguments and names are Unicode without NUL, not {text!r}")
         for granted in dirs.values():
+            if granted is None:
+                continue
             path = granted.path if isinstance(granted, Dir) else granted
             if not os.path.isdir(path):
                 raise ConfigError(f"cannot grant {os.fspath(path)!r}: no such directory")
@@ -88,34 +93,42 @@ def _is_unicode(text: str) -> bool:
 
 
 class WasiGrant:
-    """A `Wasi` in the form that C takes. Made once, used for any number of spawns."""
+    """A `Wasi` as C holds it. Made once, used for any number of spawns."""
 
-    __slots__ = ("_alive", "native", "source")
+    __slots__ = ("native", "source")
 
     def __init__(self, source: Wasi) -> None:
+        """Copy the values into C and open the directories.
+
+        Raises:
+            ConfigError: a directory cannot be opened, or this system has no `openat2`.
+        """
         self.source = source
-        self._alive: list[Any] = []  # what `native` points to
-        native = self.native = ffi.new("sh_wasi *")
-        native.argv, native.argc = self._strings(source.argv), len(source.argv)
-        native.env_names = self._strings(source.env)
-        native.env_values = self._strings(source.env.values())
-        native.env_count = len(source.env)
-        native.input, native.input_length = (
-            self._keep(ffi.from_buffer(source.stdin)),
-            len(source.stdin),
-        )
-        dirs = [d if isinstance(d, Dir) else Dir(d) for d in source.dirs.values()]
-        native.host_dirs = self._strings(os.path.realpath(d.path) for d in dirs)
-        native.guest_dirs = self._strings(source.dirs)
-        native.writable = self._keep(ffi.new("uint8_t[]", [d.writable for d in dirs]))
-        native.dir_count = len(dirs)
-        native.output_limit = parse_bytes(source.output_limit)
-        native.stream = (source.stdout is not None) | (source.stderr is not None) << 1
+        alive: list[Any] = []  # what `options` points to
 
-    def _keep(self, value: Any) -> Any:
-        self._alive.append(value)
-        return value
+        def strings(texts: Iterable[str | None]) -> Any:
+            each = [
+                ffi.NULL if t is None else ffi.new("char[]", t.encode(errors="surrogateescape"))
+                for t in texts
+            ]
+            alive.append((each, ffi.new("char *[]", each)))
+            return alive[-1][1]
 
-    def _strings(self, texts: Any) -> Any:
-        each = [self._keep(ffi.new("char[]", text.encode())) for text in texts]
-        return self._keep(ffi.new("char *[]", each))
+        dirs = [d if isinstance(d, Dir) or d is None else Dir(d) for d in source.dirs.values()]
+        options = ffi.new("sh_wasi_options *")
+        options.argv, options.argc = strings(source.argv), len(source.argv)
+        options.env_names = strings(source.env)
+        options.env_values = strings(source.env.values())
+        options.env_count = len(source.env)
+        data = ffi.from_buffer(source.stdin)
+        options.input, options.input_length = data, len(source.stdin)
+        options.host_dirs = strings(d and os.path.realpath(d.path) for d in dirs)
+        options.guest_dirs = strings(source.dirs)
+        writable = ffi.new("uint8_t[]", [d is not None and d.writable for d in dirs])
+        options.writable, options.dir_count = writable, len(dirs)
+        options.output_limit = parse_bytes(source.output_limit)
+        options.stream = (source.stdout is not None) | (source.stderr is not None) << 1
+        native = lib.sh_wasi_new(options)
+        if not native:
+            raise failure()
+        self.native = ffi.gc(native, lib.sh_wasi_release)

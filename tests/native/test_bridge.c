@@ -18,7 +18,7 @@
  * interrupted. Only what it does itself is left out: our callbacks are seen. */
 const char *__tsan_default_suppressions(void);
 const char *__tsan_default_suppressions(void) { return "called_from_lib:_libwasmtime.so\nsignal:_libwasmtime.so\n"; }
-/* What wasmtime keeps for the life of the process: its runtime for WASI, its table of types. */
+/* What wasmtime keeps for the life of the process: its table of types. */
 const char *__lsan_default_suppressions(void);
 const char *__lsan_default_suppressions(void) { return "leak:_libwasmtime.so\n"; }
 
@@ -451,10 +451,11 @@ static void a_deadline_is_noticed_however_long_the_ticker_was_idle(void) {
 /* ---- output ----------------------------------------------------------------------------------------------------- */
 
 static void *write_output(void *argument) {
-  sh_wasi wasi = {.output_limit = 1000, .stream = 1};
+  sh_wasi *wasi = sh_wasi_new(&(sh_wasi_options){.output_limit = 1000, .stream = 1});
+  CHECK(wasi);
   heard = 0;
   for (int k = 0; k < 30; k++) {
-    uint64_t guest = sh_spawn(argument, NULL, NULL, &no_limits, &wasi);
+    uint64_t guest = sh_spawn(argument, NULL, NULL, &no_limits, wasi);
     CHECK(guest);
     for (int n = 0; n < 20; n++) {
       CHECK_EQ(call(guest, WRITE, 1, 0), 0);
@@ -469,6 +470,7 @@ static void *write_output(void *argument) {
     sh_reclaim reclaim;
     CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
   }
+  sh_wasi_release(wasi);
   return NULL;
 }
 
