@@ -12,7 +12,7 @@ typedef struct {
 static shi_wasi_errno no_socket(shi_wasi_call *call) {
   shi_file *file;
   shi_wasi_errno error = shi_wasi_file(call, shi_arg32(call, 0), 0, &file);
-  return error ? error : WASI_NOTSUP;
+  return error ? error : WASI_NOTSOCK;
 }
 
 static shi_wasi_errno proc_raise(shi_wasi_call *call) {

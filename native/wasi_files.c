@@ -114,9 +114,9 @@ bool shi_wasi_times(uint64_t accessed, uint64_t modified, uint32_t flags, struct
 shi_wasi_errno shi_fd_filestat_set_times(shi_wasi_call *call) {
   shi_file *file;
   struct timespec times[2];
+  if (!shi_wasi_times(shi_arg64(call, 1), shi_arg64(call, 2), shi_arg32(call, 3) & 0xffff, times)) return WASI_INVAL;
   shi_wasi_errno error = shi_wasi_file(call, shi_arg32(call, 0), RIGHT_FD_FILESTAT_SET_TIMES, &file);
   if (error) return error;
-  if (!shi_wasi_times(shi_arg64(call, 1), shi_arg64(call, 2), shi_arg32(call, 3) & 0xffff, times)) return WASI_INVAL;
   int fd = shi_wasi_usable(file);
   if (fd < 0) return shi_wasi_errno_of(-fd);
   return futimens(fd, times) != 0 ? shi_wasi_errno_of(errno) : WASI_OK;

@@ -61,7 +61,7 @@ static void leave(const place *at) {
   if (at->owned) close(at->parent);
 }
 
-/* `dots`: what to say of a path that ends in "." or "..". Leave the place if and only if this is WASI_OK. */
+/* `dots`: what to say of a path that ends in "." or ".." and does not lead out. Leave the place if and only if this is WASI_OK. */
 static shi_wasi_errno find(const shi_wasi_call *call, uint32_t number, uint32_t path, uint32_t length, uint64_t right,
                            shi_wasi_errno dots, place *out) {
   shi_file *directory;
@@ -74,7 +74,12 @@ static shi_wasi_errno find(const shi_wasi_call *call, uint32_t number, uint32_t 
   out->path[end] = 0;
   char *slash = strrchr(out->path, '/');
   out->last = slash ? slash + 1 : out->path;
-  if (strcmp(out->last, ".") == 0 || strcmp(out->last, "..") == 0) return dots;
+  if (strcmp(out->last, ".") == 0 || strcmp(out->last, "..") == 0) {
+    int fd;
+    error = open_beneath(directory->fd, out->path, O_PATH | O_DIRECTORY, 0, &fd);
+    if (!error) close(fd);
+    return error ? error : dots;
+  }
   out->owned = slash != NULL;
   out->parent = directory->fd;
   if (!slash) return WASI_OK;
@@ -112,7 +117,7 @@ enum { CREAT = 1, DIRECTORY = 2, EXCL = 4, TRUNC = 8 }; /* __wasi_oflags_t */
 static int flags_of_open(uint32_t open_flags, uint32_t fd_flags, uint32_t lookup_flags, uint64_t rights) {
   bool reads = rights & (RIGHT_FD_READ | RIGHT_FD_READDIR), writes = rights & RIGHT_FD_WRITE;
   int flags = O_NOCTTY | O_NONBLOCK;
-  if (writes && !(open_flags & DIRECTORY)) flags |= reads ? O_RDWR : O_WRONLY; /* else O_RDONLY, which is 0 */
+  if (writes) flags |= reads ? O_RDWR : O_WRONLY; /* else O_RDONLY, which is 0 */
   if (open_flags & CREAT) flags |= O_CREAT;
   if (open_flags & DIRECTORY) flags |= O_DIRECTORY;
   if (open_flags & EXCL) flags |= O_EXCL;
@@ -132,14 +137,13 @@ static shi_wasi_errno understand(const shi_wasi_call *call, shi_file **directory
   out->flags = shi_arg32(call, 7) & 0xffff;
   uint64_t needed = RIGHT_PATH_OPEN | (open_flags & CREAT ? RIGHT_PATH_CREATE_FILE : 0) |
                     (open_flags & TRUNC ? RIGHT_PATH_FILESTAT_SET_SIZE : 0);
-  shi_wasi_errno error = shi_wasi_file(call, shi_arg32(call, 0), needed, directory);
-  if (error) return error;
   const uint32_t known = WASI_APPEND | WASI_DSYNC | WASI_NONBLOCK | WASI_RSYNC | WASI_SYNC;
   if (lookup_flags & ~(uint32_t)FOLLOW || open_flags & ~(uint32_t)(CREAT | DIRECTORY | EXCL | TRUNC) ||
       out->flags & ~known || (open_flags & CREAT && open_flags & DIRECTORY))
     return WASI_INVAL;
-  bool writes = out->rights & RIGHT_FD_WRITE && !(open_flags & DIRECTORY);
-  if (writes && !((*directory)->inheriting & RIGHT_FD_WRITE))
+  shi_wasi_errno error = shi_wasi_file(call, shi_arg32(call, 0), needed, directory);
+  if (error) return error;
+  if (out->rights & RIGHT_FD_WRITE & ~(*directory)->inheriting)
     return (*directory)->writable ? WASI_NOTCAPABLE : WASI_PERM;
   out->rights &= (*directory)->inheriting;
   out->inheriting &= (*directory)->inheriting;
@@ -315,10 +319,10 @@ shi_wasi_errno shi_path_link(shi_wasi_call *call) {
 shi_wasi_errno shi_path_rename(shi_wasi_call *call) {
   place from, to;
   shi_wasi_errno error = find(call, shi_arg32(call, 0), shi_arg32(call, 1), shi_arg32(call, 2),
-                              RIGHT_PATH_RENAME_SOURCE, WASI_INVAL, &from);
+                              RIGHT_PATH_RENAME_SOURCE, WASI_BUSY, &from);
   if (error) return error;
   error =
-      find(call, shi_arg32(call, 3), shi_arg32(call, 4), shi_arg32(call, 5), RIGHT_PATH_RENAME_TARGET, WASI_INVAL, &to);
+      find(call, shi_arg32(call, 3), shi_arg32(call, 4), shi_arg32(call, 5), RIGHT_PATH_RENAME_TARGET, WASI_BUSY, &to);
   if (!error) {
     if (from.slash || to.slash) error = refuse_slash(&from, WASI_OK, WASI_NOTDIR);
     if (!error) error = outcome(renameat(from.parent, from.last, to.parent, to.last));

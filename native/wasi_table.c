@@ -97,15 +97,17 @@ void shi_wasi_end_open(shi_guest *guest, uint32_t number, const shi_file *file) 
 
 /* ---- look-up ------------------------------------------------------------------------------------------------------ */
 
-/* Of the numbers that could be meant, the one that a program expects. Most runtimes keep no rights, so programs know
- * POSIX's: wrong kind of file, read-only, not opened for it. */
+/* Of the numbers that could be meant, the one that programs know from POSIX and from wasmtime, which keeps no rights:
+ * the wrong kind of file, a read-only directory, not opened for that; ENOTCAPABLE for what the guest gave away. */
 static shi_wasi_errno refusal(const shi_file *file, uint64_t missing) {
-  if (file->kind == SHI_FD_PREOPEN && file->fd < 0) return WASI_NOTCAPABLE;
+  if (file->kind < SHI_FD_PREOPEN) {
+    bool only_seeks = !(missing & ~(uint64_t)(RIGHT_FD_SEEK | RIGHT_FD_TELL));
+    return only_seeks ? WASI_SPIPE : WASI_BADF;
+  }
   bool directory = file->type == WASI_TYPE_DIRECTORY;
   if (directory && missing & ~(uint64_t)RIGHTS_OF_DIRECTORIES) return WASI_BADF;
-  if (file->kind < SHI_FD_PREOPEN && missing & (RIGHT_FD_SEEK | RIGHT_FD_TELL)) return WASI_SPIPE;
+  if (!directory && missing & RIGHT_FD_READDIR) return WASI_BADF;
   if (!directory && missing & ~(uint64_t)RIGHTS_OF_FILES) return WASI_NOTDIR;
-  if (file->kind < SHI_FD_PREOPEN) return WASI_BADF;
   if (!file->writable && missing & RIGHTS_THAT_CHANGE & ~RIGHT_FD_WRITE) return WASI_PERM;
   if (missing & (RIGHT_FD_READ | RIGHT_FD_WRITE)) return WASI_BADF;
   return WASI_NOTCAPABLE;
@@ -176,7 +178,7 @@ shi_wasi_errno shi_fd_fdstat_set_flags(shi_wasi_call *call) {
   if (error) return error;
   if (flags & ~(uint32_t)(WASI_APPEND | WASI_DSYNC | WASI_NONBLOCK | WASI_RSYNC | WASI_SYNC)) return WASI_INVAL;
   const uint32_t fixed = WASI_DSYNC | WASI_RSYNC | WASI_SYNC;
-  if ((flags & fixed) != (file->flags & fixed)) return WASI_NOTSUP;
+  if ((flags & fixed) != (file->flags & fixed)) return WASI_INVAL;
   if (file->kind >= SHI_FD_PREOPEN && !(file->rights & RIGHT_FD_FDSTAT_SET_FLAGS)) return WASI_NOTCAPABLE;
   if (file->kind == SHI_FD_OPEN && (flags ^ file->flags) & WASI_APPEND) {
     int now = fcntl(file->fd, F_GETFL);
@@ -215,8 +217,8 @@ shi_wasi_errno shi_fd_prestat_dir_name(shi_wasi_call *call) {
   const shi_file *file = entry(call->guest, shi_arg32(call, 0));
   if (!file || file->kind != SHI_FD_PREOPEN) return WASI_BADF;
   size_t length = strlen(file->name);
+  if (!shi_reaches(call, at, room)) return WASI_FAULT;
   if (length > room) return WASI_NAMETOOLONG;
-  if (!shi_reaches(call, at, length)) return WASI_FAULT;
   shi_put(call, at, file->name, length);
   return WASI_OK;
 }
