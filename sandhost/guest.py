@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Guest", "GuestStats"]
 
 _STDOUT, _STDERR = 1, 2
+_NO_OUTPUT = ((b"", 0), (b"", 0))
 
 _mapping = threading.RLock()
 """Two threads that map a guest's memories at once would pin them twice, and unpin them once."""
@@ -178,7 +179,7 @@ class Guest:
     def _output(self, stream: int) -> tuple[bytes, int]:
         if self._outputs is not None:
             return self._outputs[stream - 1]
-        if not self.plugin.info.has_wasi:
+        if not self.plugin.uses_wasi:
             return b"", 0
         length, dropped = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         data = ffi.new("uint8_t[]", 0)
@@ -245,7 +246,10 @@ class Guest:
             self._unmap_memories(self._memories)
         if self.plugin.uses_wasi and self._outputs is None:
             try:
-                self._outputs = (self._output(_STDOUT), self._output(_STDERR))
+                if lib.sh_output_total(self._id) == 0:
+                    self._outputs = _NO_OUTPUT
+                else:
+                    self._outputs = (self._output(_STDOUT), self._output(_STDERR))
             except GuestClosed:
                 pass  # the host ended it
             except SandhostError:

@@ -66,6 +66,7 @@ class Plugin:
             if rewritten.keeps_active_data
             else None
         )
+        self.uses_wasi = self.info.has_wasi
         self.host_guests: weakref.WeakSet[Guest] = host.mapped_guests
         self._native = ffi.gc(
             lib.sh_plugin_new(host.native, compiled.native), lib.sh_plugin_release
@@ -86,7 +87,7 @@ class Plugin:
         self._do(lib.sh_plugin_link(self._native))
         self._no_limits_given = self._native_limits(_DEFAULT_LIMITS)
         self._last_limits = (_DEFAULT_LIMITS, self._no_limits_given)
-        self._no_wasi_given = WasiGrant(Wasi()) if self._wasi else None
+        self._no_wasi_given = WasiGrant(Wasi()) if self.uses_wasi else None
         self._last_grant = self._no_wasi_given
 
     def __repr__(self) -> str:
@@ -121,8 +122,7 @@ class Plugin:
             )
 
     def _add_imports(self, functions: Mapping[tuple[str, str], HostFunction]) -> None:
-        self._wasi = self.uses_wasi = self.info.has_wasi
-        if self._wasi:  # first, so that a host function may stand in for one of it
+        if self.uses_wasi:  # first, so that a host function may stand in for one of it
             exported = [e.index for e in self.info.exports if e.kind == "memory"]
             self._do(lib.sh_plugin_wasi(self._native, exported[0] if exported else 0))
         missing = []
@@ -229,7 +229,7 @@ class Plugin:
         owner = ffi.NULL
         if tenant is not None:
             owner = (tenant if isinstance(tenant, Tenant) else self._host.tenant(tenant)).native
-        if self._wasi or self._calls_back or wasi is not None:
+        if self.uses_wasi or self._calls_back or wasi is not None:
             return self._spawn_bound(origin, owner, native_limits, wasi)
         # The object first: what is spawned is not lost when Python's stack ends here.
         guest = Guest(self, 0, self._invokers)
@@ -263,7 +263,7 @@ class Plugin:
             bindings.pop(seen_id, None)
             guest.abandon()
             raise error
-        if self._wasi:
+        if self.uses_wasi:
             self.host_guests.add(guest)  # whose output outlives it, whoever ends it
         if self._calls_back or any(streams):
             bindings[guest_id] = binding
