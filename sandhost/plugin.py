@@ -229,31 +229,37 @@ class Plugin:
         owner = ffi.NULL
         if tenant is not None:
             owner = (tenant if isinstance(tenant, Tenant) else self._host.tenant(tenant)).native
-        if self.uses_wasi or self._calls_back or wasi is not None:
-            return self._spawn_bound(origin, owner, native_limits, wasi)
+        grant = self._no_wasi_given if wasi is None else self._grant(wasi)
+        if self._calls_back or (grant is not None and grant.streams is not None):
+            return self._spawn_bound(origin, owner, native_limits, grant)
+        native_wasi = ffi.NULL if grant is None else grant.native
         # The object first: what is spawned is not lost when Python's stack ends here.
         guest = Guest(self, 0, self._invokers)
-        guest._id = lib.sh_spawn(self._native, origin, owner, native_limits, ffi.NULL)
+        guest._id = lib.sh_spawn(self._native, origin, owner, native_limits, native_wasi)
         if not guest._id:
             raise call_failure()
+        if grant is not None:
+            self.host_guests.add(guest)  # whose output outlives it, whoever ends it
         return guest
 
-    def _spawn_bound(self, origin: Any, owner: Any, limits: Any, wasi: Wasi | None) -> Guest:
-        """Spawn a guest that needs WASI, or whose callbacks must find it."""
-        grant = self._no_wasi_given
-        if wasi is not None:
-            grant = self._last_grant
-            if grant is None:
-                raise ConfigError(f"{self.name} imports nothing of WASI; spawn it without wasi=")
-            if grant.source is not wasi:
-                grant = self._last_grant = WasiGrant(wasi)
+    def _grant(self, wasi: Wasi) -> WasiGrant:
+        """Return what C takes; usually the same object each time."""
+        grant = self._last_grant
+        if grant is None:
+            raise ConfigError(f"{self.name} imports nothing of WASI; spawn it without wasi=")
+        if grant.source is not wasi:
+            grant = self._last_grant = WasiGrant(wasi)
+        return grant
+
+    def _spawn_bound(self, origin: Any, owner: Any, limits: Any, grant: WasiGrant | None) -> Guest:
+        """Spawn a guest whose callbacks must find it."""
         guest = Guest(self, 0, self._invokers)
-        streams = (grant.source.stdout, grant.source.stderr) if grant else (None, None)
+        streams = (None, None) if grant is None else grant.streams or (None, None)
         binding = Binding(weakref.ref(guest), streams)
         outer = getattr(spawning, "binding", None)  # a start function may call a host that spawns
         spawning.binding = binding
         try:
-            native_wasi = grant.native if grant else ffi.NULL
+            native_wasi = ffi.NULL if grant is None else grant.native
             guest_id = lib.sh_spawn(self._native, origin, owner, limits, native_wasi)
         finally:
             spawning.binding = outer
@@ -264,9 +270,8 @@ class Plugin:
             guest.abandon()
             raise error
         if self.uses_wasi:
-            self.host_guests.add(guest)  # whose output outlives it, whoever ends it
-        if self._calls_back or any(streams):
-            bindings[guest_id] = binding
+            self.host_guests.add(guest)
+        bindings[guest_id] = binding
         return guest
 
     def _native_limits(self, limits: Limits) -> Any:

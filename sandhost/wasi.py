@@ -95,7 +95,7 @@ def _is_unicode(text: str) -> bool:
 class WasiGrant:
     """A `Wasi` as C holds it. Made once, used for any number of spawns."""
 
-    __slots__ = ("native", "source")
+    __slots__ = ("native", "source", "streams")
 
     def __init__(self, source: Wasi) -> None:
         """Copy the values into C and open the directories.
@@ -104,6 +104,8 @@ class WasiGrant:
             ConfigError: a directory cannot be opened, or this system has no `openat2`.
         """
         self.source = source
+        called = source.stdout is not None or source.stderr is not None
+        self.streams = (source.stdout, source.stderr) if called else None
         alive: list[Any] = []  # what `options` points to
 
         def strings(texts: Iterable[str | None]) -> Any:
