@@ -249,7 +249,8 @@ static int start(shi_guest *guest, sh_wasi *wasi) {
   wt.wasmtime_store_limiter(guest->store, -1, (int64_t)guest->limits.table_elements, -1, -1, -1);
   wt.wasmtime_store_epoch_deadline_callback(guest->store, shi_epoch_reached, guest, NULL);
   if (plugin->wasi) {
-    int status = shi_wasi_attach(guest, wasi, NULL);
+    const shi_wasi_state *captured = guest->snapshot ? &guest->snapshot->wasi : NULL;
+    int status = shi_wasi_attach(guest, wasi, captured && captured->bytes ? captured : NULL);
     if (status != SH_OK) return status;
   }
   uint64_t generation = generation_of(atomic_load(&guest->state));

@@ -279,6 +279,8 @@ const uint8_t *sh_snapshot_memory(const sh_snapshot *snapshot, uint32_t index, u
 const sh_global *sh_snapshot_global(const sh_snapshot *snapshot, uint32_t position);
 const uint32_t *sh_snapshot_table(const sh_snapshot *snapshot, uint32_t position, uint64_t *size);
 int sh_snapshot_dropped(const sh_snapshot *snapshot, uint32_t position);
+/* WASI's table of files, as bytes to be kept; NULL: the plugin uses no WASI. */
+const uint8_t *sh_snapshot_wasi(const sh_snapshot *snapshot, size_t *length);
 /* The module's own image of a memory. */
 const uint8_t *sh_plugin_image(const sh_plugin *plugin, uint32_t index, uint64_t *image_length);
 
@@ -295,6 +297,7 @@ int sh_snapshot_set_memory(sh_snapshot *snapshot, uint32_t index, uint64_t size,
 int sh_snapshot_set_global(sh_snapshot *snapshot, uint32_t position, const sh_global *global);
 int sh_snapshot_set_table(sh_snapshot *snapshot, uint32_t position, const uint32_t *functions, uint64_t size);
 int sh_snapshot_set_dropped(sh_snapshot *snapshot, uint32_t position);
+int sh_snapshot_set_wasi(sh_snapshot *snapshot, const uint8_t *bytes, size_t length);
 
 /* ---- callbacks into Python ------------------------------------------------------------------------------------- */
 

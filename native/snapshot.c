@@ -31,6 +31,7 @@ void shi_snapshot_release(sh_snapshot *snapshot) {
   for (uint32_t k = 0; k < plugin->memory_count; k++)
     if (snapshot->memories[k].image) shi_image_release(snapshot->memories[k].image);
   shi_state_free(&snapshot->state, &plugin->state);
+  free(snapshot->wasi.bytes);
   free(snapshot);
   shi_plugin_release(plugin);
 }
@@ -43,6 +44,8 @@ void sh_snapshot_release(sh_snapshot *snapshot) {
 
 /* The memories first: telling whether a segment was dropped writes to them, if only what was there. */
 static int capture(shi_guest *guest, sh_snapshot *snapshot) {
+  int status = guest->grant ? shi_wasi_capture(guest, &snapshot->wasi) : SH_OK; /* first: it is refused most */
+  if (status != SH_OK) return status;
   for (uint32_t k = 0; k < guest->region_count; k++) {
     snapshot->memories[k].minimum = atomic_load(&guest->sizes[k]);
     int error = shi_region_capture(guest->regions[k], &snapshot->memories[k].image);
@@ -136,6 +139,16 @@ int sh_snapshot_set_dropped(sh_snapshot *snapshot, uint32_t position) {
   return SH_OK;
 }
 
+int sh_snapshot_set_wasi(sh_snapshot *snapshot, const uint8_t *bytes, size_t length) {
+  if (!snapshot->plugin->wasi || snapshot->wasi.bytes || !shi_wasi_state_is_sound(bytes, length))
+    return shi_fail(SH_ARGUMENT, "the table of files of the snapshot is damaged, or does not fit the module");
+  snapshot->wasi.bytes = malloc(length);
+  if (!snapshot->wasi.bytes) return shi_fail_no_memory();
+  memcpy(snapshot->wasi.bytes, bytes, length);
+  snapshot->wasi.length = length;
+  return SH_OK;
+}
+
 /* ---- read ----------------------------------------------------------------------------------------------------------- */
 
 const uint8_t *sh_snapshot_memory(const sh_snapshot *snapshot, uint32_t index, uint64_t *size, uint64_t *image_length) {
@@ -161,3 +174,8 @@ const uint32_t *sh_snapshot_table(const sh_snapshot *snapshot, uint32_t position
 }
 
 int sh_snapshot_dropped(const sh_snapshot *snapshot, uint32_t position) { return snapshot->state.dropped[position]; }
+
+const uint8_t *sh_snapshot_wasi(const sh_snapshot *snapshot, size_t *length) {
+  *length = snapshot->wasi.length;
+  return snapshot->wasi.bytes;
+}

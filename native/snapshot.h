@@ -2,12 +2,13 @@
 #ifndef SANDHOST_SNAPSHOT_H
 #define SANDHOST_SNAPSHOT_H
 
-#include "bridge.h"
+#include "wasi.h"
 
 struct sh_snapshot {
   sh_plugin *plugin;                           /* a reference */
   shi_memory_plan memories[SHI_MEMORIES_MAX];  /* `minimum` is the size it had; owns its images */
   shi_state state;
+  shi_wasi_state wasi; /* its table of files; no bytes: as a fresh guest has it */
   _Atomic uint32_t references; /* Python's one, and one for each guest that came from it */
 };
 

@@ -225,7 +225,7 @@ shi_wasi_function shi_args_get, shi_args_sizes_get, shi_environ_get, shi_environ
 /* ---- snapshots (wasi_state.c) ------------------------------------------------------------------------------------- */
 
 /* A table as a snapshot keeps it: which streams are still open, and the granted directories by the guest's names, each
- * at its number. `bytes` can be written to a file and read back; shi_wasi_attach checks them. */
+ * at its number. `bytes` can be written to a file and read back. */
 typedef struct {
   uint8_t *bytes; /* free() */
   size_t length;
@@ -234,6 +234,9 @@ typedef struct {
 /* Describes the guest's table. SH_ARGUMENT, with a message that names what is open (number and the guest's path), when
  * that is more than streams and granted directories. Precondition: the caller is inside the guest, or nobody is. */
 int shi_wasi_capture(shi_guest *guest, shi_wasi_state *out);
+
+/* Whether bytes from a file can be such a table. */
+bool shi_wasi_state_is_sound(const uint8_t *bytes, size_t length);
 
 /* Gives a guest its table. `grant` may be NULL: nothing. With `from`, the captured table: its directories are bound by
  * name to the grant's; one that is not granted stays, with nothing behind it, so that numbers which the guest's libc

@@ -96,6 +96,18 @@ static bool read_entry(reader *in, uint32_t next, captured *out) {
   return !memchr(out->name, 0, out->name_length);
 }
 
+bool shi_wasi_state_is_sound(const uint8_t *bytes, size_t length) {
+  reader in = {bytes, length};
+  uint32_t count, next = 0;
+  if (!read_word(&in, &count)) return false;
+  for (uint32_t k = 0; k < count; k++) {
+    captured entry;
+    if (!read_entry(&in, next, &entry)) return false;
+    next = entry.number + 1;
+  }
+  return in.left == 0;
+}
+
 static int fail_damaged(void) { return shi_fail(SH_ARGUMENT, "the snapshot's table of open files is damaged"); }
 
 static bool is_named(const shi_file *file, const captured *entry) {
@@ -126,7 +138,7 @@ static int bind_entry(shi_guest *guest, const captured *entry, bool *taken) {
 static int attach_captured(shi_guest *guest, const shi_wasi_state *from) {
   reader in = {from->bytes, from->length};
   uint32_t count;
-  if (!read_word(&in, &count) || count > SHI_FILES_MAX) return fail_damaged();
+  if (!shi_wasi_state_is_sound(from->bytes, from->length) || !read_word(&in, &count)) return fail_damaged();
   bool taken[SHI_FILES_MAX] = {false};
   for (uint32_t k = 0; k < count; k++) {
     captured entry;
@@ -138,7 +150,6 @@ static int attach_captured(shi_guest *guest, const shi_wasi_state *from) {
     if (status != SH_OK) return status;
     guest->file_count++;
   }
-  if (in.left) return fail_damaged();
   if (guest->file_count < 3) {
     int status = shi_wasi_reserve(guest, 3);
     if (status != SH_OK) return status;

@@ -109,6 +109,7 @@ def save(snapshot: Snapshot, path: str | os.PathLike[str]) -> int:
                 for position in range(len(plugin.state.segments))
                 if lib.sh_snapshot_dropped(snapshot.native, position)
             ],
+            "wasi": _wasi(snapshot),
         }
     ).encode()
     prefix = _PREFIX.pack(_MAGIC, FORMAT_VERSION, len(header), hashlib.sha256(header).digest())
@@ -188,6 +189,13 @@ def _tables(snapshot: Snapshot) -> Iterator[dict[str, Any]]:
         functions = lib.sh_snapshot_table(snapshot.native, position, size)
         packed = zlib.compress(bytes(ffi.buffer(functions, 4 * size[0])) if size[0] else b"")
         yield {"size": size[0], "functions": base64.b64encode(packed).decode()}
+
+
+def _wasi(snapshot: Snapshot) -> str | None:
+    """Return WASI's table of files as C keeps it."""
+    length = ffi.new("size_t *")
+    files = lib.sh_snapshot_wasi(snapshot.native, length)
+    return base64.b64encode(ffi.buffer(files, length[0])).decode() if length[0] else None
 
 
 def _write_atomically(target: Path, chunks: list[Any]) -> None:
@@ -293,6 +301,9 @@ def _fill(native: Any, plugin: Plugin, file: BinaryIO, header: Header) -> None:
         _fill_table(native, position, table)
     for position in document["dropped"]:
         _do(lib.sh_snapshot_set_dropped(native, position))
+    if document["wasi"] is not None:
+        files = base64.b64decode(document["wasi"], validate=True)
+        _do(lib.sh_snapshot_set_wasi(native, files, len(files)))
 
 
 def _part(part: Any, header: Header) -> tuple[int, int, bool, int]:
