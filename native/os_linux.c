@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -455,14 +454,18 @@ void shi_os_file_close(int fd) { close(fd); }
 
 /* ---- files of guests -------------------------------------------------------------------------------------------- */
 
+/* <linux/openat2.h>, which is younger than the systems that wheels are built on. */
 #ifndef SYS_openat2
 #define SYS_openat2 437
 #endif
+struct how_to_open {
+  uint64_t flags, mode, resolve;
+};
+enum { NO_MAGIC_LINKS = 0x02, BENEATH = 0x08 };
 
 int shi_os_open_beneath(int fd, const char *path, int flags, uint32_t mode) {
-  struct open_how how = {.flags = (uint64_t)(unsigned)flags,
-                         .mode = flags & O_CREAT ? mode : 0,
-                         .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS};
+  struct how_to_open how = {
+      .flags = (uint64_t)(unsigned)flags, .mode = flags & O_CREAT ? mode : 0, .resolve = BENEATH | NO_MAGIC_LINKS};
   enum { TRIES = 64 }; /* EAGAIN: something was renamed meanwhile, so that ".." could not be told from an escape */
   long opened = -1;
   for (int tries = 0; tries < TRIES; tries++) {

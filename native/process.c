@@ -16,8 +16,8 @@ static void before_fork(void) { pthread_mutex_lock(&hosts_mutex); }
 static void after_fork_in_parent(void) { pthread_mutex_unlock(&hosts_mutex); }
 static void after_fork_in_child(void) {
   pthread_mutex_unlock(&hosts_mutex);
-  /* Also when all hosts are gone by now: wasmtime keeps threads for compiling and for WASI, and would wait for ever for
-   * those that the child does not have. */
+  /* Also when all hosts are gone by now: wasmtime keeps threads for compiling, and would wait for ever for those that the
+   * child does not have. */
   atomic_store(&shi_forked, true);
   shi_guests_forget();
   for (sh_host *host = hosts; host; host = host->next) shi_pool_after_fork_in_child(host->pool);
