@@ -22,6 +22,7 @@ bool shi_guest_goes_on(shi_guest *guest) {
     uint32_t depth = shi_host_code_begins(guest);
     if (shi_signals && shi_signals()) guest->stop = SH_INTERRUPTED;
     shi_host_code_ends(guest, depth);
+    if (atomic_load(&shi_forked)) guest->stop = SH_FORKED; /* by a signal handler: the memory is gone */
   }
   return guest->stop == 0;
 }

@@ -183,6 +183,7 @@ static shi_wasi_errno transfer(shi_wasi_call *call, direction to, uint32_t resul
     write_output(call->guest, file->kind == SHI_FD_STDERR, &bytes);
   else
     error = move(call, file, &bytes, to, &moved);
+  if (call->guest->stop) return WASI_INTR; /* after a fork in a callback there is no memory to write to */
   if (!error) shi_put32(call, result, moved);
   return error;
 }

@@ -234,6 +234,40 @@ def test_a_child_forked_inside_a_host_function_is_told(host):
     assert "was forked" in out
 
 
+def test_a_child_forked_inside_an_output_callback_is_told():
+    out = run_cleanly(
+        """
+        import os
+        from sandhost import Wasi
+        host = sandhost.Host(cache=False)
+
+        def fork(data):
+            global child
+            child = os.fork()
+
+        guest = host.load(rb'''(module
+          (import "wasi_snapshot_preview1" "fd_write"
+            (func $fd_write (param i32 i32 i32 i32) (result i32)))
+          (memory (export "memory") 1)
+          (data (i32.const 0) "\\10\\00\\00\\00\\05\\00\\00\\00")
+          (func (export "run") (result i32)
+            (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
+          )''').spawn(wasi=Wasi(stdout=fork))
+        try:
+            result = guest.call("run")
+        except sandhost.SandhostError as error:
+            assert child == 0
+            os.write(1, str(error).encode() + b"\\n")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert result == 0
+        guest.close()
+        host.close()
+        """
+    )
+    assert "was forked" in out
+
+
 # ---- greenlets ----
 
 SWITCHING = b"""(module (import "env" "switch" (func $switch)) (func (export "nop"))
