@@ -86,7 +86,10 @@ int sh_output(uint64_t id, int stream, uint8_t *to, uint64_t room, uint64_t *len
 
 uint64_t sh_output_total(uint64_t id) {
   shi_guest *guest;
-  if (shi_guest_enter(id, &guest) != SH_OK) return UINT64_MAX;
+  if (shi_guest_enter(id, &guest) != SH_OK) {
+    shi_error_forget();
+    return UINT64_MAX;
+  }
   uint64_t total = 0;
   for (int k = 0; k < 2; k++) total += guest->streams[k].length + guest->streams[k].dropped;
   shi_guest_leave(guest);

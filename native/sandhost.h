@@ -244,7 +244,7 @@ const uint64_t *sh_memory_size(uint64_t guest, uint32_t memory_index);
 int sh_memory_pin(uint64_t guest, uint32_t memory_index);
 void sh_memory_unpin(uint64_t guest, uint32_t memory_index);
 
-/* What WASI wrote to both streams, kept or dropped, in bytes. UINT64_MAX: see sh_take_error. */
+/* What WASI wrote to both streams, kept or dropped, in bytes. UINT64_MAX: it cannot be read now; sh_output says why. */
 uint64_t sh_output_total(uint64_t guest);
 /* Copies what WASI wrote to stdout (1) or stderr (2), if `room` is enough for its *length. */
 int sh_output(uint64_t guest, int stream, uint8_t *to, uint64_t room, uint64_t *length, uint64_t *dropped);

@@ -77,7 +77,9 @@ shi_wasi_errno shi_wasi_begin_open(shi_guest *guest, uint32_t *number) {
   while (first < guest->file_count && guest->files[first].kind != SHI_FD_FREE) first++;
   if (first >= SHI_FILES_MAX) return WASI_MFILE;
   if (!may_open()) return WASI_NFILE;
-  if (shi_wasi_reserve(guest, first + 1) != SH_OK || shi_account_charge(guest->account.parent, OPEN_FILE_BYTES)) {
+  bool room = shi_wasi_reserve(guest, first + 1) == SH_OK;
+  if (!room) shi_error_forget(); /* the guest gets an errno */
+  if (!room || shi_account_charge(guest->account.parent, OPEN_FILE_BYTES)) {
     closed();
     return WASI_NOMEM;
   }
