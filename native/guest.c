@@ -243,7 +243,6 @@ static void count_live(sh_plugin *plugin) {
 
 static int start(shi_guest *guest, sh_wasi *wasi) {
   sh_plugin *plugin = guest->plugin;
-  shi_trap_signals_check_all();
   guest->store = wt.wasmtime_store_new(plugin->host->ticker.engines[plugin->module->engine], guest, NULL);
   guest->context = wt.wasmtime_store_context(guest->store);
   wt.wasmtime_store_limiter(guest->store, -1, (int64_t)guest->limits.table_elements, -1, -1, -1);
