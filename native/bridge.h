@@ -149,7 +149,7 @@ wasm_functype_t *shi_functype(const char *params,
 /* Cells (Python's side: i32 sign-extended, f32 as double) to and from wasmtime's raw values, in place. */
 void shi_cells_to_raw(const char *types, wasmtime_val_raw_t *values);
 void shi_raw_to_cells(const char *types, wasmtime_val_raw_t *values);
-/* 0, or SH_ARGUMENT naming the first integer that does not fit its type. */
+/* 0, or SH_OVERFLOW naming the first integer that does not fit its type. */
 int shi_cells_check(const char *types, const wasmtime_val_raw_t *values);
 
 /* ---- the rest ------------------------------------------------------------------------------------------------------ */

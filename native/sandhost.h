@@ -58,7 +58,8 @@ enum sh_status {
   SH_CLOSED,        /* the guest (or host) has ended */
   SH_BUSY,          /* another thread is in the guest, or a view of its memory is alive */
   SH_FORKED,        /* this process was forked from one that had guests */
-  SH_ARGUMENT,      /* an argument is out of range; message says which */
+  SH_ARGUMENT,      /* what was asked for cannot be; message says why */
+  SH_OVERFLOW,      /* an integer does not fit its parameter; message says which */
   SH_TRAP,          /* trap_code, frames */
   SH_EXIT,          /* exit_status: WASI's proc_exit */
   SH_HOST_ERROR,    /* a host function raised; Python holds the exception under `guest` */
@@ -232,6 +233,11 @@ int sh_call(uint64_t guest, uint32_t export_index, int64_t *cells);
  * SH_CALL_FAILED, and sh_take_error() gives a status that is not 0; the same number with status 0 is an honest result. */
 enum { SH_CALL_FAILED = -7905747460161236407 }; /* an unlikely result */
 int64_t sh_call_ints(uint64_t guest, uint32_t export_index, int64_t a, int64_t b, int64_t c, int64_t d);
+/* A whole life in one crossing: a guest is spawned, called as by the two above, and closed. No WASI. */
+int sh_live(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, uint32_t export_index,
+            int64_t *cells);
+int64_t sh_live_ints(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
+                     uint32_t export_index, int64_t a, int64_t b, int64_t c, int64_t d);
 
 typedef struct {
   uint8_t *base;

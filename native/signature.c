@@ -54,7 +54,7 @@ wasm_functype_t *shi_functype(const char *params, const char *results) {
 int shi_cells_check(const char *types, const wasmtime_val_raw_t *values) {
   for (uint32_t k = 0; types[k]; k++)
     if (types[k] == 'i' && (values[k].i64 < INT32_MIN || values[k].i64 > (int64_t)UINT32_MAX))
-      return shi_fail(SH_ARGUMENT, "argument %u is %lld, which does not fit an i32", k + 1, (long long)values[k].i64);
+      return shi_fail(SH_OVERFLOW, "argument %u is %lld, which does not fit an i32", k + 1, (long long)values[k].i64);
   return SH_OK;
 }
 

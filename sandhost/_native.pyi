@@ -76,6 +76,7 @@ class _Lib:
     SH_OS_THREAD: int
     SH_OS_WRITE: int
     SH_OUT_OF_FUEL: int
+    SH_OVERFLOW: int
     SH_OUT_OF_MEMORY: int
     SH_POLICY_IMMEDIATE: int
     SH_POLICY_LAZY: int
@@ -109,6 +110,29 @@ class _Lib:
     def sh_host_release(self, host: _CData, /) -> None: ...
     def sh_host_trim(self, host: _CData, idle_ns: int, /) -> int: ...
     def sh_last_error(self, /) -> _CData: ...
+    def sh_live(
+        self,
+        plugin: _CData,
+        origin: _CData,
+        tenant: _CData,
+        limits: _CData,
+        export_index: int,
+        cells: _CData,
+        /,
+    ) -> int: ...
+    def sh_live_ints(
+        self,
+        plugin: _CData,
+        origin: _CData,
+        tenant: _CData,
+        limits: _CData,
+        export_index: int,
+        a: int,
+        b: int,
+        c: int,
+        d: int,
+        /,
+    ) -> int: ...
     def sh_memory_get(self, guest: int, memory_index: int, out: _CData, /) -> int: ...
     def sh_memory_pin(self, guest: int, memory_index: int, /) -> int: ...
     def sh_memory_size(self, guest: int, memory_index: int, /) -> _CData: ...

@@ -3,7 +3,9 @@
 Functions of up to four integers take the fast path: arguments and result cross as C integers. All
 others go through cells, 16 bytes a value. Both are compiled once for each shape of signature.
 
-An invoker is called as `invoker(guest, *arguments)`.
+An invoker is called as `invoker(guest, *arguments)`. One that lives for the call only is called as
+`invoker(origin, *arguments)`, where the origin is what C spawns a guest from: plugin, snapshot,
+tenant and limits.
 """
 
 from __future__ import annotations
@@ -36,8 +38,12 @@ def call_failure(reported: Any = None) -> BaseException:
     return failure(reported)
 
 
-def make_invoker(name: str, index: int, signature: FuncType) -> Invoker:
-    """Return the invoker of the export with this index, or one that refuses by name."""
+def make_invoker(name: str, index: int, signature: FuncType, *, lives: bool = False) -> Invoker:
+    """Return the invoker of the export with this index, or one that refuses by name.
+
+    Args:
+        lives: it spawns the guest that it calls, and closes it.
+    """
     params = [LETTERS.get(t, "r") for t in signature.params]
     results = [LETTERS.get(t, "r") for t in signature.results]
     described = f"{printable(name)}{signature}"
@@ -45,9 +51,9 @@ def make_invoker(name: str, index: int, signature: FuncType) -> Invoker:
         return functools.partial(_refuse_references, described)
     integers = set(params + results) <= {"i", "l"}
     if integers and len(params) <= _FAST_PARAMETERS and len(results) <= 1:
-        factory = _integer_factory(len(params), bool(results))
+        factory = _integer_factory(len(params), bool(results), lives)
     else:
-        factory = _cell_factory("".join(params), "".join(results))
+        factory = _cell_factory("".join(params), "".join(results), lives)
     invoker: Invoker = factory(index, _Support(described, signature))
     invoker.__name__ = invoker.__qualname__ = name
     return invoker
@@ -69,7 +75,7 @@ class _Support:
         status = reported.status
         if status == lib.SH_OK:
             return lib.SH_CALL_FAILED
-        if status == lib.SH_ARGUMENT:
+        if status == lib.SH_OVERFLOW:
             raise OverflowError(f"{self.described}: {failure(reported)}")
         error = call_failure(reported)
         if (
@@ -116,7 +122,7 @@ def make(index, support):
         except ValueError:
             raise support.miscounted(arguments) from None
         try:
-            result = call(guest._id, index{names}{padding})
+            result = {call}, index{names}{padding})
         except OverflowError:
             return invoker(guest, *support.signed(arguments))
         if result == FAILED:
@@ -127,9 +133,10 @@ def make(index, support):
 
 
 @functools.cache
-def _integer_factory(count: int, has_result: bool) -> Callable[..., Invoker]:
+def _integer_factory(count: int, has_result: bool, lives: bool) -> Callable[..., Invoker]:
     names = [f"a{k}" for k in range(count)]
     source = _INTEGER_TEMPLATE.format(
+        call="live_ints(*guest" if lives else "call_ints(guest._id",
         unpack=f"[{', '.join(names)}] = arguments",
         names="".join(f", {n}" for n in names),
         padding=", 0" * (_FAST_PARAMETERS - count),
@@ -156,7 +163,7 @@ def make(index, support):
             {store}
         except OverflowError:
             return invoker(guest, *support.signed(arguments))
-        if call_cells(guest._id, index, cells):
+        if {call}, index, cells):
             return support.failed()
         return {returned}
     return invoker
@@ -164,7 +171,7 @@ def make(index, support):
 
 
 @functools.lru_cache(maxsize=256)
-def _cell_factory(params: str, results: str) -> Callable[..., Invoker]:
+def _cell_factory(params: str, results: str, lives: bool) -> Callable[..., Invoker]:
     names = [f"a{k}" for k in range(len(params))]
     stores = [
         f"put_vector(cells, {k}, a{k})" if letter == "v" else f"{_cell_of(letter, k)} = a{k}"
@@ -175,6 +182,7 @@ def _cell_factory(params: str, results: str) -> Callable[..., Invoker]:
         for k, letter in enumerate(results)
     ]
     source = _CELL_TEMPLATE.format(
+        call="live(*guest" if lives else "call(guest._id",
         unpack=f"[{', '.join(names)}] = arguments",
         width=2 * max(len(params), len(results), 1),
         store="; ".join(stores) or "pass",
@@ -191,8 +199,10 @@ def _put_vector(cells: Any, index: int, value: bytes) -> None:
 
 def _compile(source: str) -> Callable[..., Invoker]:
     scope: dict[str, Any] = {
-        "call": lib.sh_call_ints,
-        "call_cells": lib.sh_call,
+        "call": lib.sh_call,
+        "call_ints": lib.sh_call_ints,
+        "live": lib.sh_live,
+        "live_ints": lib.sh_live_ints,
         "FAILED": lib.SH_CALL_FAILED,
         "new": ffi.new,
         "cast": ffi.cast,

@@ -7,7 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._ffi import failure, ffi, lib
-from .calls import Invoker, call_failure, make_invoker
+from .calls import Invoker, call_failure, make_invoker, no_such_function
 from .errors import ConfigError, ModuleError, printable
 from .guest import Guest
 from .hostcalls import LETTERS, Binding, HostFunction, bindings, spawning, unbind
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Plugin", "PluginStats"]
 
 _DEFAULT_LIMITS = Limits()
-_FRESH = ffi.NULL
+_FRESH = _NO_TENANT = ffi.NULL
 
 
 class PluginStats(NamedTuple):
@@ -79,7 +79,9 @@ class Plugin:
         self._calls_back = False
         self._add_memories(rewritten)
         self._add_imports(functions)
-        self._invokers = self._add_exports()
+        self._invokers: dict[str, Invoker] = {}
+        self._lives: dict[str, Invoker] = {}
+        self._add_exports()
         tables = self.info.tables
         largest = max((table.minimum for table in tables), default=0)
         lib.sh_plugin_tables(self._native, len(tables), largest)
@@ -165,8 +167,7 @@ class Plugin:
             )
         )
 
-    def _add_exports(self) -> dict[str, Invoker]:
-        invokers: dict[str, Invoker] = {}
+    def _add_exports(self) -> None:
         for export in self.info.exports:
             if not isinstance(export.type, FuncType):
                 continue
@@ -176,8 +177,8 @@ class Plugin:
             )
             name = export.name.encode("utf-8", "surrogateescape")
             self._do(lib.sh_plugin_export(self._native, name, len(name), params, results))
-            invokers[export.name] = make_invoker(export.name, len(invokers), export.type)
-        return invokers
+            index = len(self._invokers)
+            self._invokers[export.name] = make_invoker(export.name, index, export.type)
 
     def _add_state(self, state: State) -> None:
         for variable in state.globals:
@@ -215,20 +216,68 @@ class Plugin:
         """
         return self.spawn_from(_FRESH, limits, tenant, wasi)
 
+    def call(
+        self,
+        name: str,
+        *arguments: Any,
+        limits: Limits | None = None,
+        tenant: str | Tenant | None = None,
+    ) -> Any:
+        """Spawn a guest, call one of its functions, and close it: one guest a request.
+
+        The same as `with plugin.spawn(...) as guest: guest.call(...)`, in half the time where the
+        plugin uses no WASI and no host function asks for the guest.
+
+        Raises:
+            Exception: as `spawn` and `Guest.call`.
+        """
+        return self.call_from(_FRESH, name, arguments, limits, tenant)
+
+    def call_from(
+        self,
+        origin: Any,
+        name: str,
+        arguments: tuple[Any, ...],
+        limits: Limits | None,
+        tenant: str | Tenant | None,
+    ) -> Any:
+        """Spawn from a `sh_snapshot *` or NULL, call, close. Not for users."""
+        if self._calls_back or self.uses_wasi:
+            with self.spawn_from(origin, limits, tenant, None) as guest:
+                return guest.call(name, *arguments)
+        invoker = self._lives.get(name) or self._live_invoker(name)
+        life = (self._native, origin, self._owner(tenant), self._limits(limits))
+        return invoker(life, *arguments)
+
+    def _live_invoker(self, name: str) -> Invoker:
+        signature = self.info.function(name)
+        if name not in self._invokers or signature is None:
+            raise no_such_function(name, self._invokers)
+        index = list(self._invokers).index(name)
+        self._lives[name] = make_invoker(name, index, signature, lives=True)
+        return self._lives[name]
+
+    def _limits(self, limits: Limits | None) -> Any:
+        """Return what C takes; usually of the same object each time."""
+        if limits is None:
+            return self._no_limits_given
+        source, native = self._last_limits  # one tuple, since other threads spawn as well
+        if source is not limits:
+            native = self._native_limits(limits)
+            self._last_limits = (limits, native)
+        return native
+
+    def _owner(self, tenant: str | Tenant | None) -> Any:
+        if tenant is None:
+            return _NO_TENANT
+        return (tenant if isinstance(tenant, Tenant) else self._host.tenant(tenant)).native
+
     def spawn_from(
         self, origin: Any, limits: Limits | None, tenant: str | Tenant | None, wasi: Wasi | None
     ) -> Guest:
         """Start a guest from a `sh_snapshot *`, or afresh from NULL. Not for users."""
-        if limits is None:
-            native_limits = self._no_limits_given
-        else:  # usually the same object each time; one tuple, since other threads spawn as well
-            source, native_limits = self._last_limits
-            if source is not limits:
-                native_limits = self._native_limits(limits)
-                self._last_limits = (limits, native_limits)
-        owner = ffi.NULL
-        if tenant is not None:
-            owner = (tenant if isinstance(tenant, Tenant) else self._host.tenant(tenant)).native
+        native_limits = self._limits(limits)
+        owner = self._owner(tenant)
         grant = self._no_wasi_given if wasi is None else self._grant(wasi)
         if self._calls_back or (grant is not None and grant.streams is not None):
             return self._spawn_bound(origin, owner, native_limits, grant)

@@ -99,11 +99,7 @@ class Snapshot:
             SnapshotError: it came from a file whose data were altered; found at the first spawn.
             Exception: as `Plugin.spawn`; and what `reseed` raises, as `Guest.call`.
         """
-        native = self.native
-        if self._check is not None:
-            self._check()
-            self._check = None
-        guest = self.plugin.spawn_from(native, limits, tenant, wasi)
+        guest = self.plugin.spawn_from(self._checked(), limits, tenant, wasi)
         if self.reseed is not None:
             try:
                 guest.call(self.reseed, *map(_random_bits, self._seed_bytes))
@@ -111,6 +107,30 @@ class Snapshot:
                 guest.close()
                 raise
         return guest
+
+    def call(
+        self,
+        name: str,
+        *arguments: Any,
+        limits: Limits | None = None,
+        tenant: str | Tenant | None = None,
+    ) -> Any:
+        """Spawn a fork, call one of its functions, and close it; see `Plugin.call`.
+
+        Raises:
+            Exception: as `spawn` and `Guest.call`.
+        """
+        if self.reseed is None:
+            return self.plugin.call_from(self._checked(), name, arguments, limits, tenant)
+        with self.spawn(limits=limits, tenant=tenant) as guest:
+            return guest.call(name, *arguments)
+
+    def _checked(self) -> Any:
+        native = self.native
+        if self._check is not None:
+            self._check()
+            self._check = None
+        return native
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write it to a file that `Host.load_snapshot` reads, atomically; return its bytes.
