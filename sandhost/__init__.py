@@ -1,6 +1,7 @@
 """Run untrusted WebAssembly plugins, each in a memory region of its own.
 
     cli, bench, demo, doctor      what people use from a shell
+    interpreters                  Python and JavaScript as guests
     host                          puts the parts together, owns their lifetimes
     govern                        statistics
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
@@ -45,6 +46,7 @@ from .tenants import Tenant
 from .wasi import Dir, Wasi
 
 if typing.TYPE_CHECKING:
+    from . import interpreters
     from .guest import Guest, GuestStats
     from .memory import GuestMemory
     from .plugin import Plugin, PluginStats
@@ -88,6 +90,7 @@ __all__ = [
     "Tenant",
     "Wasi",
     "__version__",
+    "interpreters",
 ]
 
 _MADE_BY_HOSTS = {
@@ -99,11 +102,15 @@ _MADE_BY_HOSTS = {
     "Snapshot": ".snapshot",
 }
 
+_ROOMS = frozenset({"interpreters"})
+
 
 def __getattr__(name: str) -> typing.Any:
-    """Import what only a host makes when it is first named (PEP 562)."""
-    if name not in _MADE_BY_HOSTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import what only a host makes, and the rooms of their own, when first named (PEP 562)."""
     import importlib
 
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _MADE_BY_HOSTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MADE_BY_HOSTS[name], __name__), name)
