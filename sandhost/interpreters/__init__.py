@@ -14,6 +14,7 @@
 
 from .box import Box, Session
 from .cpython import python
+from .quickjs import javascript
 from .result import CodeError, Repr, Result
 
-__all__ = ["Box", "CodeError", "Repr", "Result", "Session", "python"]
+__all__ = ["Box", "CodeError", "Repr", "Result", "Session", "javascript", "python"]

@@ -19,7 +19,7 @@ from ..errors import ConfigError, GuestBusy, GuestClosed, GuestExit, SandhostErr
 from ..limits import Limits
 from ..units import parse_bytes
 from ..wasi import Dir, Wasi
-from .result import Answer, Result
+from .result import Answer, CodeError, Result
 
 if TYPE_CHECKING:
     from ..guest import Guest
@@ -52,6 +52,9 @@ class Language(Protocol):
     def run(self, guest: Guest, code: str, *, last: bool) -> Answer:
         """Run a program. `last`: no other will follow, so what it left open is to be closed."""
 
+    def complete(self, error: CodeError, stderr: str) -> tuple[CodeError, str]:
+        """Return an error with its traceback, and stderr without it."""
+
     def finish(self, guest: Guest) -> None:
         """Close what the programs of a session have left open."""
 
@@ -79,6 +82,15 @@ class _Output:
     def take_dropped(self) -> int:
         dropped, self.dropped = self.dropped, 0
         return dropped
+
+
+def _result(
+    language: Language, answer: Answer, stdout: str, stderr: str, dropped: int
+) -> Result:
+    error = answer.error
+    if error is not None:
+        error, stderr = language.complete(error, stderr)
+    return Result(answer.value, stdout, stderr, error, answer.exit_status, dropped)
 
 
 class Box:
@@ -138,12 +150,11 @@ class Box:
             answer = Answer(exit_status=exit_.status)
         finally:
             guest.close()
-        return Result(
-            answer.value,
+        return _result(
+            self._language,
+            answer,
             guest.stdout.decode(errors="replace"),
             guest.stderr.decode(errors="replace"),
-            answer.error,
-            answer.exit_status,
             guest.output_dropped,
         )
 
@@ -255,14 +266,8 @@ class Session:
             self._end()
             raise
         stdout, stderr = self._outputs
-        return Result(
-            answer.value,
-            stdout.take(),
-            stderr.take(),
-            answer.error,
-            answer.exit_status,
-            stdout.take_dropped() + stderr.take_dropped(),
-        )
+        dropped = stdout.take_dropped() + stderr.take_dropped()
+        return _result(self._language, answer, stdout.take(), stderr.take(), dropped)
 
     @property
     def closed(self) -> bool:
