@@ -4,7 +4,7 @@
     output     rich consoles, plain text for pipes, JSON
     loading    a spinner while a module compiles
     values     sizes, times, grants and wasm values as people type them
-    run, inspect, doctor      the commands; bench and demo lie in folders of their own
+    run, snapshot, inspect, doctor      the commands; bench and demo lie in folders of their own
 
 click is imported here, rich only by what prints with it; `import sandhost` needs neither.
 """
@@ -22,6 +22,10 @@ __all__ = ["cli", "main"]
 
 _COMMANDS = {
     "run": ("sandhost.cli.run:run", "Run a WASI command, or call a function of a plugin."),
+    "snapshot": (
+        "sandhost.cli.snapshot:snapshot",
+        "Write a plugin that has prepared itself to a file.",
+    ),
     "inspect": ("sandhost.cli.inspect:inspect", "Show what a module is and what it would need."),
     "bench": ("sandhost.bench.command:bench", "Measure spawn, call, unload and reclaim."),
     "demo": ("sandhost.demo.command:demo", "Watch thousands of guests come and go."),

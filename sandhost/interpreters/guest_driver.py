@@ -14,7 +14,6 @@ shares the mailbox's address, since it shares the memory that the mailbox lies i
 Whatever the code may do to this module, it does to its own answers only: the host believes none
 of them.
 """
-# ruff: noqa: D103, BLE001, S102, PLW0603, ARG001, RUF100
 
 import ast
 import atexit
@@ -68,10 +67,12 @@ def run(text: str) -> tuple[int, str]:
     name = f"<run {count}>"
     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
     try:
-        tree = compile(text, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+        tree = ast.parse(text, name)
         last = None
-        if tree.body and type(tree.body[-1]) is ast.Expr:
-            last = ast.Expression(tree.body.pop().value)
+        final = tree.body[-1] if tree.body else None
+        if isinstance(final, ast.Expr):
+            last = ast.Expression(final.value)
+            tree.body.pop()
         scope = main.__dict__
         if tree.body:
             exec(compile(tree, name, "exec", dont_inherit=True), scope)
@@ -125,7 +126,9 @@ def describe(error: BaseException) -> str:
     except Exception:
         shown = f"{kind.__qualname__}: {message}\n"
     module = kind.__module__
-    name = kind.__qualname__ if module in {"builtins", "__main__"} else f"{module}.{kind.__qualname__}"
+    name = (
+        kind.__qualname__ if module in {"builtins", "__main__"} else f"{module}.{kind.__qualname__}"
+    )
     return json.dumps({"type": name, "message": message, "traceback": shown})
 
 
@@ -215,7 +218,7 @@ def reseed() -> None:
         numpy.seed(list(array("I", os.urandom(16))))
     tempfile = sys.modules.get("tempfile")
     if tempfile is not None:
-        tempfile._name_sequence = None
+        tempfile.__dict__["_name_sequence"] = None
 
 
 TASKS = {"r": run, "f": run_and_finish, "c": finish, "s": settle, "w": where}

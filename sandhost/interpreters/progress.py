@@ -27,7 +27,11 @@ def saying(progress: Progress) -> Iterator[Say]:
         from rich.progress import Progress as Bar
         from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        columns = (SpinnerColumn(style="cyan"), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(style="cyan"),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+        )
         with Bar(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
             task = bar.add_task("", total=None)
             yield lambda step: bar.reset(task, description=step, total=None)

@@ -1,9 +1,9 @@
 """JavaScript as a guest: QuickJS, built for wasm as a reactor and shipped with the package.
 
-    host                                      guest
-    alloc(n), write the program ────────────►
-    run(address, n) ────────────────────────► evaluate, JSON.stringify the value
-    value_length(), value(), read ◄──────────
+host                                      guest
+alloc(n), write the program ────────────►
+run(address, n) ────────────────────────► evaluate, JSON.stringify the value
+value_length(), value(), read ◄──────────
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import subprocess
 import sys
 import time
@@ -83,7 +85,11 @@ def test_whatever_is_thrown_comes_back(box: Box) -> None:
         ("throw 5", "uncaught", "5"),
         ("throw 'a: b'", "uncaught", "a: b"),
         ("throw new Error('two\\nlines')", "Error", "two\nlines"),
-        ("class Mine extends Error { get name() { return 'Mine' } }; throw new Mine('x')", "Mine", "x"),
+        (
+            "class Mine extends Error { get name() { return 'Mine' } }; throw new Mine('x')",
+            "Mine",
+            "x",
+        ),
         ("x = (", "SyntaxError", None),
         ("Promise.reject(new RangeError('late'))", "RangeError", "late"),
     ):
@@ -278,16 +284,12 @@ def test_progress_without_a_terminal_goes_to_the_log(caplog: pytest.LogCaptureFi
 
 
 def test_progress_on_a_terminal_is_a_spinner_that_goes_away() -> None:
-    import pty
-
     code = (
         "import time\nfrom sandhost.interpreters.progress import saying\n"
         "with saying(True) as say:\n    say('first step'); time.sleep(0.3); say('second step')\n"
     )
-    import os
-
     ours, theirs = pty.openpty()
-    with subprocess.Popen([sys.executable, "-c", code], stderr=theirs) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stderr=theirs, cwd="/") as process:
         os.close(theirs)
         shown = b""
         try:

@@ -306,7 +306,9 @@ def test_a_program_that_breaks_the_driver_harms_itself(box: Box) -> None:
     with pytest.raises(sandhost.GuestError, match="answer"):
         box.run("import sys; d = sys.modules['_sandhost']; d.encode = lambda value: '{'\n1")
     with pytest.raises(sandhost.GuestError, match="answer"):
-        box.run("import sys; d = sys.modules['_sandhost']; d.encode = lambda value: '[' * 200_000\n1")
+        box.run(
+            "import sys; d = sys.modules['_sandhost']; d.encode = lambda value: '[' * 200_000\n1"
+        )
     with pytest.raises(sandhost.GuestError):
         box.run(
             "import sys; d = sys.modules['_sandhost']\n"

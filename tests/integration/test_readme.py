@@ -11,8 +11,8 @@ from pathlib import Path
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_example_in_the_readme_prints_what_a_reader_expects(tmp_path: Path) -> None:
-    example = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[0]
+def output_of_example(number: int, tmp_path: Path) -> str:
+    example = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[number]
     script = tmp_path / "example.py"
     script.write_text(example)
     done = subprocess.run(
@@ -26,8 +26,16 @@ def test_the_example_in_the_readme_prints_what_a_reader_expects(tmp_path: Path) 
     )
     assert done.stderr == ""
     assert done.returncode == 0
-    hello, five, late, reclaim = done.stdout.splitlines()
+    return done.stdout
+
+
+def test_the_example_in_the_readme_prints_what_a_reader_expects(tmp_path: Path) -> None:
+    hello, five, late, reclaim = output_of_example(0, tmp_path).splitlines()
     assert hello == "hello from the plugin"
     assert five == "5"
     assert late.startswith("the call ran past its deadline of 250 ms")
     assert reclaim.startswith("Reclaim(bytes=")
+
+
+def test_the_example_of_an_interpreter_prints_what_a_reader_expects(tmp_path: Path) -> None:
+    assert output_of_example(1, tmp_path) == "hello\n {'sum': 42} None\n"
