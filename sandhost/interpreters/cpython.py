@@ -107,10 +107,10 @@ def python(
     with saying(progress) as say:
         size = format_bytes(files.wasm.stat().st_size)
         say(f"loading CPython {files.version} ({size}; the first time it is compiled for a minute)")
+        plugin = host.load(files.wasm, name=f"CPython {files.version}")
         if snapshot is not None:
-            image = host.load_snapshot(snapshot, module=files.wasm)
+            image = host.load_snapshot(snapshot, module=plugin)
         else:
-            plugin = host.load(files.wasm, name=f"CPython {files.version}")
             image = language.warm(plugin, names, setup, say)
         box = Box(image, language, limits, output_limit)
         try:
@@ -131,7 +131,7 @@ class _CPython:
     name = "Python"
 
     def __init__(self, library: Mapping[str, Path], mounts: tuple[str, ...], most: int) -> None:
-        self.dirs: Files = dict(library)
+        self.dirs: Files = {**library, **dict.fromkeys(mounts, _empty())}
         self.mounts = mounts
         self.env = {"HOME": "/", "TMPDIR": "/tmp", "PYTHONTZPATH": ""}  # noqa: S108 - in the guest
         self._most = most
@@ -196,8 +196,7 @@ class _CPython:
     def warm(self, plugin: Plugin, imports: tuple[str, ...], setup: str, say: Say) -> Snapshot:
         """Start an interpreter, prepare it, and capture it."""
         say("starting Python")
-        reserved = dict.fromkeys(self.mounts)
-        wasi = Wasi(argv=_ARGV, env=self.env, dirs={**self.dirs, **reserved})
+        wasi = Wasi(argv=_ARGV, env=self.env, dirs=self.dirs)
         with plugin.spawn(limits=_WARM_UP, wasi=wasi) as guest:
             guest.call("_initialize")
             self._boot(guest)
@@ -252,6 +251,12 @@ class _CPython:
 
 
 _NOTHING = Answer()
+
+
+def _empty() -> Path:
+    import tempfile
+
+    return Path(tempfile.mkdtemp(prefix="sandhost-empty-"))
 
 
 def _said(guest: Guest) -> str:

@@ -76,10 +76,11 @@ def javascript(
     language = _QuickJS(parse_bytes(value_limit))
     with saying(progress) as say:
         say("loading QuickJS (the first time it is compiled for some seconds)")
+        plugin = host.load(_WASM, name="QuickJS")
         if snapshot is not None:
-            image = host.load_snapshot(snapshot, module=_WASM)
+            image = host.load_snapshot(snapshot, module=plugin)
         else:
-            image = language.warm(host.load(_WASM, name="QuickJS"), setup, say)
+            image = language.warm(plugin, setup, say)
     return Box(image, language, limits, output_limit)
 
 
