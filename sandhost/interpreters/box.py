@@ -57,8 +57,15 @@ class Language(Protocol):
     def env(self) -> Mapping[str, str]:
         """What every guest is given."""
 
-    def run(self, guest: Guest, code: str, *, last: bool) -> Answer:
-        """Run a program. `last`: no other will follow, so what it left open is to be closed."""
+    def run(self, guest: Guest, code: str, *, first: bool, last: bool) -> Answer:
+        """Run a program.
+
+        Args:
+            guest: where.
+            code: its source.
+            first: it is the first one in this fork, which shall differ from its siblings.
+            last: no other will follow, so what it left open is to be closed.
+        """
 
     def complete(self, error: CodeError, stderr: str) -> tuple[CodeError, str]:
         """Return an error with its traceback, and stderr without it."""
@@ -151,7 +158,7 @@ class Box:
         wasi = self._wasi(stdin, files) if stdin or files else self._plain
         guest = self._spawn(limits, tenant, wasi)
         try:
-            answer = self._language.run(guest, code, last=bool(files))
+            answer = self._language.run(guest, code, first=True, last=bool(files))
         except GuestExit as exit_:
             answer = Answer(exit_status=exit_.status)
         finally:
@@ -251,6 +258,7 @@ class Session:
         self._language = language
         self._outputs = outputs
         self._has_files = has_files
+        self._first = True
 
     def run(self, code: str) -> Result:
         """Run a program where the last one left off; see `Box.run`.
@@ -262,7 +270,8 @@ class Session:
             GuestClosed: the session has ended.
         """
         try:
-            answer = self._language.run(self.guest, code, last=False)
+            answer = self._language.run(self.guest, code, first=self._first, last=False)
+            self._first = False
         except GuestExit as exit_:
             self.guest.close()
             answer = Answer(exit_status=exit_.status)

@@ -95,7 +95,7 @@ class _QuickJS:
     def __init__(self, most: int) -> None:
         self._most = most
 
-    def run(self, guest: Guest, code: str, *, last: bool) -> Answer:
+    def run(self, guest: Guest, code: str, *, first: bool, last: bool) -> Answer:
         """Run a program; an error's traceback comes on stderr, see `complete`."""
         try:
             program = code.encode()
@@ -144,10 +144,10 @@ class _QuickJS:
         with plugin.spawn(limits=_WARM_UP, wasi=Wasi()) as guest:
             guest.call("_initialize")
             for program in _REHEARSAL:
-                self.run(guest, program, last=False)
+                self.run(guest, program, first=False, last=False)
             if setup:
                 say("running the setup")
-                answer = self.run(guest, setup, last=False)
+                answer = self.run(guest, setup, first=False, last=False)
                 if answer.error is not None:
                     raise ConfigError(
                         f"the warm-up failed in the guest:\n{guest.stderr.decode(errors='replace')}"
