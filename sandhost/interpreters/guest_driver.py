@@ -263,7 +263,15 @@ def twist(_text: str) -> tuple[int, str]:
     return NOTHING, ""
 
 
-TASKS = {"r": run, "f": run_and_finish, "c": finish, "s": settle, "w": where, "t": twisters, "u": twist}
+TASKS = {
+    "r": run,
+    "f": run_and_finish,
+    "c": finish,
+    "s": settle,
+    "w": where,
+    "t": twisters,
+    "u": twist,
+}
 for name in ("exit", "quit"):  # the reactor's would end the session
     setattr(builtins, name, sys.exit)
 _reactor._run_turn = serve

@@ -95,8 +95,11 @@ class _QuickJS:
     def __init__(self, most: int) -> None:
         self._most = most
 
-    def run(self, guest: Guest, code: str, *, first: bool, last: bool) -> Answer:
-        """Run a program; an error's traceback comes on stderr, see `complete`."""
+    def run(self, guest: Guest, code: str, *, first: bool, last: bool) -> Answer:  # noqa: ARG002
+        """Run a program; an error's traceback comes on stderr, see `complete`.
+
+        A first one needs nothing: the snapshot's `reseed` has made the fork differ.
+        """
         try:
             program = code.encode()
         except UnicodeEncodeError as error:
