@@ -300,3 +300,10 @@ def test_progress_on_a_terminal_is_a_spinner_that_goes_away() -> None:
         os.close(ours)
     assert process.returncode == 0
     assert b"first step" in shown
+
+
+def test_the_example_runs() -> None:
+    example = Path(__file__).parents[2] / "examples" / "run_javascript.py"
+    out = run_cleanly(f"exec(compile(open({str(example)!r}).read(), 'example', 'exec'))")
+    assert out.splitlines()[:2] == ["hello", " {'total': 4.6}"]
+    assert out.splitlines()[-1] == "[1, 2, 3]"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import PATIENCE, Background, balanced, wait_until
+from helpers import PATIENCE, Background, balanced, run_cleanly, wait_until
 
 import sandhost
 from sandhost import interpreters
@@ -417,3 +417,23 @@ def test_threads_share_a_box(box: Box) -> None:
     for thread in threads:
         thread.join(PATIENCE * 6)
     assert wrong == []
+
+
+def test_the_example_runs(host: sandhost.Host) -> None:
+    example = Path(__file__).parents[2] / "examples" / "run_python.py"
+    kept = os.environ.get("SANDHOST_TEST_CPYTHON_CACHE") or os.environ["SANDHOST_CACHE_DIR"]
+    out = run_cleanly(
+        f"exec(compile(open({str(example)!r}).read(), 'example', 'exec'))",
+        env={"SANDHOST_CACHE_DIR": kept},
+        timeout=400,
+    )
+    assert out.splitlines() == [
+        "hello",
+        " 2.0",
+        "ZeroDivisionError: division by zero",
+        "the call ran past its deadline of 200 ms; raise Limits(deadline=...) if it is meant to take longer",
+        "['Ada', 'Grace']",
+        "1",
+        "3",
+        "6",
+    ]
