@@ -15,6 +15,6 @@ with sandhost.Host() as host, sandhost.interpreters.python(host, ["numpy"]) as b
 from .box import Box, Session
 from .cpython import python
 from .quickjs import javascript
-from .result import CodeError, Repr, Result
+from .result import CodeError, Repr, Result, ValueTooLarge
 
-__all__ = ["Box", "CodeError", "Repr", "Result", "Session", "javascript", "python"]
+__all__ = ["Box", "CodeError", "Repr", "Result", "Session", "ValueTooLarge", "javascript", "python"]

@@ -19,7 +19,7 @@ from ..errors import ConfigError, GuestBusy, GuestClosed, GuestExit, SandhostErr
 from ..limits import Limits
 from ..units import parse_bytes
 from ..wasi import Dir, Wasi
-from .result import Answer, CodeError, Result
+from .result import Answer, CodeError, Result, ValueTooLarge
 
 if TYPE_CHECKING:
     from ..guest import Guest
@@ -153,6 +153,7 @@ class Box:
 
         Raises:
             DeadlineExceeded, OutOfMemory, GuestTrap, …: see `Guest.call`.
+            ValueTooLarge: its value is above the box's limit.
             ConfigError: a grant for a path that was not among the box's `mounts`.
         """
         wasi = self._wasi(stdin, files) if stdin or files else self._plain
@@ -264,7 +265,7 @@ class Session:
         """Run a program where the last one left off; see `Box.run`.
 
         What the sandbox raises ends the session, since the interpreter was stopped in mid-step. So
-        does `os._exit`.
+        does `os._exit`. `ValueTooLarge` does not.
 
         Raises:
             GuestClosed: the session has ended.
@@ -277,6 +278,11 @@ class Session:
             answer = Answer(exit_status=exit_.status)
         except (ConfigError, GuestBusy, GuestClosed):
             raise  # nothing has run
+        except ValueTooLarge:
+            for output in self._outputs:
+                output.take()
+                output.take_dropped()
+            raise
         except BaseException:
             self._end()
             raise

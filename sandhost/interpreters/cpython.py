@@ -21,14 +21,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, GuestError, LimitExceeded
+from ..errors import ConfigError, GuestError
 from ..limits import Limits
 from ..units import format_bytes, parse_bytes
 from ..wasi import Wasi
 from .box import Box, Files
 from .cpython_files import find_cpython
 from .progress import Progress, Say, saying
-from .result import Answer, CodeError, Repr
+from .result import Answer, CodeError, Repr, check_size
 
 if TYPE_CHECKING:
     from ..guest import Guest
@@ -179,11 +179,7 @@ class _CPython:
         if kind == 0:
             return _NOTHING
         try:
-            if length > (most or self._most):
-                raise LimitExceeded(
-                    f"the answer takes {format_bytes(length)}; the box allows "
-                    f"{format_bytes(self._most)}: return less, or give python(..., value_limit=...)"
-                )
+            check_size(length, most or self._most)
             data = json.loads(memory.read(address, length), object_hook=_untagged)
             if kind == 1:
                 return Answer(data)

@@ -15,13 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, GuestError, LimitExceeded
+from ..errors import ConfigError, GuestError
 from ..limits import Limits
 from ..units import format_bytes, parse_bytes
 from ..wasi import Wasi
 from .box import Box, Files
 from .progress import Progress, Say, saying
-from .result import Answer, CodeError
+from .result import Answer, CodeError, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,11 +115,7 @@ class _QuickJS:
         length = guest.call("value_length")
         if not length and not status:
             return _UNDEFINED
-        if length > self._most:
-            raise LimitExceeded(
-                f"the value takes {format_bytes(length)}; the box allows "
-                f"{format_bytes(self._most)}: return less, or give javascript(..., value_limit=...)"
-            )
+        check_size(length, self._most)
         try:
             value = json.loads(memory.read(guest.call("value"), length)) if length else None
         except (ValueError, RecursionError) as error:

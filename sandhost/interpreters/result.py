@@ -4,7 +4,27 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["Answer", "CodeError", "Repr", "Result"]
+from ..errors import LimitExceeded
+from ..units import format_bytes
+
+__all__ = ["Answer", "CodeError", "Repr", "Result", "ValueTooLarge", "check_size"]
+
+
+class ValueTooLarge(LimitExceeded):
+    """A value or an exception takes more bytes than the box's `value_limit`. A session goes on."""
+
+
+def check_size(length: int, most: int) -> None:
+    """Hold the length of an answer against the box's limit.
+
+    Raises:
+        ValueTooLarge: it is above.
+    """
+    if length > most:
+        raise ValueTooLarge(
+            f"the value takes {format_bytes(length)} as JSON; the box allows {format_bytes(most)}: "
+            "return less, or make the box with another value_limit"
+        )
 
 
 class CodeError(NamedTuple):

@@ -107,7 +107,7 @@ def test_output_is_bounded_and_the_rest_counted(box: Box) -> None:
 
 
 def test_a_value_above_the_limit_is_refused(box: Box) -> None:
-    with pytest.raises(sandhost.LimitExceeded, match=r"2\.86 MiB.*value_limit"):
+    with pytest.raises(interpreters.ValueTooLarge, match=r"2\.86 MiB.*value_limit"):
         box.run("'x'.repeat(3000000)")
 
 

@@ -172,8 +172,13 @@ def test_output_is_bounded_and_the_rest_counted(box: Box) -> None:
 
 
 def test_a_value_above_the_limit_is_refused(box: Box) -> None:
-    with pytest.raises(sandhost.LimitExceeded, match=r"2\.86 MiB.*value_limit"):
+    with pytest.raises(interpreters.ValueTooLarge, match=r"2\.86 MiB.*value_limit"):
         box.run("'x' * 3_000_000")
+    with box.session() as session:
+        session.run("x = 1")
+        with pytest.raises(interpreters.ValueTooLarge):
+            session.run("print('lost')\n'x' * 3_000_000")
+        assert session.run("x") == (1, "", "", None, 0, 0)
 
 
 def test_standard_input_is_what_was_given(box: Box) -> None:
