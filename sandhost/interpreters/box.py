@@ -10,10 +10,11 @@ from one program to the next. What the languages differ in stands behind `Langua
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import ConfigError, GuestBusy, GuestClosed, GuestExit, SandhostError
 from ..limits import Limits
@@ -35,7 +36,10 @@ Files = Mapping[str, Dir | str | os.PathLike[str]]
 DEFAULT_LIMITS = Limits(memory="256 MiB", deadline=30.0)
 """Of a run that is given none: code of strangers should not run for ever by default."""
 
+Inputs = Mapping[str, Any]
+
 _NO_FILES: Files = MappingProxyType({})
+_NO_INPUTS: Inputs = MappingProxyType({})
 
 
 class Language(Protocol):
@@ -57,12 +61,13 @@ class Language(Protocol):
     def env(self) -> Mapping[str, str]:
         """What every guest is given."""
 
-    def run(self, guest: Guest, code: str, *, first: bool, last: bool) -> Answer:
+    def run(self, guest: Guest, code: str, inputs: str, *, first: bool, last: bool) -> Answer:
         """Run a program.
 
         Args:
             guest: where.
             code: its source.
+            inputs: variables to set before, as one line of JSON; "" for none.
             first: it is the first one in this fork, which shall differ from its siblings.
             last: no other will follow, so what it left open is to be closed.
         """
@@ -97,6 +102,16 @@ class _Output:
     def take_dropped(self) -> int:
         dropped, self.dropped = self.dropped, 0
         return dropped
+
+
+def _as_json(inputs: Inputs) -> str:
+    for name in inputs:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ConfigError(f"an input is set under a name, not under {name!r:.100}")
+    try:
+        return json.dumps(dict(inputs), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"inputs pass as JSON: {error}") from None
 
 
 def _result(language: Language, answer: Answer, stdout: str, stderr: str, dropped: int) -> Result:
@@ -134,6 +149,7 @@ class Box:
     def run(
         self,
         code: str,
+        inputs: Inputs = _NO_INPUTS,
         *,
         limits: Limits | None = None,
         tenant: str | Tenant | None = None,
@@ -146,6 +162,7 @@ class Box:
 
         Args:
             code: its source.
+            inputs: variables that it finds set, by name. They pass as JSON, so a tuple is a list.
             limits: None: those of the box.
             tenant: whose limits count as well.
             stdin: what it reads from standard input.
@@ -154,12 +171,14 @@ class Box:
         Raises:
             DeadlineExceeded, OutOfMemory, GuestTrap, …: see `Guest.call`.
             ValueTooLarge: its value is above the box's limit.
-            ConfigError: a grant for a path that was not among the box's `mounts`.
+            ConfigError: a grant for a path that was not among the box's `mounts`, or inputs that JSON
+                cannot hold.
         """
+        given = _as_json(inputs) if inputs else ""
         wasi = self._wasi(stdin, files) if stdin or files else self._plain
         guest = self._spawn(limits, tenant, wasi)
         try:
-            answer = self._language.run(guest, code, first=True, last=bool(files))
+            answer = self._language.run(guest, code, given, first=True, last=bool(files))
         except GuestExit as exit_:
             answer = Answer(exit_status=exit_.status)
         finally:
@@ -261,7 +280,7 @@ class Session:
         self._has_files = has_files
         self._first = True
 
-    def run(self, code: str) -> Result:
+    def run(self, code: str, inputs: Inputs = _NO_INPUTS) -> Result:
         """Run a program where the last one left off; see `Box.run`.
 
         What the sandbox raises ends the session, since the interpreter was stopped in mid-step. So
@@ -270,8 +289,9 @@ class Session:
         Raises:
             GuestClosed: the session has ended.
         """
+        given = _as_json(inputs) if inputs else ""
         try:
-            answer = self._language.run(self.guest, code, first=self._first, last=False)
+            answer = self._language.run(self.guest, code, given, first=self._first, last=False)
             self._first = False
         except GuestExit as exit_:
             self.guest.close()

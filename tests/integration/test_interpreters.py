@@ -100,6 +100,23 @@ def test_whatever_is_thrown_comes_back(box: Box) -> None:
         assert result.stderr == ""
 
 
+def test_inputs_are_variables_of_the_program(box: Box) -> None:
+    inputs = {"x": [1, None, "é\u2028\"'\\"], "y": {"a": 1.5, "__proto__": 1}}
+    assert box.run("[x, JSON.stringify(y)]", inputs).value == [
+        inputs["x"],
+        '{"a":1.5,"__proto__":1}',
+    ]
+    with box.session() as session:
+        assert session.run("x + 1", {"x": 1}).value == 2
+        assert session.run("x").value == 1
+
+
+@pytest.mark.parametrize("inputs", [{"x": {1}}, {"x": float("nan")}, {"x y": 1}, {1: 1}])
+def test_inputs_that_cannot_pass_are_refused(box: Box, inputs: dict[str, object]) -> None:
+    with pytest.raises(sandhost.ConfigError, match="input"):
+        box.run("1", inputs)
+
+
 def test_output_is_bounded_and_the_rest_counted(box: Box) -> None:
     result = box.run("console.log('x'.repeat(3000000))")
     assert len(result.stdout) == 1 << 20
@@ -216,7 +233,7 @@ def test_a_saved_box_runs_in_another_host(box: Box, tmp_path: Path) -> None:
 def test_a_saved_box_takes_no_setup(host: sandhost.Host, tmp_path: Path) -> None:
     with pytest.raises(sandhost.ConfigError, match="not both"):
         interpreters.javascript(host, snapshot=tmp_path, setup="1")
-    with pytest.raises(sandhost.ConfigError, match="not both"):
+    with pytest.raises(sandhost.ConfigError, match="alone"):
         interpreters.python(host, ["json"], snapshot=tmp_path)
 
 

@@ -188,6 +188,18 @@ def test_standard_input_is_what_was_given(box: Box) -> None:
     assert error.type == "EOFError"
 
 
+def test_inputs_are_variables_of_the_program(box: Box) -> None:
+    inputs = {"x": [1, None, "é"], "y": {"a": 1.5}}
+    assert box.run("x, y", inputs).value == (inputs["x"], inputs["y"])
+    assert box.run("def f(): return x\nf()", {"x": 5}).value == 5
+    with box.session() as session:
+        assert session.run("x + 1", {"x": 1}).value == 2
+        assert session.run("x").value == 1
+    error = box.run("1 / 0", {"x": 1}).error
+    assert error is not None
+    assert '"<run 1>", line 1' in error.traceback
+
+
 # ---- forks ----
 
 
@@ -374,6 +386,7 @@ def test_only_known_mounts_can_be_granted(box: Box, tmp_path: Path) -> None:
 def test_a_saved_box_runs_in_another_host(box: Box, tmp_path: Path) -> None:
     saved = tmp_path / "python.snapshot"
     box.save(saved)
+    tmp_path.joinpath("note").write_text("granted")
     with pytest.MonkeyPatch.context() as patch:
         if kept := os.environ.get("SANDHOST_TEST_CPYTHON_CACHE"):
             patch.setenv("SANDHOST_CACHE_DIR", kept)
@@ -383,6 +396,18 @@ def test_a_saved_box_runs_in_another_host(box: Box, tmp_path: Path) -> None:
         ):
             result = again.run("import numpy; print(GREETING); int(numpy.arange(4).sum())")
             assert (result.value, result.stdout) == (6, "hello from the setup\n")
+            code = "import random; open('/data/note').read(), random.random()"
+            one, other = (again.run(code, files={"/data": tmp_path}).value for _ in range(2))
+            assert one[0] == other[0] == "granted"
+            assert one[1] != other[1]
+
+
+def test_matplotlib_finds_its_data(host: sandhost.Host, tmp_path: Path) -> None:
+    with interpreters.python(host, ["matplotlib.pyplot"], mounts=["/plots"]) as box:
+        code = "import matplotlib.pyplot as p; p.plot([1, 2]); p.savefig('/plots/line.png')"
+        result = box.run(code, files={"/plots": sandhost.Dir(tmp_path, writable=True)})
+        assert result.error is None
+        assert tmp_path.joinpath("line.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_closed_box_takes_no_runs(host: sandhost.Host) -> None:
