@@ -12,7 +12,8 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def output_of_example(number: int, tmp_path: Path) -> str:
-    example = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[number]
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    example = [block for block in blocks if block.startswith("import ")][number]
     script = tmp_path / "example.py"
     script.write_text(example)
     done = subprocess.run(
