@@ -274,7 +274,8 @@ class Session:
         self, guest: Guest, language: Language, outputs: tuple[_Output, _Output], has_files: bool
     ) -> None:
         self.guest = guest
-        """The fork: for its `stats()`, or to `cancel()` a run from another thread."""
+        """The fork: for its `stats()`, or to `cancel()` a run from another thread, until that has
+        ended: a run is several calls of the guest, and one of them may just be returning."""
         self._language = language
         self._outputs = outputs
         self._has_files = has_files

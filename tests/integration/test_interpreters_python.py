@@ -277,7 +277,8 @@ def test_an_exit_of_the_process_ends_the_session(box: Box) -> None:
 def test_a_run_can_be_cancelled_from_another_thread(box: Box) -> None:
     with box.session() as session:
         worker = Background(session.run, "while True: pass")
-        wait_until(session.guest.cancel)
+        # Again and again: a run is several calls, and a cancelled one may be about to return.
+        wait_until(lambda: (session.guest.cancel(), worker.done)[1])
         with pytest.raises(sandhost.GuestCancelled):
             worker.result()
         assert session.closed
