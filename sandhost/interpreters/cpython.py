@@ -82,7 +82,8 @@ def python(
 
     Args:
         host: its memory limit counts, and 64 MiB are what numpy and pandas take.
-        imports: modules to import before the snapshot; programs then import them at once.
+        imports: modules to import before the snapshot; programs then import them at once. The others
+            of the release can be imported too, except matplotlib, which needs its fonts' directory.
         setup: code to run after that in `__main__`; programs see its names.
         mounts: paths at which runs may be granted directories; None: `MOUNTS`. They must be known
             now, since a C library learns of its directories when it starts.
@@ -281,15 +282,16 @@ class _CPython:
     def meet(self, image: Snapshot) -> None:
         """Learn from a fork where its answers lie and what it was given; see that forks work."""
         with image.spawn(limits=_WARM_UP, wasi=Wasi(env=self.env, dirs=self.dirs)) as guest:
-            notes = json.loads(self._locate(guest))
+            notes = self._locate(guest)
         self.provide(tuple(notes["mounts"]), plotting=notes["plotting"])
 
-    def _locate(self, guest: Guest) -> str:
+    def _locate(self, guest: Guest) -> dict[str, Any]:
         """Ask a guest where its mailbox is; return what was noted in it before it was captured."""
         try:
             self._ask(guest, b"w")
-            address, _, notes = guest.stdout.decode().partition(" ")
+            address, _, noted = guest.stdout.decode().partition(" ")
             self._mailbox = int(address)
+            notes: dict[str, Any] = json.loads(noted)
         except (GuestError, ValueError):
             raise ConfigError(f"this is no warmed Python: it says {_said(guest)}") from None
         states = struct.unpack("<2I", guest.memory.read(self._mailbox + 12, 8))

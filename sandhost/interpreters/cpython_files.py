@@ -7,6 +7,7 @@ cache, with a hard link to the zip, or a copy.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import os
@@ -14,6 +15,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,8 +62,7 @@ class CPythonFiles(NamedTuple):
             except OSError:
                 parent = None
         if parent is None or not os.access(parent, os.W_OK):
-            # Nowhere to keep it: a new one for each user and boot, kept by the system as long as /tmp.
-            parent = Path(tempfile.mkdtemp(prefix="sandhost-"))
+            parent = Path(_until_exit().name)
         folder = parent / name
         lib, plot = folder / "lib", folder / "mpl-data"
         if not lib.is_dir():
@@ -73,9 +74,8 @@ class CPythonFiles(NamedTuple):
             given[f"{LIBRARY}/python{self.tag}.zip/{_PLOT_DATA}"] = plot
         return given
 
-    def _filled(self, folder: Path, fill: object) -> None:
+    def _filled(self, folder: Path, fill: Callable[[Path], object]) -> None:
         """Fill a folder under another name, so that nobody sees it half full."""
-        assert callable(fill)
         folder.parent.mkdir(mode=0o700, exist_ok=True)
         making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
         try:
@@ -98,6 +98,11 @@ class CPythonFiles(NamedTuple):
             inner = outer.read(f"{_PLOT_DATA}.zip")
         with zipfile.ZipFile(io.BytesIO(inner)) as data:
             data.extractall(folder)
+
+
+@functools.cache
+def _until_exit() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="sandhost-")
 
 
 def find_cpython(folder: str | os.PathLike[str] | None = None) -> CPythonFiles:

@@ -44,7 +44,7 @@ mailbox = array("I", (0, 0, 0, 0, 0))
 answer = array("B")
 main: ModuleType = sys.modules["__main__"]
 given: frozenset[str] = frozenset()
-notes = ""
+notes = "{}"
 count = 0
 fresh = False
 
