@@ -7,6 +7,7 @@ cache, with a hard link to the zip, or a copy.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.util
 import io
@@ -62,7 +63,7 @@ class CPythonFiles(NamedTuple):
             except OSError:
                 parent = None
         if parent is None or not os.access(parent, os.W_OK):
-            parent = Path(_until_exit().name)
+            parent = _until_exit()
         folder = parent / name
         lib, plot = folder / "lib", folder / "mpl-data"
         if not lib.is_dir():
@@ -101,8 +102,10 @@ class CPythonFiles(NamedTuple):
 
 
 @functools.cache
-def _until_exit() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="sandhost-")
+def _until_exit() -> Path:
+    folder = tempfile.mkdtemp(prefix="sandhost-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def find_cpython(folder: str | os.PathLike[str] | None = None) -> CPythonFiles:
