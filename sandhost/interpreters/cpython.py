@@ -146,8 +146,7 @@ class _CPython:
         """Decide what guests are given."""
         self.mounts = mounts
         self._plotting = plotting
-        library = self._files.library(plotting=plotting)
-        self.dirs: Files = {**library, **dict.fromkeys(mounts, _empty())}
+        self.dirs: Files = dict(self._files.library(plotting=plotting))
 
     # ---- for Box ----
 
@@ -209,7 +208,8 @@ class _CPython:
         """Start an interpreter, prepare it, and capture it."""
         say("starting Python")
         with tempfile.TemporaryDirectory(prefix="sandhost-") as scratch:  # some imports write there
-            dirs = {**self.dirs, _TMP: Dir(scratch, writable=True)}
+            reserved = dict.fromkeys(self.mounts)
+            dirs = {**self.dirs, **reserved, _TMP: Dir(scratch, writable=True)}
             wasi = Wasi(argv=_ARGV, env=self.env, dirs=dirs)
             return self._warmed(plugin, wasi, imports, setup, say)
 
@@ -302,10 +302,6 @@ class _CPython:
 _NOTHING = Answer()
 _TWISTER_BYTES = 624 * 4
 _ANY = 1 << 20
-
-
-def _empty() -> Path:
-    return Path(tempfile.mkdtemp(prefix="sandhost-empty-"))
 
 
 def _said(guest: Guest) -> str:
