@@ -193,7 +193,7 @@ static void stay_if_exiting(void) {
   for (;;) pause();
 }
 
-static int call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool integers) {
+int shi_call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool integers) {
   shi_guest *guest;
   int status = shi_guest_enter(id, &guest);
   if (status != SH_OK) return status;
@@ -210,38 +210,4 @@ static int call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool in
   if (__builtin_expect(status == SH_CANCELLED, 0)) stay_if_exiting();
   shi_histogram_record(&host->latency[SH_OP_CALL], shi_now_ns() - begun);
   return status;
-}
-
-int sh_call(uint64_t guest, uint32_t export_index, int64_t *cells) {
-  return call(guest, export_index, (wasmtime_val_raw_t *)cells, false);
-}
-
-int64_t sh_call_ints(uint64_t guest, uint32_t export_index, int64_t a, int64_t b, int64_t c, int64_t d) {
-  wasmtime_val_raw_t values[4] = {{.i64 = a}, {.i64 = b}, {.i64 = c}, {.i64 = d}};
-  int status = call(guest, export_index, values, true);
-  if (__builtin_expect(status != SH_OK, 0)) return SH_CALL_FAILED;
-  if (__builtin_expect(values[0].i64 == SH_CALL_FAILED, 0)) shi_fail(SH_OK, "%s", "");
-  return values[0].i64;
-}
-
-/* ---- whole lives --------------------------------------------------------------------------------------------------- */
-
-int sh_live(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, uint32_t export_index,
-            int64_t *cells) {
-  uint64_t guest = sh_spawn(plugin, from, tenant, limits, NULL);
-  if (!guest) return shi_error()->status;
-  int status = sh_call(guest, export_index, cells);
-  sh_reclaim reclaim;
-  sh_close(guest, -1, &reclaim); /* nobody else knows the guest: only the host's own close can have been first */
-  return status;
-}
-
-int64_t sh_live_ints(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
-                     uint32_t export_index, int64_t a, int64_t b, int64_t c, int64_t d) {
-  uint64_t guest = sh_spawn(plugin, from, tenant, limits, NULL);
-  if (!guest) return SH_CALL_FAILED;
-  int64_t result = sh_call_ints(guest, export_index, a, b, c, d);
-  sh_reclaim reclaim;
-  sh_close(guest, -1, &reclaim);
-  return result;
 }

@@ -268,7 +268,7 @@ static int start(shi_guest *guest, sh_wasi *wasi) {
   return status;
 }
 
-uint64_t sh_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, sh_wasi *wasi) {
+uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, sh_wasi *wasi) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked(), 0;
   if (atomic_load_explicit(&plugin->host->closed, memory_order_relaxed))
     return shi_fail(SH_CLOSED, "the host is closed"), 0;

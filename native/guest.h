@@ -102,7 +102,12 @@ uint32_t shi_guests_end(sh_host *host);
 /* In the child of a fork: what Python reads as the size of a memory becomes 0. Async-signal-safe. */
 void shi_guests_forget(void);
 
+/* crossings.c has what Python calls most; these are what it does. */
+uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, sh_wasi *wasi);
+
 /* call.c */
+/* As sh_call; `integers`: as sh_call_ints, four values. */
+int shi_call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool integers);
 int shi_guest_begin(shi_guest *guest); /* arms deadline, fuel and epoch for an outermost call */
 void shi_guest_finish(shi_guest *guest); /* after every begin that succeeded */
 /* Turns what wasmtime returned into a status of ours. */

@@ -48,15 +48,3 @@ int sh_memory_pin(uint64_t id, uint32_t memory_index) {
 void sh_memory_unpin(uint64_t id, uint32_t memory_index) {
   if (!atomic_load(&shi_forked)) shi_guest_unpin(id, memory_index);
 }
-
-int sh_end(uint64_t id, uint64_t *figures) {
-  sh_reclaim reclaim = {0};
-  int status = sh_close(id, -1, &reclaim);
-  if (status == SH_CLOSED || status == SH_FORKED) shi_error_forget(); /* it has ended: nobody asks why */
-  figures[0] = reclaim.returned_bytes;
-  figures[1] = reclaim.kept_bytes;
-  figures[2] = reclaim.deferred_bytes;
-  figures[3] = reclaim.ns;
-  figures[4] = reclaim.policy;
-  return status;
-}
