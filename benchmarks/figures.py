@@ -31,6 +31,7 @@ MEASURES: dict[str, Callable[[bool], Row | list[Row]]] = {
     "cycle": rows.cycles,
     "close": rows.close_under_load,
     "threads": rows.two_threads,
+    "lives": rows.whole_lives,
     "live": rows.many_guests,
     "million": rows.million_cycles,
     "import": rows.import_time,

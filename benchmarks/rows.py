@@ -269,6 +269,43 @@ def two_threads(quick: bool) -> Row:
     )
 
 
+def whole_lives(quick: bool) -> Row:
+    """Spawn, call and close in one crossing, `plugin.call`, on one thread and on two."""
+    blocks = 5 if quick else 15
+    lives = 500 if quick else 4_000
+    claims, detail = [], {}
+    with sandhost.Host() as host:
+        plugin = host.load(guest_bytes("bench"))
+        for pages, limit_us in ((0, 12), (16, 15), (256, 60)):
+
+            def run(pages: int = pages) -> None:
+                call = plugin.call
+                for _ in repeat(None, lives):
+                    call("dirty", pages)
+
+            def rate(count: int, run: Callable[[], None] = run) -> float:
+                threads = [threading.Thread(target=run) for _ in range(count)]
+                started = perf_counter_ns()
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                return count * lives / (perf_counter_ns() - started)
+
+            rates = in_turn({"1": lambda: rate(1), "2": lambda: rate(2)}, blocks)
+            median_us = 1 / median(rates["1"]) / 1000
+            ratio = median(rates["2"]) / median(rates["1"])
+            claims.append(Claim(f"{pages} pages", median_us, "µs", limit_us))
+            claims.append(Claim(f"{pages} pages, two threads", ratio, "×", 1.6, at_most=False))
+            detail[str(pages)] = {"us": median_us, "two_threads": ratio}
+    return Row(
+        "plugin.call, a whole life",
+        f"{lives} lives a block, policy warm; two threads: lives a second, to one thread",
+        claims,
+        detail,
+    )
+
+
 def _machine_scales(quick: bool) -> float:
     """Return what two C programs at once reach, to one: what the machine has to give just now."""
     programs = [CPooling(0), CPooling(0)]
