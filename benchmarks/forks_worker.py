@@ -112,13 +112,13 @@ def _interpreter(language: str, source: str) -> Contender:
     if make is None:
         raise SystemExit(f"this sandhost has no sandhost.interpreters.{language}")
     host = sandhost.Host()
-    box = make(host)
+    box = make(host, imports=["numpy", "pandas"]) if language == "python" else make(host)
 
     def run(session: Any) -> None:
         result = session.run(source)
         expect(getattr(result, "stdout", result))
 
-    return box.fork, lambda session: (host, run(session)), lambda session: session.close()
+    return box.session, lambda session: (host, run(session)), lambda session: session.close()
 
 
 def javascript() -> Contender:
