@@ -174,6 +174,7 @@ static int run(shi_guest *guest, uint32_t index, const shi_export *export, wasmt
   if (status == SH_OK && !guest->functions[index].store_id) status = resolve(guest, index);
   if (status == SH_OK) status = shi_guest_begin(guest);
   if (status != SH_OK) return status;
+  atomic_store_explicit(&guest->touched, true, memory_order_relaxed);
   shi_cells_to_raw(export->params, values);
   uint32_t count = export->param_count > export->result_count ? export->param_count : export->result_count;
   wasm_trap_t *trap = NULL;

@@ -121,7 +121,12 @@ static bool has_views(const shi_guest *guest) {
 /* After this the struct is somebody else's. */
 static void give_up(shi_guest *guest, int policy, sh_reclaim *reclaim) {
   shi_pool *pool = guest->plugin->host->pool;
-  for (uint32_t k = 0; k < guest->region_count; k++) shi_region_release(pool, guest->regions[k], policy, reclaim);
+  /* Only a fork: a fresh guest may have a start function, and data that wasmtime wrote. */
+  bool untouched = guest->snapshot && !atomic_load_explicit(&guest->touched, memory_order_relaxed);
+  for (uint32_t k = 0; k < guest->region_count; k++) {
+    guest->regions[k]->untouched = untouched;
+    shi_region_release(pool, guest->regions[k], policy, reclaim);
+  }
   shi_snapshot_release(guest->snapshot);
   shi_plugin_release(guest->plugin);
   put(guest);
@@ -161,6 +166,7 @@ static int prepare(shi_guest *guest, sh_plugin *plugin, sh_snapshot *from, sh_te
   if (from) atomic_fetch_add_explicit(&from->references, 1, memory_order_relaxed);
   atomic_store_explicit(&guest->host, plugin->host, memory_order_relaxed);
   guest->pinned = false;
+  atomic_store_explicit(&guest->touched, false, memory_order_relaxed);
   atomic_fetch_add_explicit(&plugin->references, 1, memory_order_relaxed);
   guest->store = NULL;
   guest->region_count = 0;
@@ -281,6 +287,7 @@ uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, cons
     sh_host *host = plugin->host;
     atomic_fetch_add_explicit(&host->spawn_failures, 1, memory_order_relaxed);
     sh_reclaim reclaim = {0};
+    atomic_store_explicit(&guest->touched, true, memory_order_relaxed); /* nobody knows how far it came */
     end(guest, -1, &reclaim);
     return 0;
   }

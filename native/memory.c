@@ -13,6 +13,7 @@ static shi_guest *hold(uint64_t id, uint32_t memory_index) {
     return NULL;
   }
   uint32_t count = guest->region_count;
+  atomic_store_explicit(&guest->touched, true, memory_order_relaxed); /* who asks may write */
   if (memory_index < count) return guest;
   shi_guest_let_go();
   shi_fail(SH_ARGUMENT, "the guest has %u memories, there is no memory %u", count, memory_index);

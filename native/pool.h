@@ -35,6 +35,7 @@ enum shi_slot_state {
   SHI_SLOT_QUARANTINED /* could not be reset: never used again */
 };
 
+#define SHI_KEPT_UNKNOWN UINT64_MAX
 enum { SHI_PINS_CLOSED = -1 }; /* the value of `pins` while a slot is not live */
 
 /* What a slot maps, from its base:
@@ -55,6 +56,7 @@ typedef struct shi_slot {
   uint64_t image_bytes;
   uint64_t accessible;
   uint64_t initial;  /* committed when acquired: what lies beyond was grown */
+  uint64_t kept;     /* live: what was resident when it was acquired; SHI_KEPT_UNKNOWN: it was remapped since */
   uint64_t resident; /* bytes of clean private pages kept in a free slot, counted in the pool's warm_bytes */
   uint64_t affinity;
   uint64_t freed_ns;  /* when it was released, or left the queue */

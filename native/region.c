@@ -85,9 +85,19 @@ static int set_extent(shi_slot *slot, uint64_t committed) {
   return error;
 }
 
+/* What an untouched slot still holds when it is released. */
+static uint64_t kept_in(const shi_slot *slot, const shi_image *image, uint64_t committed) {
+  if (slot->stale) {
+    return SHI_KEPT_UNKNOWN;
+  }
+  bool as_it_is = slot->image == image && slot->accessible == committed;
+  return slot->resident == 0 || as_it_is ? slot->resident : SHI_KEPT_UNKNOWN;
+}
+
 /* Makes a free slot what the request asks for. -EAGAIN: it was not fit to be used, take another. On any failure the
  * slot is off the caller's hands. */
 static int prepare(shi_pool *pool, shi_slot *slot, shi_image *image, uint64_t committed) {
+  slot->kept = kept_in(slot, image, committed);
   if (slot->stale && shi_reset_stale(pool, slot) != 0) {
     shi_pool_quarantine(pool, slot);
     return -EAGAIN;
@@ -150,6 +160,7 @@ int shi_region_acquire(shi_pool *pool, const shi_region_request *request, shi_re
   slot->initial = committed;
   slot->region.committed = committed;
   slot->region.maximum = request->maximum;
+  slot->region.untouched = false;
   slot->region.account = request->account;
   atomic_store_explicit(&slot->region.size, request->initial, memory_order_release);
   slot->state = SHI_SLOT_LIVE;

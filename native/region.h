@@ -99,6 +99,7 @@ typedef struct shi_region {
   _Atomic uint64_t size; /* bytes the guest may address */
   uint64_t committed;
   uint64_t maximum;  /* bytes: growth beyond is refused */
+  bool untouched;    /* set by the bridge before release: neither guest nor host has had its bytes, so none changed */
   shi_account *account; /* charged with `committed` */
 } shi_region;
 

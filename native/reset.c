@@ -326,9 +326,29 @@ static enum shi_reset_result reset_warm(shi_pool *pool, shi_slot *slot, sh_recla
   return SHI_RESET_DONE;
 }
 
+/* A slot whose bytes nobody had is as it was acquired: there is nothing to find, and what it keeps counts again. */
+static bool is_as_acquired(shi_pool *pool, shi_slot *slot, enum sh_policy policy) {
+  if (!slot->region.untouched || policy == SH_POLICY_LAZY || slot->kept == SHI_KEPT_UNKNOWN) {
+    return false;
+  }
+  if (slot->kept == 0) {
+    return true;
+  }
+  if (policy != SH_POLICY_WARM) {
+    return false;
+  }
+  uint64_t budget = reserve_resident(pool, slot->kept);
+  keep_resident(pool, slot, budget, budget < slot->kept ? 0 : slot->kept);
+  return slot->resident > 0;
+}
+
 enum shi_reset_result shi_reset(shi_pool *pool, shi_slot *slot, enum sh_policy policy, sh_reclaim *reclaim) {
   if (shi_image_retired(slot->image)) {
     policy = SH_POLICY_IMMEDIATE; /* nobody will ask for this slot as it is */
+  }
+  if (is_as_acquired(pool, slot, policy)) {
+    reclaim->kept_bytes += slot->resident;
+    return SHI_RESET_DONE;
   }
   switch (policy) {
   case SH_POLICY_WARM:

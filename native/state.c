@@ -189,6 +189,7 @@ int shi_state_capture(shi_guest *guest, shi_state *state) {
   if (status != SH_OK || plan->segments.count == 0) return status;
   status = shi_guest_begin(guest);
   if (status != SH_OK) return status;
+  atomic_store_explicit(&guest->touched, true, memory_order_relaxed); /* the probes write what was there */
   for (uint32_t k = 0; k < plan->segments.count && status == SH_OK; k++)
     status = read_segment(guest, &plan->segments.items[k], &state->dropped[k]);
   shi_guest_finish(guest);

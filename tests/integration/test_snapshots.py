@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import random
 import threading
 
 import pytest
@@ -84,6 +85,34 @@ def test_what_one_fork_wrote_is_gone_for_the_next_under_every_policy(any_host):
             assert fork.memory.read(196, 12) == b"\0\0\0\0\5\0\0\0\0\0\0\0"
             fork.memory.write(0, b"x" * fork.memory.size)
             fork.call("grow", 2)
+
+
+def test_forks_that_nobody_used_leave_their_slots_as_they_were(any_host):
+    plugin = any_host.load(guest_file("stateful"))
+    rng = random.Random(5)
+    with plugin.warm("store", (200, 5)) as snapshot:
+        for _ in range(300):
+            limits = Limits(memory="20 MiB")
+            with snapshot.spawn(limits=limits) as fork:
+                use = rng.randrange(6)
+                if use == 0:
+                    fork.memory.write(rng.randrange(100_000), b"host" * 1000)
+                elif use == 1:
+                    with fork.memory.view(0, 100_000) as view:
+                        view[50_000:50_004] = b"view"
+                elif use == 2:
+                    fork.call("store", rng.randrange(100_000), -1)
+                elif use == 3:
+                    with fork.snapshot() as again, again.spawn():
+                        pass
+            with snapshot.spawn() as fork:
+                expected = bytearray(2 * 65536)
+                expected[16:27], expected[64], expected[200] = b"active text", 1, 5
+                assert fork.memory.read(0, 2 * 65536) == expected
+        warm = any_host.stats().warm_bytes
+        for _ in range(20):
+            snapshot.spawn().close()
+        assert any_host.stats().warm_bytes <= warm
 
 
 @pytest.mark.parametrize("segment", ["text", "fill table"])
