@@ -135,7 +135,7 @@ def rewrite(wasm: bytes) -> Rewritten:
     replaced: dict[int, bytes | None] = {}
     if any(memory.imported for memory in module.memories):
         replaced |= _define_memories(module)
-    if state.start is not None and state.start < len(module.functions):
+    if state.start is not None:
         exports.append((START_EXPORT, _EXPORT_FUNC, state.start))
         replaced[SectionId.START] = None
     if exports:

@@ -93,6 +93,7 @@ class State:
     """Indices of the functions that tables and globals may refer to, ascending."""
     segments: tuple[Segment, ...]
     start: int | None
+    """Index of the start function, () -> (): C calls it without a look at its type."""
 
 
 def memory_export(index: int) -> str:
@@ -135,8 +136,17 @@ def state_of(module: Module) -> State:
         tables=tuple(StateTable(k, table.element) for k, table in enumerate(module.tables)),
         functions=tuple(sorted(_referable(module))) if referring else (),
         segments=(*_data_segments(module), *_element_segments(module)),
-        start=module.start,
+        start=_valid_start(module),
     )
+
+
+def _valid_start(module: Module) -> int | None:
+    """Return the start function, or None for one that wasmtime's validator must see to refuse it."""
+    start = module.start
+    if start is None or start >= len(module.functions):
+        return None
+    signature = module.types[module.functions[start]]
+    return None if signature.params or signature.results else start
 
 
 def _referable(module: Module) -> set[int]:

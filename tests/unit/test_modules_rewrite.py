@@ -13,7 +13,7 @@ from sandhost.errors import ModuleError
 from sandhost.modules.describe import describe
 from sandhost.modules.leb import encode_unsigned
 from sandhost.modules.rewrite import Image, Rewritten, rewrite
-from sandhost.modules.state import MutableGlobal, global_export, memory_export
+from sandhost.modules.state import START_EXPORT, MutableGlobal, global_export, memory_export
 
 PAGE = 65536
 
@@ -356,6 +356,33 @@ def test_a_module_without_state_is_unchanged() -> None:
         '(module (func (export "f") (result i32) i32.const 1) (global i32 i32.const 1))'
     )
     assert rewrite(wasm).wasm == wasm
+
+
+def test_the_start_function_becomes_an_export(engine: wasmtime.Engine) -> None:
+    rewritten = rewrite(
+        assemble(
+            "(module (global $n (mut i32) (i32.const 0)) (func $s (global.set $n (i32.const 1)))"
+            '(start $s) (func (export "n") (result i32) (global.get $n)))'
+        )
+    )
+    assert rewritten.state.start == 0
+    twin = Running(engine, rewritten.wasm)
+    assert twin.call("n") == 0
+    twin.call(START_EXPORT)
+    assert twin.call("n") == 1
+
+
+@pytest.mark.parametrize("start", [1, 7])
+def test_a_start_function_that_cannot_be_one_is_left_to_be_refused(
+    engine: wasmtime.Engine, start: int
+) -> None:
+    wasm = assemble("(module (func $s) (func (param i32)) (start $s))")
+    wrong = wasm.replace(b"\x08\x01\x00", bytes([8, 1, start]))
+    assert wrong != wasm
+    rewritten = rewrite(wrong)
+    assert rewritten.state.start is None
+    with pytest.raises(wasmtime.WasmtimeError):
+        wasmtime.Module.validate(engine, rewritten.wasm)
 
 
 def custom(name: str, contents: bytes) -> bytes:
