@@ -67,8 +67,8 @@ def snapshot(
     """Start a plugin, let it prepare itself, and write what it has become to OUT.
 
     FILE is a module, binary or text. Its _initialize runs, if it has one, then F with the values of
-    --arg, which are read by its types. A program forks OUT with host.load_snapshot(OUT, FILE). What
-    the plugin prints goes to standard error.
+    --arg, which are read by its types. A program forks OUT after host.load(FILE), with
+    host.load_snapshot(OUT). What the plugin prints goes to standard error.
 
     The snapshot holds the plugin's memory as it is, secrets and random state included. Whoever can
     write to OUT decides what the forks are.

@@ -16,6 +16,7 @@ from .rewrite import Rewritten, rewrite
 __all__ = ["Compiled", "compile_module", "read_source"]
 
 _MAGIC = b"\0asm"
+_SNAPSHOT_MAGIC = b"\x89sandhost snapshot"  # of snapshot_file.py
 
 
 class Compiled(NamedTuple):
@@ -46,6 +47,10 @@ def read_source(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:
             raise ModuleError(f"cannot read {name}: {error.strerror or error}") from error
     if data.startswith(_MAGIC):
         return name, data
+    if data.startswith(_SNAPSHOT_MAGIC):
+        raise ModuleError(
+            f"{name} is a saved snapshot, no module: Host.load_snapshot() reads it", 0
+        )
     if data[:1] == b"\0" or not data.strip():
         raise ModuleError(f"{name} is no WebAssembly: it does not start with '\\0asm'", 0)
     return name, _assemble(name, data)

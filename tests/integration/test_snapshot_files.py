@@ -201,6 +201,11 @@ def test_a_file_that_is_replaced_while_mapped_changes_nothing(host, saved, state
 # ---- what is refused ----
 
 
+def test_a_snapshot_given_as_a_module_says_what_it_is(host, saved):
+    with pytest.raises(sandhost.ModuleError, match="saved snapshot"):
+        host.load(saved)
+
+
 def test_another_module_is_refused(host, saved):
     other = host.load(guest_file("add"))
     with pytest.raises(SnapshotError, match="another module"):
