@@ -17,7 +17,9 @@
 #include "pool.h"
 
 enum { FOUND_AT_ONCE = 256 };
-enum { RUNS_MOST = 8, NEAR_BYTES = 64 << 10 }; /* arbitrary; the distance doubles until the runs are few enough */
+/* The distance at which runs are joined doubles until they are few enough. An image that stands alone is joined further,
+ * zeros copied with it: each mapping costs every cold fork an mmap, and its close a flush. Arbitrary. */
+enum { NEAR_BYTES = 64 << 10, FAR_BYTES = 2 << 20, RUNS_MOST = 8, RUNS_WANTED_ALONE = 2 };
 
 /* Runs of whole OS pages, ascending: offsets in the region. */
 typedef struct {
@@ -136,8 +138,8 @@ static void join(run_list *list, uint64_t near) {
   list->count = list->count == 0 ? 0 : kept + 1;
 }
 
-static uint64_t join_until_few(run_list *list) {
-  for (uint64_t near = NEAR_BYTES; list->count > RUNS_MOST; near *= 2) {
+static uint64_t join_until_few(run_list *list, size_t wanted) {
+  for (uint64_t near = NEAR_BYTES; list->count > RUNS_MOST || (list->count > wanted && near <= FAR_BYTES); near *= 2) {
     join(list, near);
   }
   uint64_t bytes = 0;
@@ -175,12 +177,12 @@ int shi_region_capture(shi_region *region, shi_image **out) {
   if (error == 0 && kept.count == 0 && slot->image != NULL) {
     *out = shi_image_retain(slot->image);
   } else if (error == 0) {
-    bool shares = slot->image != NULL && join_until_few(&kept) <= slot->image_bytes / 2 &&
+    bool shares = slot->image != NULL && join_until_few(&kept, RUNS_MOST) <= slot->image_bytes / 2 &&
                   shi_image_pieces(slot->image) + 2 * RUNS_MOST < SHI_IMAGE_PIECES_MOST / 4;
     if (!shares) {
       kept.count = 0;
       error = all_nonzero(slot, &private, &kept);
-      (void)join_until_few(&kept);
+      (void)join_until_few(&kept, RUNS_WANTED_ALONE);
     }
     if (error == 0) {
       error = make(slot, shares ? slot->image : NULL, &kept, out);
