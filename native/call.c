@@ -168,13 +168,19 @@ static int resolve(shi_guest *guest, uint32_t index) {
   return SH_OK;
 }
 
+static void first_call(shi_guest *guest) {
+  guest->called = true;
+  atomic_store_explicit(&guest->touched, true, memory_order_relaxed);
+  for (uint32_t k = 0; k < guest->region_count; k++) shi_region_expect_call(guest->regions[k]);
+}
+
 /* The guest is entered; values hold the parameters, then the results. */
 static int run(shi_guest *guest, uint32_t index, const shi_export *export, wasmtime_val_raw_t *values) {
   int status = shi_cells_check(export->params, values);
   if (status == SH_OK && !guest->functions[index].store_id) status = resolve(guest, index);
   if (status == SH_OK) status = shi_guest_begin(guest);
   if (status != SH_OK) return status;
-  atomic_store_explicit(&guest->touched, true, memory_order_relaxed);
+  if (__builtin_expect(!guest->called, 0)) first_call(guest);
   shi_cells_to_raw(export->params, values);
   uint32_t count = export->param_count > export->result_count ? export->param_count : export->result_count;
   wasm_trap_t *trap = NULL;

@@ -80,6 +80,7 @@ static wasmtime_error_t *new_memory(void *env, const wasm_memorytype_t *type, si
       .image = gc_heap ? NULL : plan->image,
       .affinity = 0,
       .initial = minimum,
+      .learns = !gc_heap && guest->snapshot,
       .maximum = gc_heap ? (maximum < shi_memory_reservation ? maximum : shi_memory_reservation) : plan->maximum,
   };
   const shi_account *tenant = guest->account.parent;

@@ -165,6 +165,7 @@ static int prepare(shi_guest *guest, sh_plugin *plugin, sh_snapshot *from, sh_te
   guest->snapshot = from;
   if (from) atomic_fetch_add_explicit(&from->references, 1, memory_order_relaxed);
   atomic_store_explicit(&guest->host, plugin->host, memory_order_relaxed);
+  guest->called = false;
   guest->pinned = false;
   atomic_store_explicit(&guest->touched, false, memory_order_relaxed);
   atomic_fetch_add_explicit(&plugin->references, 1, memory_order_relaxed);

@@ -34,6 +34,7 @@ typedef struct shi_guest {
   sh_snapshot *snapshot; /* what it was spawned from; NULL: the module itself */
   _Atomic(sh_host *) host; /* the plugin's; only to be compared when the guest is not the caller's own */
   _Atomic bool touched; /* it was called, or its memory was given to the host: it may have changed since its spawn */
+  bool called; /* since its spawn; of the thread inside */
   bool pinned; /* ended, but a view of its memory is alive: the last unpin ends the rest; under the table's lock */
   wasmtime_store_t *store;
   wasmtime_context_t *context;

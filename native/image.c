@@ -45,6 +45,7 @@ struct shi_image {
   const uint8_t *bytes;
   _Atomic uint32_t outside;
   _Atomic uint32_t references;
+  shi_habits habits;
   uint32_t piece_count;
   shi_piece pieces[];
 };
@@ -149,6 +150,7 @@ static void add_piece(shi_image *image, uint64_t offset, uint64_t length, shi_fi
 }
 
 static void free_image(shi_image *image) {
+  shi_habits_free(&image->habits);
   for (uint32_t i = 0; i < image->piece_count; i++) {
     close_file(image->pieces[i].file);
   }
@@ -367,6 +369,8 @@ void shi_image_unref(shi_image *image) {
 uint64_t shi_image_length(const shi_image *image) { return image->length; }
 
 const void *shi_image_bytes(const shi_image *image) { return image->bytes; }
+
+shi_habits *shi_image_habits(shi_image *image) { return &image->habits; }
 
 uint32_t shi_image_pieces(const shi_image *image) { return image == NULL ? 0 : image->piece_count; }
 

@@ -2,6 +2,7 @@
 #ifndef SANDHOST_IMAGE_H
 #define SANDHOST_IMAGE_H
 
+#include "habit.h"
 #include "region.h"
 
 /* A slot that maps the image holds one of these; unref takes NULL. Never triggers a sweep of the pools. */
@@ -11,6 +12,7 @@ void shi_image_unref(shi_image *image);
 /* The base with runs of whole OS pages, ascending, laid over it, in a memfd of their own. `base` may be NULL. */
 int shi_image_overlay(uint64_t length, const shi_image *base, const shi_image_run *runs, size_t run_count,
                       shi_image **out);
+shi_habits *shi_image_habits(shi_image *image);
 uint32_t shi_image_pieces(const shi_image *image); /* NULL: 0 */
 
 uint64_t shi_image_id(const shi_image *image);           /* NULL: 0. Ids are never used twice */

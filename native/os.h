@@ -53,6 +53,8 @@ int shi_os_give_back(uint8_t *at, uint64_t bytes);
  * Linux 6.14). On failure some ranges may be done; it is safe to do any again. */
 enum { SHI_OS_BATCH = 64 };
 int shi_os_give_back_batch(const struct iovec *ranges, size_t count);
+/* Makes pages the process's own, as a write to each would: all at once. Linux 5.14. */
+int shi_os_populate(uint8_t *at, uint64_t bytes);
 /* The kernel takes the pages when it wants them; until then they may still hold their bytes (MADV_FREE). Only for
  * anonymous memory. */
 int shi_os_give_back_lazily(uint8_t *at, uint64_t bytes);

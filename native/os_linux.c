@@ -236,6 +236,14 @@ int shi_os_give_back(uint8_t *at, uint64_t bytes) {
   return error == -EINVAL ? advise(at, bytes, MADV_DONTNEED_LOCKED, "madvise(MADV_DONTNEED_LOCKED)") : error;
 }
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+int shi_os_populate(uint8_t *at, uint64_t bytes) {
+  return bytes == 0 ? 0 : advise(at, bytes, MADV_POPULATE_WRITE, "madvise(MADV_POPULATE_WRITE)");
+}
+
 int shi_os_give_back_lazily(uint8_t *at, uint64_t bytes) {
   return bytes == 0 ? 0 : advise(at, bytes, MADV_FREE, "madvise(MADV_FREE)");
 }

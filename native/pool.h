@@ -56,6 +56,7 @@ typedef struct shi_slot {
   uint64_t image_bytes;
   uint64_t accessible;
   uint64_t initial;  /* committed when acquired: what lies beyond was grown */
+  bool learns;       /* live: see shi_region_request */
   uint64_t kept;     /* live: what was resident when it was acquired; SHI_KEPT_UNKNOWN: it was remapped since */
   uint64_t resident; /* bytes of clean private pages kept in a free slot, counted in the pool's warm_bytes */
   uint64_t affinity;

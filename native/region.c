@@ -161,6 +161,7 @@ int shi_region_acquire(shi_pool *pool, const shi_region_request *request, shi_re
   slot->region.committed = committed;
   slot->region.maximum = request->maximum;
   slot->region.untouched = false;
+  slot->learns = request->learns && request->image != NULL;
   slot->region.account = request->account;
   atomic_store_explicit(&slot->region.size, request->initial, memory_order_release);
   slot->state = SHI_SLOT_LIVE;
@@ -223,6 +224,15 @@ bool shi_region_pinned(const shi_region *region) {
   return atomic_load(&((const shi_slot *)(const void *)region)->pins) > 0;
 }
 
+static bool is_cold(const shi_slot *slot) { return slot->learns && slot->kept == 0; }
+
+void shi_region_expect_call(shi_region *region) {
+  const shi_slot *slot = shi_slot_of(region);
+  if (is_cold(slot)) {
+    shi_habit_follow(slot);
+  }
+}
+
 /* ---- release ---------------------------------------------------------------------------------------------------- */
 
 /* The slot still holds a guest's bytes: the host goes on paying for them, the guest and its tenant do not. */
@@ -251,6 +261,9 @@ int shi_region_release(shi_pool *pool, shi_region *region, int policy, sh_reclai
   atomic_store_explicit(&region->size, 0, memory_order_relaxed);
   region->account = NULL;
   shi_pool_move_near(pool, slot);
+  if (is_cold(slot) && !region->untouched) {
+    shi_habit_learn(pool, slot);
+  }
   enum shi_reset_result result = shi_reset(pool, slot, chosen, reclaim);
   uint64_t ended_ns = shi_os_now_ns();
   slot->freed_ns = ended_ns;

@@ -109,12 +109,15 @@ typedef struct {
   uint64_t affinity;    /* the tenant: a slot last used with the same image and affinity is taken first */
   uint64_t initial;     /* bytes */
   uint64_t maximum;     /* bytes; <= slot_capacity */
+  bool learns;          /* forks of this image are alike: learn which pages they dirty first */
 } shi_region_request;
 
 /* -ENOSPC: no slot is free. -EDQUOT: an account is full (*full names it, if asked). Else an OS error. */
 int shi_region_acquire(shi_pool *pool, const shi_region_request *request, shi_region **out, shi_account **full);
 /* Only the thread that runs the guest grows. New bytes are zero. Same errors; -ENOSPC past `maximum`. */
 int shi_region_grow(shi_region *region, uint64_t size, shi_account **full);
+/* The guest is about to be called for the first time: if the slot is cold, populates what forks of its image dirty. */
+void shi_region_expect_call(shi_region *region);
 /* A view pins: release with pins is refused with -EBUSY and changes nothing. False: the region is released. */
 bool shi_region_pin(shi_region *region);
 void shi_region_unpin(shi_region *region);

@@ -16,6 +16,9 @@ static void open_large(void) {
   fixture_open(&f, &options);
 }
 
+/* A slot that waits for decommit keeps its image until then. */
+static void settle(void) { shi_pool_trim(f.pool, UINT64_MAX); }
+
 static uint64_t image_total(bool bytes) {
   uint64_t count, total;
   shi_image_totals(&count, &total);
@@ -61,6 +64,7 @@ static void what_was_written_where_does_not_matter(void) {
       base = image;
     }
     release_image(base);
+    settle();
     CHECK_EQ(image_total(false), 0);
     fixture_close(&f);
   }
@@ -84,6 +88,7 @@ static void an_empty_region_has_no_image_and_an_untouched_one_shares_its_own(voi
   CHECK(image == base);
   release(&f, region, -1);
   shi_image_release(image);
+  settle();
   CHECK_EQ(image_total(false), 1);
   shi_image_release(base);
   fixture_close(&f);
@@ -103,6 +108,7 @@ static void few_pages_are_shared_and_many_stand_alone(void) {
   CHECK_EQ(shi_image_pieces(much), 1);
   check_equal(region, much);
   release(&f, region, -1);
+  settle();
   shi_image_release(little); /* and with it the files of the base */
   CHECK_EQ(image_total(true), MIB);
   shi_image_release(much);
@@ -182,6 +188,7 @@ static void whatever_fails_leaves_nothing(void) {
         check_equal(region, image);
         release_image(image);
       }
+      settle();
       CHECK_EQ(open_files(), files);
       CHECK_EQ(image_total(false), 1);
       release(&f, region, -1);
@@ -218,6 +225,102 @@ static void a_slot_whose_pieces_cannot_be_mapped_is_not_handed_out(void) {
   }
 }
 
+/* ---- habits ----------------------------------------------------------------------------------------------------- */
+
+static shi_region *fork_of(shi_image *image) {
+  shi_region_request request = {
+      .account = &f.guest, .image = image, .affinity = 1, .initial = REGION, .maximum = REGION, .learns = true};
+  shi_region *region;
+  CHECK_EQ(shi_region_acquire(f.pool, &request, &region, NULL), 0);
+  return region;
+}
+
+/* Pages 100 to 139, and one that only this fork dirties. */
+static void behave(shi_region *region, int own_page) {
+  for (int k = 100; k < 140; k++) {
+    region->base[k * OS_PAGE] = 9;
+  }
+  region->base[own_page * OS_PAGE] = 9;
+}
+
+static uint64_t private_bytes(const shi_region *region) {
+  return shi_reset_private_bytes(f.pool, shi_slot_of((shi_region *)(uintptr_t)region));
+}
+
+static void what_all_cold_forks_dirty_is_populated_before_the_first_call(void) {
+  open_large();
+  shi_image *image = make_image(MIB, 3);
+  for (int k = 0; k < 2; k++) {
+    shi_region *region = fork_of(image);
+    shi_region_expect_call(region);
+    CHECK_EQ(private_bytes(region), 0);
+    behave(region, 200 + k);
+    release(&f, region, SH_POLICY_IMMEDIATE);
+  }
+  shi_region *region = fork_of(image);
+  CHECK_EQ(private_bytes(region), 0);
+  shi_region_expect_call(region);
+  CHECK_EQ(private_bytes(region), 40 * OS_PAGE);
+  CHECK(reads_as(region, MIB, 3));
+  CHECK_EQ(release(&f, region, SH_POLICY_IMMEDIATE).returned_bytes, 40 * OS_PAGE);
+
+  region = fork_of(image); /* without the kernel's help */
+  sh_fault_inject(SH_OS_MADVISE, 0, 1, EINVAL);
+  shi_region_expect_call(region);
+  no_faults();
+  CHECK_EQ(private_bytes(region), 0);
+  CHECK(reads_as(region, MIB, 3));
+  release(&f, region, SH_POLICY_WARM);
+  shi_image_release(image);
+  fixture_close(&f);
+}
+
+static void forks_that_are_not_alike_teach_nothing(void) {
+  open_large();
+  shi_image *image = make_image(MIB, 3);
+  for (int k = 0; k < 3; k++) {
+    shi_region *region = fork_of(image);
+    shi_region_expect_call(region);
+    CHECK_EQ(private_bytes(region), 0);
+    memset(region->base + k * 200 * KIB, 7, 200 * KIB);
+    release(&f, region, SH_POLICY_IMMEDIATE);
+  }
+  shi_image_release(image);
+  fixture_close(&f);
+}
+
+static void *fork_and_behave(void *image) {
+  for (int k = 0; k < 200; k++) {
+    shi_account guest = {.parent = &f.tenant, .limit = UINT64_MAX, .level = SHI_ACCOUNT_GUEST};
+    shi_region_request request = {
+        .account = &guest, .image = image, .affinity = 1, .initial = REGION, .maximum = REGION, .learns = true};
+    shi_region *region;
+    CHECK_EQ(shi_region_acquire(f.pool, &request, &region, NULL), 0);
+    shi_region_expect_call(region);
+    CHECK(region->base[5 * OS_PAGE] == 3);
+    behave(region, 5);
+    sh_reclaim reclaim = {0};
+    CHECK_EQ(shi_region_release(f.pool, region, k % 3, &reclaim), 0);
+  }
+  return NULL;
+}
+
+static void threads_learn_together(void) {
+  for (int round = 0; round < 5; round++) {
+    open_large();
+    shi_image *image = make_image(MIB, 3);
+    pthread_t threads[4];
+    for (int k = 0; k < 4; k++) {
+      CHECK_EQ(pthread_create(&threads[k], NULL, fork_and_behave, image), 0);
+    }
+    for (int k = 0; k < 4; k++) {
+      CHECK_EQ(pthread_join(threads[k], NULL), 0);
+    }
+    shi_image_release(image);
+    fixture_close(&f);
+  }
+}
+
 int main(void) {
   RUN(what_was_written_where_does_not_matter);
   RUN(an_empty_region_has_no_image_and_an_untouched_one_shares_its_own);
@@ -226,4 +329,7 @@ int main(void) {
   RUN(parts_that_do_not_fit_are_refused);
   RUN(whatever_fails_leaves_nothing);
   RUN(a_slot_whose_pieces_cannot_be_mapped_is_not_handed_out);
+  RUN(what_all_cold_forks_dirty_is_populated_before_the_first_call);
+  RUN(forks_that_are_not_alike_teach_nothing);
+  RUN(threads_learn_together);
 }
