@@ -6,6 +6,8 @@
  *   guest    one store, one instance, its regions               guest.c (life), call.c (use), memory.c (its bytes)
  *   snapshot what a guest was, to spawn others from             snapshot.c, state.c (globals, tables, segments)
  *
+ * What Python calls for every guest is in crossings.c, and passes turnstile.c. WASI has a map of its own, wasi.h.
+ *
  * Who may touch a guest is said by one word, `state` (guest.h).
  */
 #ifndef SANDHOST_BRIDGE_H

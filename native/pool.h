@@ -2,7 +2,9 @@
  *
  *   region.c  acquire, grow, release         reset.c     dirty pages back to the image or to the OS
  *   pool.c    arenas, who gets which slot    maintain.c  deferred decommit and decay, in a thread
- *   freelist  free slots by what they held   image, account, numa, layout, os
+ *   freelist  free slots by what they held   image.c     what memories start with, in pieces of files
+ *   capture.c an image of a live region      habit.c     which pages forks dirty first
+ *   account, numa, layout, os
  *
  * Locks, in the order in which they may be taken together:
  *   registry (all pools) -> pool.upkeep -> pool.queue.lock -> a shard's lock;  pool.upkeep -> pool.arena_lock.
