@@ -61,6 +61,7 @@ class Plugin:
         """The module as its author wrote it."""
         self.state: State = rewritten.state
         self._code_digest = compiled.digest
+        self._module_digest: str | None = None
         self._snapshots_refused = (
             "a data segment of the module is written at each start, over what a snapshot holds"
             if rewritten.keeps_active_data
@@ -384,8 +385,13 @@ class Plugin:
     def module_digest(self) -> str:
         """Return the SHA-256, in hexadecimal, of the module's code and data as sandhost runs them.
 
-        What snapshots are bound to. Reads all initial data.
+        What snapshots are bound to. The first time it reads all initial data.
         """
+        if self._module_digest is None:
+            self._module_digest = self._digest_module()
+        return self._module_digest
+
+    def _digest_module(self) -> str:
         digest = hashlib.sha256(self._code_digest)
         for index in range(len(self.info.memories)):
             image = self.image(index)
