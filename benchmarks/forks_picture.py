@@ -94,7 +94,7 @@ def _memory(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(0.01, largest * 60)
     axes.set_xlabel("MiB (proportional set size)")
-    axes.set_title("memory of each of 100 live ones, or fewer")
+    axes.set_title("memory of each live one")
     tidy(axes)
     axes.grid(visible=False, axis="y")
 
