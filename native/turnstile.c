@@ -29,6 +29,17 @@ static void pause_cpu(void) {
 #endif
 }
 
+/* Asked once: it reads a file. */
+static uint32_t processors(void) {
+  static _Atomic uint32_t known;
+  uint32_t count = atomic_load_explicit(&known, memory_order_relaxed);
+  if (__builtin_expect(count == 0, 0)) {
+    count = shi_os_cpu_count();
+    atomic_store_explicit(&known, count, memory_order_relaxed);
+  }
+  return count;
+}
+
 /* False: it took too long. */
 static bool wait_awake(void) {
   uint64_t until = shi_now_ns() + PATIENCE_NS;
@@ -49,7 +60,7 @@ void shi_turnstile_leave(void) {
 void shi_turnstile_pass(void) {
   if (__builtin_expect(enter(), 1)) return;
   /* Threads that wait awake must leave a processor to the one they wait for. */
-  bool allowed = atomic_fetch_add_explicit(&waiting, 1, memory_order_relaxed) + 1 < shi_os_cpu_count();
+  bool allowed = atomic_fetch_add_explicit(&waiting, 1, memory_order_relaxed) + 1 < processors();
   bool entered = allowed && wait_awake();
   atomic_fetch_sub_explicit(&waiting, 1, memory_order_relaxed);
   if (allowed && !entered) atomic_store_explicit(&inside, self(), memory_order_relaxed); /* who was there is gone */
