@@ -72,7 +72,7 @@ typedef struct {
     wasmtime_memory_like_t other; /* the largest member: global, table, memory, tag */
   } of;
 } wasmtime_extern_t;
-enum { WASMTIME_EXTERN_FUNC = 0, WASMTIME_EXTERN_GLOBAL = 1, WASMTIME_EXTERN_TABLE = 2 };
+enum { WASMTIME_EXTERN_FUNC = 0 };
 
 typedef struct {
   uint64_t store_id;

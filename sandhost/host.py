@@ -166,7 +166,8 @@ class Host:
         )
         title = name or (compiled.rewritten.info.name if path == "module" else path) or path
         plugin = Plugin(self, title, compiled, dict(self._functions))
-        self._plugins.add(plugin)
+        with self._lock:
+            self._plugins.add(plugin)
         return plugin
 
     def load_snapshot(
@@ -203,7 +204,9 @@ class Host:
                 raise SnapshotError(f"{name} does not fit its module: {error}") from error
 
     def _plugin_of(self, digest: str) -> Plugin | None:
-        for plugin in self._plugins:
+        with self._lock:
+            plugins = list(self._plugins)
+        for plugin in plugins:
             if plugin.module_digest() == digest:
                 return plugin
         return None

@@ -127,8 +127,9 @@ class Snapshot:
 
     def _checked(self) -> Any:
         native = self.native
-        if self._check is not None:
-            self._check()
+        check = self._check  # another thread may be here too
+        if check is not None:
+            check()
             self._check = None
         return native
 

@@ -6,9 +6,19 @@ import json
 import os
 import random
 import stat
+import threading
 
 import pytest
-from helpers import PAGE, balanced, collected, failing, guest_file, open_files, run_cleanly
+from helpers import (
+    PAGE,
+    Background,
+    balanced,
+    collected,
+    failing,
+    guest_file,
+    open_files,
+    run_cleanly,
+)
 
 import sandhost
 from sandhost import Limits, SnapshotError, snapshot_file
@@ -268,6 +278,18 @@ def test_altered_pages_are_found_before_a_guest_sees_them(host, saved):
             with pytest.raises(SnapshotError, match="altered"):
                 snapshot.spawn()
     assert host.stats().spawns == 1  # the guest that was saved
+
+
+def test_threads_may_make_the_first_fork_of_a_loaded_snapshot_together(host, saved):
+    for _ in range(20):
+        with host.load_snapshot(saved) as snapshot:
+            barrier = threading.Barrier(4)
+
+            def fork(snapshot=snapshot, barrier=barrier):
+                barrier.wait()
+                return snapshot.call("load", 100_000)
+
+            assert [thread.result() for thread in [Background(fork) for _ in range(4)]] == [42] * 4
 
 
 def part(document, **values):
