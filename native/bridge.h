@@ -4,6 +4,7 @@
  *   module   one compiled artifact                              module.c
  *   plugin   module + imports + images, ready to instantiate    plugin.c
  *   guest    one store, one instance, its regions               guest.c (life), call.c (use), memory.c (its bytes)
+ *   fiber    a guest's call that can wait                       fiber.c; workers.c runs it, port.c tells the event loop
  *   snapshot what a guest was, to spawn others from             snapshot.c, state.c (globals, tables, segments)
  *
  * What Python calls for every guest is in crossings.c, and passes turnstile.c. WASI has a map of its own, wasi.h.
@@ -18,6 +19,7 @@
 #include "region.h"
 #include "state.h"
 #include "wasmtime_abi.h"
+#include "workers.h"
 
 /* ---- errors (error.c): each returns the status it records in the thread's sh_error ------------------------------ */
 
@@ -75,6 +77,10 @@ struct sh_host {
   sh_host_options options;
   shi_ticker ticker; /* owns the engines */
   shi_pool *pool;
+  shi_pool *_Atomic stacks; /* of fibers; made when first needed */
+  uint64_t stack_bytes; /* each */
+  wasmtime_linker_t *fiber_linkers[SHI_ENGINES];
+  shi_workers workers;
   shi_account account;
   sh_tenant *tenants; /* under `mutex` */
   pthread_mutex_t mutex;
@@ -111,12 +117,14 @@ typedef struct {
   uint32_t param_count, result_count;
   bool integers; /* fits sh_call_ints */
   bool references; /* takes or returns one: cannot be called from Python */
+  _Atomic uint32_t away; /* fiber.c: so many of its calls go to the workers at once; 0: they are short */
 } shi_export;
 
 typedef struct shi_import {
   uint32_t callback_id;
   uint32_t param_count, result_count;
   char *params, *results;
+  char *asynchronous; /* "module.name" of a function that may answer later; NULL: it answers at once */
   struct shi_import *next;
 } shi_import;
 
@@ -131,6 +139,7 @@ struct sh_plugin {
   uint32_t memory_count;
   shi_export *exports;
   uint32_t export_count;
+  shi_export start; /* as the rewrite exports it */
   shi_import *imports;
   bool wasi;
   uint32_t wasi_memory;
@@ -142,6 +151,7 @@ struct sh_plugin {
 };
 
 void shi_host_release(sh_host *host);
+shi_pool *shi_host_stacks(sh_host *host); /* NULL: it cannot be made; see shi_error() */
 void shi_plugin_release(sh_plugin *plugin);
 
 /* ---- signatures (signature.c) -------------------------------------------------------------------------------------- */
@@ -157,7 +167,10 @@ int shi_cells_check(const char *types, const wasmtime_val_raw_t *values);
 /* ---- the rest ------------------------------------------------------------------------------------------------------ */
 
 extern sh_hostcall_fn shi_hostcall;
+extern sh_answer_fn shi_answer;
 extern sh_output_fn shi_output;
+extern sh_input_fn shi_input;
+extern sh_take_fn shi_take;
 extern sh_signals_fn shi_signals;
 
 wasm_trap_t *shi_hostcall_trampoline(void *import, wasmtime_caller_t *caller, wasmtime_val_raw_t *values, size_t count);

@@ -1,9 +1,10 @@
 /* Calls into a guest, and how they end. */
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "guest.h"
+#include "fiber.h"
 
 /* What a host function or a trap handler may need of the native stack, on top of the wasm stack. */
 enum { HOST_STACK = 256 << 10 };
@@ -11,13 +12,13 @@ static const uint64_t signals_every_ns = 50000000;
 
 /* ---- limits -------------------------------------------------------------------------------------------------------- */
 
-bool shi_guest_goes_on(shi_guest *guest) {
+bool shi_guest_may_go_on(shi_guest *guest) {
   uint64_t now = shi_now_ns();
   if (atomic_load(&shi_exiting) || shi_guest_cancelled(guest)) {
     guest->stop = SH_CANCELLED;
   } else if (guest->deadline_ns && now >= guest->deadline_ns) {
     guest->stop = SH_DEADLINE;
-  } else if (now >= guest->signals_due_ns && shi_on_main_thread()) {
+  } else if (now >= guest->signals_due_ns && !shi_on_fiber(guest) && shi_on_main_thread()) {
     guest->signals_due_ns = now + signals_every_ns;
     uint32_t depth = shi_host_code_begins(guest);
     if (shi_signals && shi_signals()) guest->stop = SH_INTERRUPTED;
@@ -27,12 +28,37 @@ bool shi_guest_goes_on(shi_guest *guest) {
   return guest->stop == 0;
 }
 
+bool shi_guest_goes_on(shi_guest *guest) {
+  return shi_guest_may_go_on(guest) && (!shi_on_fiber(guest) || shi_fiber_breathe(guest));
+}
+
 wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *guest, uint64_t *delta, uint8_t *kind) {
   (void)context;
-  (void)kind; /* stays "continue" */
-  if (!shi_guest_goes_on(guest)) return wt.wasmtime_error_new("sandhost: stopped");
+  if (!shi_guest_may_go_on(guest)) return wt.wasmtime_error_new("sandhost: stopped");
+  if (shi_on_fiber(guest)) *kind = WASMTIME_UPDATE_DEADLINE_YIELD; /* else it stays "continue" */
   *delta = 1;
   return NULL;
+}
+
+int shi_guest_arm(shi_guest *guest) {
+  guest->stop = 0;
+  guest->refused = false;
+  uint64_t now = shi_now_ns();
+  guest->deadline_ns = guest->limits.deadline_ns ? now + guest->limits.deadline_ns : 0;
+  guest->signals_due_ns = now + signals_every_ns;
+  wt.wasmtime_context_set_epoch_deadline(guest->context, 1);
+  if (guest->plugin->module->engine != SHI_ENGINE_FUEL) return SH_OK;
+  wasmtime_error_t *error =
+      wt.wasmtime_context_set_fuel(guest->context, guest->limits.fuel ? guest->limits.fuel : UINT64_MAX);
+  return error ? shi_fail_wasmtime(error) : SH_OK;
+}
+
+void shi_guest_disarm(shi_guest *guest) {
+  if (guest->plugin->module->engine != SHI_ENGINE_FUEL) return;
+  uint64_t left = 0, given = guest->limits.fuel ? guest->limits.fuel : UINT64_MAX;
+  wasmtime_error_t *error = wt.wasmtime_context_get_fuel(guest->context, &left);
+  if (error) wt.wasmtime_error_delete(error);
+  shi_tally(&guest->fuel_used, given - left);
 }
 
 int shi_guest_begin(shi_guest *guest) {
@@ -49,34 +75,19 @@ int shi_guest_begin(shi_guest *guest) {
   shi_trap_signals_check();
   shi_thread_in_guest++;
   if (guest->depth > 1) return SH_OK; /* the outermost call has armed the rest */
-
-  guest->stop = 0;
-  guest->refused = false;
-  uint64_t now = shi_now_ns();
-  guest->deadline_ns = guest->limits.deadline_ns ? now + guest->limits.deadline_ns : 0;
-  guest->signals_due_ns = now + signals_every_ns;
-  wt.wasmtime_context_set_epoch_deadline(guest->context, 1);
-  if (guest->plugin->module->engine == SHI_ENGINE_FUEL) {
-    wasmtime_error_t *error =
-        wt.wasmtime_context_set_fuel(guest->context, guest->limits.fuel ? guest->limits.fuel : UINT64_MAX);
-    if (error) {
-      shi_thread_in_guest--;
-      return shi_fail_wasmtime(error);
-    }
-  }
-  shi_ticker_enter(&guest->plugin->host->ticker);
-  return SH_OK;
+  int status = shi_guest_arm(guest);
+  if (status == SH_OK)
+    shi_ticker_enter(&guest->plugin->host->ticker);
+  else
+    shi_thread_in_guest--;
+  return status;
 }
 
 void shi_guest_finish(shi_guest *guest) {
   shi_thread_in_guest--;
   if (guest->depth > 1) return;
   shi_ticker_leave(&guest->plugin->host->ticker);
-  if (guest->plugin->module->engine != SHI_ENGINE_FUEL) return;
-  uint64_t left = 0, given = guest->limits.fuel ? guest->limits.fuel : UINT64_MAX;
-  wasmtime_error_t *error = wt.wasmtime_context_get_fuel(guest->context, &left);
-  if (error) wt.wasmtime_error_delete(error);
-  shi_tally(&guest->fuel_used, given - left);
+  shi_guest_disarm(guest);
 }
 
 /* ---- outcome ------------------------------------------------------------------------------------------------------- */
@@ -126,6 +137,11 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
   case SH_EXIT:
     shi_error()->exit_status = guest->exit_status;
     break;
+  case SH_WAITS:
+    snprintf(shi_error()->message, sizeof shi_error()->message,
+             "the guest waits for %s, which a call cannot that blocks its thread; use `await guest.call_async(...)`",
+             guest->waits_for);
+    break;
   case SH_FORKED:
     shi_error_forget();
     return shi_fail(SH_FORKED, "this process was forked from the one that has the guests; it has none");
@@ -158,34 +174,49 @@ int shi_guest_outcome(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *tr
 
 /* ---- calls --------------------------------------------------------------------------------------------------------- */
 
-static int resolve(shi_guest *guest, uint32_t index) {
-  const shi_export *export = &guest->plugin->exports[index];
+static int resolve(shi_guest *guest, const shi_export *export, wasmtime_func_t *out) {
   wasmtime_extern_t item;
   if (!wt.wasmtime_instance_export_get(guest->context, &guest->instance, export->name, export->name_length, &item) ||
       item.kind != WASMTIME_EXTERN_FUNC)
     return shi_fail(SH_ARGUMENT, "the instance has no such function");
-  guest->functions[index] = item.of.func;
+  *out = item.of.func;
   return SH_OK;
 }
 
-static void first_call(shi_guest *guest) {
+int shi_guest_export(shi_guest *guest, uint32_t index, bool integers, const shi_export **out,
+                     wasmtime_func_t *function) {
+  sh_plugin *plugin = guest->plugin;
+  bool starts = index == SH_START && plugin->state.start && !integers;
+  if (!starts && (index >= plugin->export_count || (integers && !plugin->exports[index].integers)))
+    return shi_fail(SH_ARGUMENT, "no such function");
+  *out = starts ? &plugin->start : &plugin->exports[index];
+  if ((*out)->references) return shi_fail(SH_ARGUMENT, "references cannot cross");
+  if (starts) return resolve(guest, *out, function);
+  int status = guest->functions[index].store_id ? SH_OK : resolve(guest, *out, &guest->functions[index]);
+  *function = guest->functions[index];
+  return status;
+}
+
+void shi_guest_expect_call(shi_guest *guest) {
+  if (__builtin_expect(guest->called, 1)) return;
   guest->called = true;
   atomic_store_explicit(&guest->touched, true, memory_order_relaxed);
   for (uint32_t k = 0; k < guest->region_count; k++) shi_region_expect_call(guest->regions[k]);
 }
 
 /* The guest is entered; values hold the parameters, then the results. */
-static int run(shi_guest *guest, uint32_t index, const shi_export *export, wasmtime_val_raw_t *values) {
+static int run(shi_guest *guest, const shi_export *export, const wasmtime_func_t *function,
+               wasmtime_val_raw_t *values) {
   int status = shi_cells_check(export->params, values);
-  if (status == SH_OK && !guest->functions[index].store_id) status = resolve(guest, index);
+  if (__builtin_expect(status == SH_OK && shi_on_fiber(guest), 0))
+    return shi_fiber_call(guest, export, function, values);
   if (status == SH_OK) status = shi_guest_begin(guest);
   if (status != SH_OK) return status;
-  if (__builtin_expect(!guest->called, 0)) first_call(guest);
+  shi_guest_expect_call(guest);
   shi_cells_to_raw(export->params, values);
   uint32_t count = export->param_count > export->result_count ? export->param_count : export->result_count;
   wasm_trap_t *trap = NULL;
-  wasmtime_error_t *error =
-      wt.wasmtime_func_call_unchecked(guest->context, &guest->functions[index], values, count, &trap);
+  wasmtime_error_t *error = wt.wasmtime_func_call_unchecked(guest->context, function, values, count, &trap);
   shi_guest_finish(guest);
   status = shi_guest_outcome(guest, error, trap);
   if (status == SH_OK) shi_raw_to_cells(export->results, values);
@@ -206,13 +237,10 @@ int shi_call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool integ
   if (status != SH_OK) return status;
   sh_host *host = guest->plugin->host;
   uint64_t begun = shi_now_ns();
-  const shi_export *export = &guest->plugin->exports[index];
-  if (index >= guest->plugin->export_count || (integers && !export->integers))
-    status = shi_fail(SH_ARGUMENT, "no such function");
-  else if (export->references)
-    status = shi_fail(SH_ARGUMENT, "references cannot cross");
-  else
-    status = run(guest, index, export, values);
+  const shi_export *export;
+  wasmtime_func_t function;
+  status = shi_guest_export(guest, index, integers, &export, &function);
+  if (status == SH_OK) status = run(guest, export, &function, values);
   shi_guest_leave(guest);
   if (__builtin_expect(status == SH_CANCELLED, 0)) stay_if_exiting();
   shi_histogram_record(&host->latency[SH_OP_CALL], shi_now_ns() - begun);

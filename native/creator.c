@@ -1,4 +1,4 @@
-/* wasmtime's memory creator: pure C, called in the middle of an instantiation.
+/* wasmtime's memory creator: pure C, called in the middle of an instantiation; and the creator of stacks for fibers.
  *
  * The creator is told nothing of the store it works for, so the spawn leaves its guest in a thread-local. Memories are
  * asked for in index order; before them, a module with exceptions makes wasmtime ask for a GC heap of its own. Each
@@ -6,7 +6,7 @@
  */
 #include <errno.h>
 
-#include "guest.h"
+#include "fiber.h"
 #include "snapshot.h"
 
 static _Thread_local shi_guest *spawning;
@@ -32,6 +32,11 @@ static void remember_refusal(shi_guest *guest, uint64_t wanted, const shi_accoun
 
 static shi_guest *guest_of(shi_region *region) {
   return (shi_guest *)((char *)region->account - offsetof(shi_guest, account));
+}
+
+static uint64_t tenant_of(const shi_guest *guest) {
+  const shi_account *tenant = guest->account.parent;
+  return tenant->level == SHI_ACCOUNT_TENANT ? ((const sh_tenant *)tenant)->id : 0;
 }
 
 static wasmtime_error_t *grow_memory(void *env, size_t size) {
@@ -78,14 +83,11 @@ static wasmtime_error_t *new_memory(void *env, const wasm_memorytype_t *type, si
   shi_region_request request = {
       .account = &guest->account,
       .image = gc_heap ? NULL : plan->image,
-      .affinity = 0,
+      .affinity = tenant_of(guest),
       .initial = minimum,
       .learns = !gc_heap && guest->snapshot,
       .maximum = gc_heap ? (maximum < shi_memory_reservation ? maximum : shi_memory_reservation) : plan->maximum,
   };
-  const shi_account *tenant = guest->account.parent;
-  if (tenant->level == SHI_ACCOUNT_TENANT) request.affinity = ((const sh_tenant *)tenant)->id;
-
   shi_account *full = NULL;
   shi_region *region;
   int error = shi_region_acquire(plugin->host->pool, &request, &region, &full);
@@ -111,4 +113,47 @@ static wasmtime_error_t *new_memory(void *env, const wasm_memorytype_t *type, si
   return NULL;
 }
 
+/* ---- stacks -------------------------------------------------------------------------------------------------------- */
+
+static uint8_t *get_stack(void *env, size_t *length) {
+  const shi_region *stack = ((shi_guest *)env)->fiber->stack;
+  *length = stack->committed;
+  return stack->base + stack->committed;
+}
+
+/* The stack stays the guest's to its end (shi_fiber_give_back). */
+static void leave_stack(void *env) { ((shi_guest *)env)->fiber->stack_taken = false; }
+
+/* All of it may become resident, so all of it counts, for the tenant and the host. */
+static int acquire_stack(shi_guest *guest) {
+  sh_host *host = guest->plugin->host;
+  shi_pool *pool = shi_host_stacks(host);
+  if (!pool) return -shi_error()->os_errno;
+  shi_account *full = NULL;
+  shi_region_request request = {.account = guest->account.parent,
+                                .affinity = tenant_of(guest),
+                                .initial = host->stack_bytes,
+                                .maximum = host->stack_bytes};
+  int error = shi_region_acquire(pool, &request, &guest->fiber->stack, &full);
+  if (full) remember_refusal(guest, host->stack_bytes, full, 0, error);
+  return error;
+}
+
+static wasmtime_error_t *new_stack(void *env, size_t size, bool zeroed, wasmtime_stack_memory_t *out) {
+  (void)env, (void)zeroed; /* a region is */
+  shi_guest *guest = spawning;
+  if (!guest || guest->fiber->stack_taken || size > guest->plugin->host->stack_bytes)
+    return wt.wasmtime_error_new("sandhost: a stack that no call asked for");
+  int error = guest->fiber->stack ? 0 : acquire_stack(guest);
+  if (error) {
+    guest->stop = error == -EDQUOT ? SH_OUT_OF_MEMORY : error == -ENOSPC ? SH_REGION_FULL : SH_NATIVE;
+    if (error != -EDQUOT) guest->refused_wanted = (uint64_t)-error;
+    return wt.wasmtime_error_new("sandhost: no stack");
+  }
+  guest->fiber->stack_taken = true;
+  *out = (wasmtime_stack_memory_t){.env = guest, .get_stack_memory = get_stack, .finalizer = leave_stack};
+  return NULL;
+}
+
+wasmtime_stack_creator_t shi_stack_creator = {.new_stack = new_stack};
 wasmtime_memory_creator_t shi_creator = {.new_memory = new_memory};

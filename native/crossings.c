@@ -7,7 +7,15 @@
 
 uint64_t sh_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, sh_wasi *wasi) {
   shi_turnstile_leave();
-  uint64_t guest = shi_spawn(plugin, from, tenant, limits, wasi);
+  uint64_t guest = shi_spawn(plugin, from, tenant, limits, wasi, true);
+  shi_turnstile_pass();
+  return guest;
+}
+
+uint64_t sh_spawn_unstarted(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
+                            sh_wasi *wasi) {
+  shi_turnstile_leave();
+  uint64_t guest = shi_spawn(plugin, from, tenant, limits, wasi, false);
   shi_turnstile_pass();
   return guest;
 }
@@ -57,7 +65,7 @@ static void end_life(uint64_t guest) {
 int sh_live(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, uint32_t export_index,
             int64_t *cells) {
   shi_turnstile_leave();
-  uint64_t guest = shi_spawn(plugin, from, tenant, limits, NULL);
+  uint64_t guest = shi_spawn(plugin, from, tenant, limits, NULL, true);
   int status = SH_CLOSED; /* any failure: the thread's error says which */
   if (guest) {
     status = shi_call(guest, export_index, (wasmtime_val_raw_t *)cells, false);
@@ -70,7 +78,7 @@ int sh_live(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_li
 int64_t sh_live_ints(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
                      uint32_t export_index, int64_t a, int64_t b, int64_t c, int64_t d) {
   shi_turnstile_leave();
-  uint64_t guest = shi_spawn(plugin, from, tenant, limits, NULL);
+  uint64_t guest = shi_spawn(plugin, from, tenant, limits, NULL, true);
   int64_t result = SH_CALL_FAILED;
   if (guest) {
     result = call_ints(guest, export_index, a, b, c, d);

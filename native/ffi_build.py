@@ -12,7 +12,8 @@ ffibuilder.cdef(declarations)
 ffibuilder.cdef(
     """
     extern "Python" {
-      int _output(uint64_t guest, int stream, const uint8_t *bytes, size_t length);
+      int _output(uint64_t guest, int stream, const uint8_t *bytes, size_t length, int may_wait);
+      int _input(uint64_t guest, uint64_t length);
       int _signals(void);
     }
     """

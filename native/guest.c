@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fiber.h"
 #include "snapshot.h"
 #include "wasi.h"
 
@@ -63,7 +64,8 @@ static shi_guest *find(uint64_t id) {
   if (!guest) return NULL;
   uint64_t state = atomic_load(&guest->state);
   enum shi_phase phase = phase_of(state);
-  return generation_of(state) == id >> 32 && (phase == SHI_IDLE || phase == SHI_RUNNING) ? guest : NULL;
+  bool alive = phase == SHI_IDLE || phase == SHI_RUNNING || phase == SHI_PARKED;
+  return alive && generation_of(state) == id >> 32 ? guest : NULL;
 }
 
 /* Guests begin to close, and structs get their next guest, under the lock: whom we find alive here stays as he is until
@@ -93,6 +95,9 @@ int shi_guest_enter(uint64_t id, shi_guest **out) {
   } else if (generation_of(expected) != id >> 32 || phase_of(expected) == SHI_FREE ||
              phase_of(expected) == SHI_CLOSING) {
     return fail_closed();
+  } else if (phase_of(expected) == SHI_PARKED) {
+    return shi_fail(SH_BUSY,
+                    "a call of the guest waits; from inside its host functions, `await guest.call_async(...)`");
   } else if (atomic_load(&guest->owner) != self) {
     return shi_fail(SH_BUSY, "another thread is in this guest; a guest belongs to one thread at a time");
   } else if (guest->in_callback) { /* wasmtime is in the middle of something: the guest could not be stopped there */
@@ -108,6 +113,34 @@ void shi_guest_leave(shi_guest *guest) {
   atomic_store(&guest->owner, 0);
   uint64_t state = atomic_load_explicit(&guest->state, memory_order_relaxed);
   atomic_store(&guest->state, state_of(generation_of(state), SHI_IDLE));
+}
+
+void shi_guest_park(shi_guest *guest) {
+  atomic_store(&guest->owner, 0);
+  uint64_t state = atomic_load(&guest->state), parked;
+  do {
+    parked = state_of(generation_of(state), SHI_PARKED) | (state & SHI_CANCEL);
+  } while (!atomic_compare_exchange_weak(&guest->state, &state, parked));
+}
+
+void shi_guest_set_cancelled(shi_guest *guest) { atomic_fetch_or(&guest->state, SHI_CANCEL); }
+void shi_guest_uncancel(shi_guest *guest) { atomic_fetch_and(&guest->state, ~(uint64_t)SHI_CANCEL); }
+
+int shi_guest_claim(uint64_t id, shi_guest **out) {
+  if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked();
+  shi_guest *guest = at((uint32_t)id);
+  if (!guest) return fail_closed();
+  uint64_t state = atomic_load(&guest->state);
+  do {
+    if (generation_of(state) != id >> 32 || phase_of(state) == SHI_FREE || phase_of(state) == SHI_CLOSING)
+      return fail_closed();
+    if (phase_of(state) == SHI_RUNNING) return shi_fail(SH_BUSY, "the guest's call is on its way");
+    if (phase_of(state) != SHI_PARKED) return shi_fail(SH_ARGUMENT, "no call of the guest waits");
+  } while (
+      !atomic_compare_exchange_weak(&guest->state, &state, state_of(id >> 32, SHI_RUNNING) | (state & SHI_CANCEL)));
+  atomic_store(&guest->owner, (uintptr_t)&shi_thread_in_guest);
+  *out = guest;
+  return SH_OK;
 }
 
 /* ---- spawn --------------------------------------------------------------------------------------------------------- */
@@ -135,8 +168,10 @@ static void give_up(shi_guest *guest, int policy, sh_reclaim *reclaim) {
 /* Every store that is ended goes through here, the half-made ones too. Adds to *reclaim. The guest is CLOSING, so that
  * nobody gets another view; those who have one are the callbacks of a start function that failed. */
 static void end(shi_guest *guest, int policy, sh_reclaim *reclaim) {
+  shi_fiber_end(guest);
   if (guest->store) wt.wasmtime_store_delete(guest->store);
   guest->store = NULL;
+  shi_fiber_give_back(guest, policy, reclaim);
   for (uint32_t k = 0; k < guest->region_count; k++) atomic_store_explicit(&guest->sizes[k], 0, memory_order_release);
   if (guest->gc_heap) shi_region_release(guest->plugin->host->pool, guest->gc_heap, policy, reclaim);
   shi_wasi_detach(guest);
@@ -178,6 +213,7 @@ static int prepare(shi_guest *guest, sh_plugin *plugin, sh_snapshot *from, sh_te
   guest->stop = 0;
   guest->refused = false;
   guest->in_callback = false;
+  shi_fiber_forget(guest);
   atomic_store_explicit(&guest->calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->host_calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->fuel_used, 0, memory_order_relaxed);
@@ -221,7 +257,7 @@ static bool memories_are_where_planned(shi_guest *guest) {
   return true;
 }
 
-static int instantiate(shi_guest *guest) {
+static int instantiate(shi_guest *guest, bool started) {
   sh_plugin *plugin = guest->plugin;
   wasm_trap_t *trap = NULL;
   shi_creator_expect(guest);
@@ -234,7 +270,7 @@ static int instantiate(shi_guest *guest) {
     return shi_fail(SH_WASMTIME, "a module that uses exceptions and whose memory starts empty is not supported");
   int status = shi_guest_outcome(guest, error, trap);
   if (status == SH_OK && guest->snapshot) return shi_state_restore(guest, &guest->snapshot->state);
-  return status == SH_OK && plugin->state.start ? shi_state_start(guest) : status;
+  return status == SH_OK && plugin->state.start && started ? shi_state_start(guest) : status;
 }
 
 static void count_live(sh_plugin *plugin) {
@@ -248,7 +284,7 @@ static void count_live(sh_plugin *plugin) {
   }
 }
 
-static int start(shi_guest *guest, sh_wasi *wasi) {
+static int start(shi_guest *guest, sh_wasi *wasi, bool started) {
   sh_plugin *plugin = guest->plugin;
   guest->store = wt.wasmtime_store_new(plugin->host->ticker.engines[plugin->module->engine], guest, NULL);
   guest->context = wt.wasmtime_store_context(guest->store);
@@ -265,7 +301,7 @@ static int start(shi_guest *guest, sh_wasi *wasi) {
   guest->depth = 1;
   int status = shi_guest_begin(guest);
   if (status == SH_OK) {
-    status = instantiate(guest);
+    status = instantiate(guest, started);
     shi_guest_finish(guest);
   }
   guest->depth = 0;
@@ -275,7 +311,8 @@ static int start(shi_guest *guest, sh_wasi *wasi) {
   return status;
 }
 
-uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, sh_wasi *wasi) {
+uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, sh_wasi *wasi,
+                   bool started) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked(), 0;
   if (atomic_load_explicit(&plugin->host->closed, memory_order_relaxed))
     return shi_fail(SH_CLOSED, "the host is closed"), 0;
@@ -283,7 +320,7 @@ uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, cons
   if (!guest) return shi_fail_no_memory(), 0;
   uint64_t id = shi_guest_id(guest), begun = shi_now_ns();
   int status = prepare(guest, plugin, from, tenant, limits);
-  if (status == SH_OK) status = start(guest, wasi);
+  if (status == SH_OK) status = start(guest, wasi, started);
   if (status != SH_OK) {
     sh_host *host = plugin->host;
     atomic_fetch_add_explicit(&host->spawn_failures, 1, memory_order_relaxed);
@@ -304,18 +341,22 @@ uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, cons
 
 /* ---- close --------------------------------------------------------------------------------------------------------- */
 
-int sh_close(uint64_t id, int policy, sh_reclaim *out) {
+/* `phase`: SHI_IDLE, or SHI_PARKED to end one whose call waits, call and all. */
+static int close_guest(uint64_t id, enum shi_phase phase, int policy, sh_reclaim *out) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked();
   shi_guest *guest = at((uint32_t)id);
   if (!guest) return fail_closed();
-  uint64_t expected = state_of(id >> 32, SHI_IDLE);
+  uint64_t expected = state_of(id >> 32, phase);
+  if (phase == SHI_PARKED) expected |= atomic_load(&guest->state) & SHI_CANCEL;
   pthread_mutex_lock(&mutex); /* nobody gets a view meanwhile; and a close that is refused was never seen */
   bool viewed = atomic_load(&guest->state) == expected && has_views(guest);
   bool ours = !viewed && atomic_compare_exchange_strong(&guest->state, &expected, state_of(id >> 32, SHI_CLOSING));
   pthread_mutex_unlock(&mutex);
   if (viewed) return shi_fail(SH_BUSY, "views of the guest's memory are still alive; release them first");
   if (!ours) {
-    if (generation_of(expected) != id >> 32 || phase_of(expected) != SHI_RUNNING) return fail_closed();
+    if (generation_of(expected) != id >> 32) return fail_closed();
+    if (phase_of(expected) == SHI_PARKED) return shi_fail(SH_BUSY, "a call of the guest waits; cancel it first");
+    if (phase_of(expected) != SHI_RUNNING) return fail_closed();
     bool inside = atomic_load(&guest->owner) == (uintptr_t)&shi_thread_in_guest;
     return shi_fail(SH_BUSY, inside ? "a guest cannot be closed from inside its own call"
                                     : "another thread is in this guest; cancel() ends its call");
@@ -337,13 +378,15 @@ int sh_close(uint64_t id, int policy, sh_reclaim *out) {
   return SH_OK;
 }
 
+int sh_close(uint64_t id, int policy, sh_reclaim *out) { return close_guest(id, SHI_IDLE, policy, out); }
+
 int sh_cancel(uint64_t id) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return 0;
   shi_guest *guest = find(id);
   if (!guest) return 0;
   uint64_t state = atomic_load(&guest->state);
   do {
-    if (generation_of(state) != id >> 32 || phase_of(state) != SHI_RUNNING) return 0;
+    if (generation_of(state) != id >> 32 || (phase_of(state) != SHI_RUNNING && phase_of(state) != SHI_PARKED)) return 0;
   } while (!atomic_compare_exchange_weak(&guest->state, &state, state | SHI_CANCEL));
   shi_ticker_advance(&atomic_load_explicit(&guest->host, memory_order_relaxed)->ticker);
   return 1;
@@ -360,8 +403,8 @@ uint32_t shi_guests_end(sh_host *host) {
     if (phase_of(state) == SHI_FREE || atomic_load_explicit(&guest->host, memory_order_relaxed) != host) continue;
     uint64_t id = generation_of(state) << 32 | index;
     sh_reclaim reclaim;
-    if (phase_of(state) == SHI_IDLE) {
-      if (sh_close(id, -1, &reclaim) == SH_OK) continue;
+    if (phase_of(state) == SHI_IDLE || phase_of(state) == SHI_PARKED) {
+      if (close_guest(id, phase_of(state), -1, &reclaim) == SH_OK) continue;
       shi_error_forget();
     }
     sh_cancel(id);
@@ -379,7 +422,9 @@ void shi_guests_forget(void) {
 
 int sh_guest_running(uint64_t id) {
   shi_guest *guest = find(id);
-  return guest && phase_of(atomic_load(&guest->state)) == SHI_RUNNING;
+  if (!guest) return 0;
+  enum shi_phase phase = phase_of(atomic_load(&guest->state));
+  return phase == SHI_RUNNING || phase == SHI_PARKED;
 }
 
 int sh_guest_get_stats(uint64_t id, sh_guest_stats *out) {
@@ -395,7 +440,7 @@ int sh_guest_get_stats(uint64_t id, sh_guest_stats *out) {
       .peak_bytes = atomic_load(&guest->account.peak),
       .age_ns = shi_now_ns() - guest->born_ns,
       .memories = guest->region_count,
-      .running = phase_of(atomic_load(&guest->state)) == SHI_RUNNING,
+      .running = phase_of(atomic_load(&guest->state)) != SHI_IDLE,
   };
   shi_guest_let_go();
   return SH_OK;

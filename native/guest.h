@@ -8,14 +8,16 @@
  *
  *            spawn             enter (one compare-and-swap)
  *   FREE ─────────────► IDLE ◄───────────────────────────► RUNNING   owner = the thread inside; depth = nested calls
- *    ▲                   │
- *    └───── close ─── CLOSING          the generation goes up when a guest becomes FREE
+ *    ▲                   │                                   │ park   ▲ claim
+ *    └───── close ─── CLOSING                                ▼        │
+ *                                                            PARKED ──┘  a call on a fiber waits (fiber.h)
  *
+ * The generation goes up when a guest becomes FREE.
  * Guests live in chunks that are never freed, so a stale id meets another generation, never freed memory.
  * A struct whose generation would wrap is not used again. */
-enum shi_phase { SHI_FREE, SHI_IDLE, SHI_RUNNING, SHI_CLOSING };
+enum shi_phase { SHI_FREE, SHI_IDLE, SHI_RUNNING, SHI_CLOSING, SHI_PARKED };
 
-/* Set beside RUNNING: the call is to end. In the same word, so that it neither misses the call nor meets the next. */
+/* Set beside RUNNING and PARKED: the call is to end. In the same word, so that it neither misses the call nor meets the next. */
 enum { SHI_CANCEL = 0x100 };
 
 typedef struct {
@@ -24,6 +26,7 @@ typedef struct {
 } shi_stream;
 
 typedef struct shi_file shi_file; /* wasi.h */
+typedef struct shi_fiber shi_fiber; /* fiber.h */
 
 typedef struct shi_guest {
   _Atomic uint64_t state;
@@ -41,6 +44,7 @@ typedef struct shi_guest {
   wasmtime_instance_t instance;
   wasmtime_func_t *functions; /* one an export, resolved at first use (store_id 0: not yet) */
   uint32_t function_capacity;
+  shi_fiber *fiber; /* kept for the next guest of this struct; NULL: none had a call that can wait */
 
   shi_account account;
   shi_region *regions[SHI_MEMORIES_MAX];
@@ -56,6 +60,7 @@ typedef struct shi_guest {
   uint32_t refused_level;
   int refused_errno; /* 0: a limit refused it, else the OS did */
   bool refused;
+  const char *waits_for; /* with stop == SH_WAITS */
 
   /* WASI; touched by the thread inside only. */
   sh_wasi *grant; /* NULL: the plugin uses none of it */
@@ -93,6 +98,13 @@ static inline void shi_tally(_Atomic uint64_t *tally, uint64_t by) { /* one writ
 /* Makes the calling thread the one inside, or says why not. Nests when it is inside already. */
 int shi_guest_enter(uint64_t id, shi_guest **out);
 void shi_guest_leave(shi_guest *guest);
+/* Leaves a guest whose call goes on later, to whoever claims it. It is not the caller's afterwards. */
+void shi_guest_park(shi_guest *guest);
+/* Takes a parked guest. SH_BUSY: its call is on its way. */
+int shi_guest_claim(uint64_t id, shi_guest **out);
+/* Of the caller's own guest: the call in progress is to end at its next look; or the mark was for another, and goes. */
+void shi_guest_set_cancelled(shi_guest *guest);
+void shi_guest_uncancel(shi_guest *guest);
 /* The live guest of that id, without entering: for what any thread may read. It does not end, and no guest does, until
  * shi_guest_let_go(). NULL: closed, and nothing to let go. */
 shi_guest *shi_guest_hold(uint64_t id);
@@ -105,17 +117,26 @@ uint32_t shi_guests_end(sh_host *host);
 void shi_guests_forget(void);
 
 /* crossings.c has what Python calls most; these are what it does. */
-uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, sh_wasi *wasi);
+uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, sh_wasi *wasi,
+                   bool started);
 
 /* call.c */
 /* As sh_call; `integers`: as sh_call_ints, four values. */
 int shi_call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool integers);
-int shi_guest_begin(shi_guest *guest); /* arms deadline, fuel and epoch for an outermost call */
+int shi_guest_begin(shi_guest *guest); /* arms an outermost call, on the thread's own stack */
 void shi_guest_finish(shi_guest *guest); /* after every begin that succeeded */
+int shi_guest_arm(shi_guest *guest); /* deadline, fuel, epoch */
+void shi_guest_disarm(shi_guest *guest);
+void shi_guest_expect_call(shi_guest *guest); /* it is about to be called, perhaps for the first time */
+/* What an entered guest calls by that index, resolved; SH_START: its start function. */
+int shi_guest_export(shi_guest *guest, uint32_t index, bool integers, const shi_export **out,
+                     wasmtime_func_t *function);
 /* Turns what wasmtime returned into a status of ours. */
 int shi_guest_outcome(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap);
-/* Whether the call in progress may go on: else `stop` says why not. Lets Python run signal handlers now and then. */
+/* Whether the call in progress may go on: else `stop` says why not. Lets Python run signal handlers now and then, and
+ * others run when it is on a fiber and its slice is over. */
 bool shi_guest_goes_on(shi_guest *guest);
+bool shi_guest_may_go_on(shi_guest *guest); /* the same, at once */
 wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *guest, uint64_t *delta, uint8_t *kind);
 
 /* hostcall.c: whether what the host functions of this thread have on the stack is still there. */
@@ -135,5 +156,6 @@ int shi_wasi_define(sh_plugin *plugin);
 /* creator.c: wasmtime asks for memory in the middle of an instantiation; this says for whom. */
 void shi_creator_expect(shi_guest *guest); /* NULL: nobody, every request is refused */
 extern wasmtime_memory_creator_t shi_creator;
+extern wasmtime_stack_creator_t shi_stack_creator; /* the stack of the expected guest's fiber */
 
 #endif

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "guest.h"
+#include "fiber.h"
 
 /* The reservation makes wasmtime leave out bounds checks of 32-bit memories; the guard covers their offsets. */
 const uint64_t shi_memory_reservation = 4ull << 30, shi_memory_guard = 32ull << 20;
@@ -12,9 +12,17 @@ const uint64_t shi_memory_reservation = 4ull << 30, shi_memory_guard = 32ull << 
 enum { ARENA_SLOTS = 1024 };
 static const uint64_t queue_bytes = 64ull << 20, queue_ns = 10000000; /* bounds of deferred decommit; arbitrary */
 
+/* A fiber's stack has room for the guest, and for our and wasmtime's functions on top of it. */
+enum { STACK_FOR_HOST = 128 << 10, STACK_GUARD = 64 << 10 };
+static uint64_t stack_bytes_of(const sh_host_options *options) {
+  return (options->wasm_stack + STACK_FOR_HOST + 0xffff) & ~0xffffull;
+}
+
 static wasm_engine_t *new_engine(const sh_host_options *options, bool fuel) {
   wasm_config_t *config = wt.wasm_config_new();
   wt.wasmtime_config_host_memory_creator_set(config, &shi_creator);
+  wt.wasmtime_config_host_stack_creator_set(config, &shi_stack_creator);
+  wt.wasmtime_config_async_stack_size_set(config, stack_bytes_of(options));
   wt.wasmtime_config_memory_init_cow_set(config, false); /* aborts with a memory creator: wasmtime issue 10740 */
   wt.wasmtime_config_memory_may_move_set(config, false);
   wt.wasmtime_config_memory_reservation_set(config, shi_memory_reservation);
@@ -34,11 +42,11 @@ static wasm_engine_t *new_engine(const sh_host_options *options, bool fuel) {
   return wt.wasm_engine_new_with_config(config); /* takes the config */
 }
 
-static int new_pool(sh_host *host) {
+static int new_pool(const sh_host *host, uint64_t capacity, uint64_t guard, shi_pool **out) {
   const sh_host_options *options = &host->options;
   shi_pool_options pool = {
-      .slot_capacity = shi_memory_reservation,
-      .slot_guard = shi_memory_guard,
+      .slot_capacity = capacity,
+      .slot_guard = guard,
       .max_regions = options->max_regions,
       .arena_slots = options->max_regions < ARENA_SLOTS ? options->max_regions : ARENA_SLOTS,
       .policy = (enum sh_policy)options->policy,
@@ -49,8 +57,34 @@ static int new_pool(sh_host *host) {
       .queue_ns = queue_ns,
       .numa_bind = options->numa_bind,
   };
-  int error = shi_pool_create(&pool, &host->pool);
+  int error = shi_pool_create(&pool, out);
   return error ? shi_fail_native(error) : SH_OK;
+}
+
+shi_pool *shi_host_stacks(sh_host *host) {
+  shi_pool *stacks = atomic_load(&host->stacks);
+  if (stacks) return stacks;
+  pthread_mutex_lock(&host->mutex);
+  stacks = atomic_load(&host->stacks);
+  if (!stacks && new_pool(host, host->stack_bytes, STACK_GUARD, &stacks) == SH_OK) atomic_store(&host->stacks, stacks);
+  pthread_mutex_unlock(&host->mutex);
+  return stacks;
+}
+
+static int new_engines(sh_host *host) {
+  int status = SH_OK;
+  for (int k = 0; k < SHI_ENGINES; k++) {
+    host->ticker.engines[k] = new_engine(&host->options, k == SHI_ENGINE_FUEL);
+    if (status == SH_OK) status = shi_fiber_linker_new(host->ticker.engines[k], &host->fiber_linkers[k]);
+  }
+  return status;
+}
+
+static void delete_engines(sh_host *host) {
+  for (int k = 0; k < SHI_ENGINES; k++) {
+    if (host->fiber_linkers[k]) wt.wasmtime_linker_delete(host->fiber_linkers[k]);
+    wt.wasm_engine_delete(host->ticker.engines[k]);
+  }
 }
 
 sh_host *sh_host_new(const sh_host_options *options) {
@@ -67,15 +101,17 @@ sh_host *sh_host_new(const sh_host_options *options) {
   host->references = 1;
   host->account = (shi_account){.limit = options->memory_limit, .level = SHI_ACCOUNT_HOST};
   pthread_mutex_init(&host->mutex, NULL);
-  if (new_pool(host) != SH_OK) goto no_pool;
-  for (int k = 0; k < SHI_ENGINES; k++) host->ticker.engines[k] = new_engine(options, k == SHI_ENGINE_FUEL);
+  host->stack_bytes = stack_bytes_of(options);
+  if (new_pool(host, shi_memory_reservation, shi_memory_guard, &host->pool) != SH_OK) goto no_pool;
+  if (new_engines(host) != SH_OK) goto no_ticker;
   if (shi_trap_signals_installed() != SH_OK) goto no_ticker;
   if (shi_ticker_start(&host->ticker) != SH_OK) goto no_ticker;
+  shi_workers_init(&host->workers, options->workers);
   shi_process_add(host);
   return host;
 
 no_ticker:
-  for (int k = 0; k < SHI_ENGINES; k++) wt.wasm_engine_delete(host->ticker.engines[k]);
+  delete_engines(host);
   shi_pool_destroy(host->pool);
 no_pool:
   pthread_mutex_destroy(&host->mutex);
@@ -97,9 +133,11 @@ int sh_host_close(sh_host *host) {
 
 static void free_host(sh_host *host) {
   shi_process_remove(host);
+  shi_workers_stop(&host->workers);
   shi_ticker_stop(&host->ticker);
-  for (int k = 0; k < SHI_ENGINES; k++) wt.wasm_engine_delete(host->ticker.engines[k]);
+  delete_engines(host);
   shi_pool_destroy(host->pool);
+  if (host->stacks) shi_pool_destroy(host->stacks);
   while (host->tenants) {
     sh_tenant *tenant = host->tenants;
     host->tenants = tenant->next;
@@ -117,7 +155,10 @@ void sh_host_release(sh_host *host) {
   if (!atomic_load(&shi_forked)) shi_host_release(host); /* a child of a fork owns none of it */
 }
 
-uint64_t sh_host_trim(sh_host *host, uint64_t idle_ns) { return shi_pool_trim(host->pool, idle_ns); }
+uint64_t sh_host_trim(sh_host *host, uint64_t idle_ns) {
+  shi_pool *stacks = atomic_load(&host->stacks);
+  return shi_pool_trim(host->pool, idle_ns) + (stacks ? shi_pool_trim(stacks, idle_ns) : 0);
+}
 
 sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit) {
   sh_tenant *tenant = calloc(1, sizeof *tenant);
@@ -137,6 +178,8 @@ uint64_t sh_tenant_peak(const sh_tenant *tenant) { return atomic_load(&tenant->a
 void sh_host_get_stats(sh_host *host, sh_host_stats *out) {
   memset(out, 0, sizeof *out);
   shi_pool_stats(host->pool, &out->pool);
+  shi_pool *stacks = atomic_load(&host->stacks);
+  if (stacks) shi_pool_stats(stacks, &out->stacks);
   out->memory_limit = host->options.memory_limit;
   out->guests_live = atomic_load(&host->guests_live);
   out->guests_peak = atomic_load(&host->guests_peak);

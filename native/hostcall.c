@@ -8,16 +8,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "guest.h"
+#include "fiber.h"
 
 sh_hostcall_fn shi_hostcall;
+sh_answer_fn shi_answer;
 sh_output_fn shi_output;
+sh_input_fn shi_input;
+sh_take_fn shi_take;
 sh_signals_fn shi_signals;
 
-void sh_set_callbacks(sh_hostcall_fn hostcall, sh_output_fn output, sh_signals_fn signals) {
-  shi_hostcall = hostcall;
-  shi_output = output;
-  shi_signals = signals;
+void sh_set_callbacks(const sh_callbacks *callbacks) {
+  shi_hostcall = callbacks->hostcall;
+  shi_answer = callbacks->answer;
+  shi_output = callbacks->output;
+  shi_input = callbacks->input;
+  shi_take = callbacks->take;
+  shi_signals = callbacks->signals;
 }
 
 uint32_t shi_host_code_begins(shi_guest *guest) {
@@ -36,6 +42,12 @@ static wasm_trap_t *stop(shi_guest *guest, int why) {
   static const char message[] = "sandhost: stopped in a host function";
   guest->stop = why;
   return wt.wasmtime_trap_new(message, sizeof message - 1);
+}
+
+/* The host function is called from where the fiber was polled, and may answer later. */
+static wasm_trap_t *wait_for_host(shi_guest *guest, const shi_import *import, wasmtime_val_raw_t *values) {
+  shi_wait wait = {.step = SH_STEP_AWAIT, .import = import, .values = values};
+  return shi_fiber_park(guest, &wait) ? NULL : stop(guest, guest->stop);
 }
 
 typedef struct mark {
@@ -65,6 +77,11 @@ wasm_trap_t *shi_hostcall_trampoline(void *env, wasmtime_caller_t *caller, wasmt
   shi_guest *guest = wt.wasmtime_context_get_data(wt.wasmtime_caller_context(caller));
   if (atomic_load_explicit(&shi_exiting, memory_order_relaxed)) return stop(guest, SH_CANCELLED);
   shi_tally(&guest->host_calls, 1);
+  if (__builtin_expect(shi_on_fiber(guest), 0)) return wait_for_host(guest, import, values);
+  if (__builtin_expect(import->asynchronous != NULL, 0)) {
+    guest->waits_for = import->asynchronous;
+    return stop(guest, SH_WAITS);
+  }
   shi_raw_to_cells(import->params, values);
   /* In Python we are host code: a fault there is the host's, and nested calls count from here. */
   uint32_t in_guest = shi_thread_in_guest;

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fiber.h"
 #include "wasi.h"
 
 /* A callback gets so much at once: what the host must hold for a guest at a time. Arbitrary. */
@@ -39,8 +40,13 @@ static bool call_back(shi_guest *guest, int number, const uint8_t *bytes, uint64
     guest->stop = SH_CANCELLED;
     return false;
   }
+  if (shi_on_fiber(guest)) {
+    shi_wait wait = {
+        .step = SH_STEP_AWAIT, .stream = number + 1, .bytes = (uint8_t *)(uintptr_t)bytes, .length = length};
+    return shi_fiber_park(guest, &wait);
+  }
   uint32_t depth = shi_host_code_begins(guest);
-  int failed = shi_output(shi_guest_id(guest), number + 1, bytes, length);
+  int failed = shi_output(shi_guest_id(guest), number + 1, bytes, length, 0);
   shi_host_code_ends(guest, depth);
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed))
     guest->stop = SH_FORKED; /* its memory is gone */

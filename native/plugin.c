@@ -1,4 +1,5 @@
 /* A plugin: module, imports, memory images and exports, resolved once so that a spawn has nothing left to look up. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,6 +15,8 @@ sh_plugin *sh_plugin_new(sh_host *host, sh_module *module) {
   plugin->host = host;
   plugin->module = module;
   plugin->references = 1;
+  static char start[] = "sandhost:start", nothing[] = "";
+  plugin->start = (shi_export){.name = start, .name_length = sizeof start - 1, .params = nothing, .results = nothing};
   plugin->linker = wt.wasmtime_linker_new(host->ticker.engines[module->engine]);
   return plugin;
 }
@@ -67,15 +70,27 @@ static wasm_functype_t *imported_type(const sh_plugin *plugin, const char *modul
   return found;
 }
 
+static void free_import(shi_import *import) {
+  if (!import) return;
+  free(import->params);
+  free(import->results);
+  free(import->asynchronous);
+  free(import);
+}
+
 int sh_plugin_import(sh_plugin *plugin, const char *module, const char *name, const char *params, const char *results,
-                     uint32_t callback_id) {
+                     uint32_t callback_id, int asynchronous) {
   bool vectors = strchr(params, 'v') || strchr(results, 'v');
   wasm_functype_t *type = vectors ? imported_type(plugin, module, name) : shi_functype(params, results);
   if (!type) return shi_fail(SH_ARGUMENT, "import %s.%s: references cannot cross", module, name);
   shi_import *import = calloc(1, sizeof *import);
-  if (!import || !(import->params = strdup(params)) || !(import->results = strdup(results))) {
-    if (import) free(import->params);
-    free(import);
+  bool made = import && (import->params = strdup(params)) && (import->results = strdup(results));
+  if (made && asynchronous && asprintf(&import->asynchronous, "%s.%s", module, name) < 0) {
+    import->asynchronous = NULL;
+    made = false;
+  }
+  if (!made) {
+    free_import(import);
     wt.wasm_functype_delete(type);
     return shi_fail_no_memory();
   }
@@ -154,9 +169,7 @@ static void free_plugin(sh_plugin *plugin) {
   while (plugin->imports) {
     shi_import *import = plugin->imports;
     plugin->imports = import->next;
-    free(import->params);
-    free(import->results);
-    free(import);
+    free_import(import);
   }
   free(plugin);
 }

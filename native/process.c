@@ -20,7 +20,11 @@ static void after_fork_in_child(void) {
    * child does not have. */
   atomic_store(&shi_forked, true);
   shi_guests_forget();
-  for (sh_host *host = hosts; host; host = host->next) shi_pool_after_fork_in_child(host->pool);
+  for (sh_host *host = hosts; host; host = host->next) {
+    shi_pool_after_fork_in_child(host->pool);
+    shi_pool *stacks = atomic_load(&host->stacks);
+    if (stacks) shi_pool_after_fork_in_child(stacks);
+  }
 }
 
 static void register_fork_handlers(void) { pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child); }

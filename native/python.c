@@ -22,17 +22,20 @@ typedef struct {
   const char *params, *results;
   Py_ssize_t guest_at; /* which argument is the guest; -1: none */
   Py_ssize_t arguments, result_count;
+  bool asynchronous; /* what it returns is awaited */
 } binding;
 
 /* Under the interpreter's lock, as all of this. */
 static binding *bindings;
 static uint32_t room;
-static PyObject *pending; /* of hostcalls.py */
+static PyObject *pending, *awaited; /* of hostcalls.py */
 
-void sh_python_keep(void *pending_by_guest) {
+void sh_python_keep(void *pending_by_guest, void *awaited_by_guest) {
   PyGILState_STATE gil = PyGILState_Ensure();
   pending = pending_by_guest;
+  awaited = awaited_by_guest;
   Py_INCREF(pending);
+  Py_INCREF(awaited);
   PyGILState_Release(gil);
 }
 
@@ -58,6 +61,7 @@ int sh_python_bind(uint32_t number, void *tuple) {
     made->guest_at = PyLong_AsSsize_t(PyTuple_GetItem(tuple, 3));
     made->params = PyBytes_AsString(PyTuple_GetItem(tuple, 4));
     made->results = PyBytes_AsString(PyTuple_GetItem(tuple, 5));
+    made->asynchronous = PyObject_IsTrue(PyTuple_GetItem(tuple, 6)) == 1;
     made->arguments = (Py_ssize_t)strlen(made->params) + (made->guest_at >= 0);
     made->result_count = (Py_ssize_t)strlen(made->results);
     made->held = tuple;
@@ -184,6 +188,19 @@ static PyObject *arguments_of(const binding *bound, PyObject *guest_id, const in
   return arguments;
 }
 
+static bool keep(PyObject *by_guest, uint64_t guest, PyObject *thing) {
+  PyObject *id = PyLong_FromUnsignedLongLong(guest);
+  bool kept = id && PyDict_SetItem(by_guest, id, thing) == 0;
+  Py_XDECREF(id);
+  return kept;
+}
+
+static bool finish(const binding *bound, PyObject *result, int64_t *cells) {
+  bool fits = to_cells(bound, result, cells);
+  if (!fits) explain(bound, result);
+  return fits;
+}
+
 static bool run(const binding *bound, uint64_t guest, int64_t *cells) {
   PyObject *guest_id = NULL;
   if (bound->guest_at >= 0 && !(guest_id = PyLong_FromUnsignedLongLong(guest))) return false;
@@ -193,34 +210,69 @@ static bool run(const binding *bound, uint64_t guest, int64_t *cells) {
   PyObject *result = PyObject_CallObject(bound->function, arguments);
   Py_DECREF(arguments);
   if (!result) return false;
-  bool fits = to_cells(bound, result, cells);
-  if (!fits) explain(bound, result);
+  bool done = bound->asynchronous ? keep(awaited, guest, result) : finish(bound, result, cells);
   Py_DECREF(result);
-  return fits;
+  return done;
 }
 
 /* Guest.call raises it. Nothing here runs Python code that a signal could interrupt. */
 static void keep_exception(uint64_t guest) {
   PyObject *error = take_exception();
-  PyObject *id = PyLong_FromUnsignedLongLong(guest);
-  if (!id || PyDict_SetItem(pending, id, error) < 0)
-    PyErr_Clear(); /* out of memory: the call fails without its reason */
-  Py_XDECREF(id);
+  if (!keep(pending, guest, error)) PyErr_Clear(); /* out of memory: the call fails without its reason */
   Py_XDECREF(error);
+}
+
+/* The binding of that number, held; or an exception. */
+static bool hold(uint32_t number, binding *out) {
+  if (number >= room || !bindings[number].held) {
+    PyErr_SetString(PyExc_SystemError, "a guest outlived its plugin");
+    return false;
+  }
+  *out = bindings[number]; /* the table may move meanwhile */
+  Py_INCREF(out->held);
+  return true;
 }
 
 int sh_python_hostcall(uint64_t guest, uint32_t number, int64_t *cells) {
   PyGILState_STATE gil = PyGILState_Ensure();
-  bool done = false;
-  if (number < room && bindings[number].held) {
-    binding bound = bindings[number]; /* the table may move meanwhile */
-    Py_INCREF(bound.held);
-    done = run(&bound, guest, cells);
+  binding bound;
+  int said = SH_RAISED;
+  if (hold(number, &bound)) {
+    if (run(&bound, guest, cells)) said = bound.asynchronous ? SH_SAID_LATER : SH_SAID;
     Py_DECREF(bound.held);
-  } else {
-    PyErr_SetString(PyExc_SystemError, "a guest outlived its plugin");
+  }
+  if (said == SH_RAISED) keep_exception(guest);
+  PyGILState_Release(gil);
+  return said;
+}
+
+/* ---- answers that come later ---------------------------------------------------------------------------------------- */
+
+int sh_python_answer(uint64_t guest, uint32_t number, void *answer, int64_t *cells) {
+  PyGILState_STATE gil = PyGILState_Ensure();
+  binding bound;
+  bool done = false;
+  if (hold(number, &bound)) {
+    done = finish(&bound, answer, cells);
+    Py_DECREF(bound.held);
   }
   if (!done) keep_exception(guest);
   PyGILState_Release(gil);
-  return done ? 0 : 1;
+  return done ? SH_SAID : SH_RAISED;
+}
+
+int sh_python_take(uint64_t guest, void *answer, uint8_t *to, uint64_t *length) {
+  PyGILState_STATE gil = PyGILState_Ensure();
+  char *bytes;
+  Py_ssize_t count;
+  bool done = PyBytes_AsStringAndSize(answer, &bytes, &count) == 0;
+  if (done && (uint64_t)count > *length) {
+    PyErr_SetString(PyExc_ValueError, "more input than was asked for");
+    done = false;
+  }
+  if (done) memcpy(to, bytes, (size_t)count);
+  if (done) *length = (uint64_t)count;
+  if (!done) keep_exception(guest);
+  PyGILState_Release(gil);
+  return done ? SH_SAID : SH_RAISED;
 }

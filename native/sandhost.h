@@ -64,6 +64,7 @@ enum sh_status {
   SH_EXIT,          /* exit_status: WASI's proc_exit */
   SH_HOST_ERROR,    /* a host function raised; Python holds the exception under `guest` */
   SH_INTERRUPTED,   /* a Python signal handler raised while the guest ran */
+  SH_WAITS,         /* the guest waits for what only a call on a fiber can wait for; message says for what */
   SH_DEADLINE,      /* limit: nanoseconds */
   SH_CANCELLED,
   SH_OUT_OF_FUEL,   /* limit: fuel */
@@ -128,6 +129,7 @@ typedef struct {
   uint64_t decay_ns;
   uint64_t wasm_stack;        /* bytes */
   uint64_t optimize;          /* 0: compile fast, 1: run fast */
+  uint32_t workers;           /* most threads for calls on fibers; 0: they run where they are polled */
   uint32_t numa_bind;
 } sh_host_options;
 
@@ -163,7 +165,7 @@ sh_plugin *sh_plugin_new(sh_host *host, sh_module *module);
 int sh_plugin_memory(sh_plugin *plugin, uint64_t minimum, uint64_t maximum, uint64_t page_size, uint64_t image_length,
                      size_t run_count, const uint64_t *offsets, const uint8_t *const *bytes, const uint64_t *lengths);
 int sh_plugin_import(sh_plugin *plugin, const char *module, const char *name, const char *params, const char *results,
-                     uint32_t callback_id);
+                     uint32_t callback_id, int asynchronous);
 /* The memory that WASI calls use by pointer. */
 int sh_plugin_wasi(sh_plugin *plugin, uint32_t memory_index);
 int sh_plugin_export(sh_plugin *plugin, const char *name, size_t name_length, const char *params, const char *results);
@@ -204,7 +206,7 @@ typedef struct {
   const uint8_t *writable; /* one flag a directory */
   size_t dir_count;
   uint64_t output_limit; /* bytes kept of stdout and of stderr, each */
-  uint32_t stream;       /* bit 0: stdout, bit 1: stderr go to the output callback */
+  uint32_t stream; /* bit 0: stdout, bit 1: stderr go to the output callback; bit 2: stdin comes from the input's */
 } sh_wasi_options;
 
 /* What a guest is given by WASI, prepared once for any number of spawns; the strings and the input are copied, the
@@ -217,6 +219,9 @@ typedef struct sh_snapshot sh_snapshot;
 
 /* 0: see sh_take_error. `wasi` may be NULL. `from` NULL: a fresh guest; else one that goes on from there. */
 uint64_t sh_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, sh_wasi *wasi);
+/* The same, but its start function, if it has one, is still to be called: sh_fiber_begin(SH_START), before any other. */
+uint64_t sh_spawn_unstarted(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
+                            sh_wasi *wasi);
 /* SH_BUSY changes nothing: a thread is in it, or a view is alive. SH_CLOSED: was closed before. */
 int sh_close(uint64_t guest, int policy, sh_reclaim *out);
 /* The same with the host's policy; what came back as numbers that Python reads at once: returned_bytes, kept_bytes,
@@ -241,7 +246,7 @@ int64_t sh_live_ints(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, co
 
 typedef struct {
   uint8_t *base;
-  uint64_t size;     /* bytes now */
+  uint64_t size; /* bytes now */
   uint64_t capacity; /* bytes of address space behind base, most of it not accessible */
 } sh_memory;
 int sh_memory_get(uint64_t guest, uint32_t memory_index, sh_memory *out);
@@ -267,6 +272,38 @@ typedef struct {
 } sh_guest_stats;
 int sh_guest_running(uint64_t guest); /* whether a thread is in it */
 int sh_guest_get_stats(uint64_t guest, sh_guest_stats *out);
+
+/* ---- calls that can wait (fiber.h) -------------------------------------------------------------------------------- */
+
+/* Where an event loop learns of guests that have come back. NULL: see sh_take_error. */
+typedef struct sh_port sh_port;
+sh_port *sh_port_new(void);
+void sh_port_release(sh_port *port); /* calls on their way hold it */
+int sh_port_fd(const sh_port *port); /* readable while there is something to take */
+uint32_t sh_port_take(sh_port *port, uint64_t *guests, uint32_t room);
+
+enum sh_step {
+  SH_STEP_DONE, /* results are in the cells */
+  SH_STEP_FAILED, /* see sh_take_error */
+  SH_STEP_AWAY, /* a worker has it; its port will name it: then sh_fiber_go_on */
+  SH_STEP_YIELD, /* its slice is over: let others run, then sh_fiber_go_on */
+  SH_STEP_AWAIT, /* a callback said that it answers later: sh_fiber_answer, when it has */
+  SH_STEP_SLEEP /* sh_fiber_times says how long; then sh_fiber_go_on */
+};
+enum { SH_START = 0xffffffff }; /* the index of the start function */
+
+/* Each returns an enum sh_step. `cells` as for sh_call. Until a call is DONE or FAILED its guest cannot be used otherwise,
+ * but by a call of the next level while it AWAITs a host function, which ends before it is answered. The outermost call
+ * is of level 1. */
+int sh_fiber_begin(uint64_t guest, uint32_t level, uint32_t export_index, int64_t *cells, sh_port *port);
+int sh_fiber_go_on(uint64_t guest, uint32_t level, int64_t *cells);
+int sh_fiber_answer(uint64_t guest, uint32_t level, void *answer, int64_t *cells); /* a Python object; see callbacks */
+/* Ends the call for that reason, an enum sh_status. AWAY: it will be, once it has come back. */
+int sh_fiber_stop(uint64_t guest, uint32_t level, int why, int64_t *cells);
+/* SLEEP: how long; and the time left until the call's deadline. UINT64_MAX: it has none. */
+int sh_fiber_times(uint64_t guest, uint64_t *pause_ns, uint64_t *left_ns);
+/* Nobody drives the call any more: it ends, now or at its next look. */
+void sh_fiber_abandon(uint64_t guest);
 
 /* ---- snapshots ------------------------------------------------------------------------------------------------- */
 
@@ -294,7 +331,7 @@ const uint8_t *sh_plugin_image(const sh_plugin *plugin, uint32_t index, uint64_t
  * the plugin is refused (SH_ARGUMENT). */
 typedef struct {
   uint64_t offset, length; /* whole OS pages */
-  uint8_t from_module;     /* the module's own image, at the same offset; else the file's */
+  uint8_t from_module; /* the module's own image, at the same offset; else the file's */
   uint64_t file_offset;
 } sh_image_part;
 sh_snapshot *sh_snapshot_new(sh_plugin *plugin);
@@ -307,20 +344,41 @@ int sh_snapshot_set_wasi(sh_snapshot *snapshot, const uint8_t *bytes, size_t len
 
 /* ---- callbacks into Python ------------------------------------------------------------------------------------- */
 
-/* Runs host function `id`; parameters and results in `cells` as in sh_call. 0: fine. */
+enum sh_said {
+  SH_SAID, /* it is done */
+  SH_RAISED, /* Python keeps the exception */
+  SH_SAID_LATER /* Python keeps what it waits for: only of a call that can wait */
+};
+/* Runs host function `id`; parameters and results in `cells` as in sh_call. */
 typedef int (*sh_hostcall_fn)(uint64_t guest, uint32_t id, int64_t *cells);
-/* A guest's output. Returns 0 to go on. */
-typedef int (*sh_output_fn)(uint64_t guest, int stream, const uint8_t *bytes, size_t length);
+/* The late answer of host function `id`, a Python object, becomes results in `cells`. */
+typedef int (*sh_answer_fn)(uint64_t guest, uint32_t id, void *answer, int64_t *cells);
+/* A guest's output. */
+typedef int (*sh_output_fn)(uint64_t guest, int stream, const uint8_t *bytes, size_t length, int may_wait);
+/* A guest wants input, of so many bytes at the most. Never SH_SAID. */
+typedef int (*sh_input_fn)(uint64_t guest, uint64_t length);
+/* The late input, a bytes object of Python's, goes to `to`. *length: room, then what it has. */
+typedef int (*sh_take_fn)(uint64_t guest, void *answer, uint8_t *to, uint64_t *length);
 /* Lets Python run its signal handlers, on the main thread, while a guest computes. 0: go on. */
 typedef int (*sh_signals_fn)(void);
-void sh_set_callbacks(sh_hostcall_fn hostcall, sh_output_fn output, sh_signals_fn signals);
+typedef struct {
+  sh_hostcall_fn hostcall;
+  sh_answer_fn answer;
+  sh_output_fn output;
+  sh_input_fn input;
+  sh_take_fn take;
+  sh_signals_fn signals;
+} sh_callbacks;
+void sh_set_callbacks(const sh_callbacks *callbacks); /* copied */
 
 /* python.c: host functions are called past cffi. Addresses of Python objects are what id() says. */
 int sh_python_hostcall(uint64_t guest, uint32_t id, int64_t *cells);
-/* The dict for the exceptions of host functions, by guest id. It is kept. */
-void sh_python_keep(void *pending);
-/* What host function `id` is: the tuple (function, misfit, guest_of, guest_at, params, results), which must live until
- * it is unbound. SH_NATIVE: out of memory. */
+int sh_python_answer(uint64_t guest, uint32_t id, void *answer, int64_t *cells);
+int sh_python_take(uint64_t guest, void *answer, uint8_t *to, uint64_t *length);
+/* The dicts for the exceptions of host functions, and for what their asynchronous ones wait for, by guest id. Kept. */
+void sh_python_keep(void *pending, void *awaited);
+/* What host function `id` is: the tuple (function, misfit, guest_of, guest_at, params, results, asynchronous), which must
+ * live until it is unbound. SH_NATIVE: out of memory. */
 int sh_python_bind(uint32_t id, void *tuple);
 void sh_python_unbind(uint32_t id);
 
@@ -335,13 +393,14 @@ uint64_t sh_histogram_value(uint32_t bucket); /* the highest value that falls in
 
 typedef struct {
   sh_pool_stats pool;
+  sh_pool_stats stacks; /* of calls that can wait */
   uint64_t memory_limit;
   uint64_t guests_live;
   uint64_t guests_peak;
-  uint64_t spawns;         /* counters from here */
+  uint64_t spawns; /* counters from here */
   uint64_t spawn_failures;
-  uint64_t calls;          /* of guests that ended */
-  uint64_t host_calls;     /* of guests that ended */
+  uint64_t calls; /* of guests that ended */
+  uint64_t host_calls; /* of guests that ended */
   uint64_t traps;
   uint64_t deadlines;
   uint64_t cancels;
@@ -354,7 +413,7 @@ void sh_host_histogram(sh_host *host, int operation, sh_histogram *out);
 typedef struct {
   uint64_t guests_live;
   uint64_t spawns;
-  uint64_t calls;      /* of guests that ended */
+  uint64_t calls; /* of guests that ended */
   uint64_t host_calls; /* of guests that ended */
   uint64_t traps;
   uint64_t image_bytes;

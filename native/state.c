@@ -340,13 +340,13 @@ int shi_state_restore(shi_guest *guest, shi_state *state) {
 }
 
 int shi_state_start(shi_guest *guest) {
-  static const char name[] = "sandhost:start";
-  wasmtime_extern_t item;
-  if (!wt.wasmtime_instance_export_get(guest->context, &guest->instance, name, sizeof name - 1, &item))
-    return shi_fail(SH_WASMTIME, "the compiled module exports no %s", name);
+  const shi_export *start;
+  wasmtime_func_t function;
+  int status = shi_guest_export(guest, SH_START, false, &start, &function);
+  if (status != SH_OK) return status;
   wasm_trap_t *trap = NULL;
   wasmtime_val_raw_t nothing;
-  wasmtime_error_t *error = wt.wasmtime_func_call_unchecked(guest->context, &item.of.func, &nothing, 0, &trap);
+  wasmtime_error_t *error = wt.wasmtime_func_call_unchecked(guest->context, &function, &nothing, 0, &trap);
   return shi_guest_outcome(guest, error, trap);
 }
 

@@ -1,6 +1,7 @@
 /* WASI preview 1: how its functions are reached, and those that concern the process. */
 #include <sched.h>
 
+#include "fiber.h"
 #include "wasi.h"
 
 typedef struct {
@@ -113,7 +114,10 @@ int shi_wasi_define(sh_plugin *plugin) {
 }
 
 shi_wasi_errno shi_sched_yield(shi_wasi_call *call) {
-  (void)call;
-  sched_yield();
+  shi_wait wait = {.step = SH_STEP_SLEEP};
+  if (shi_on_fiber(call->guest))
+    shi_fiber_park(call->guest, &wait);
+  else
+    sched_yield();
   return WASI_OK;
 }

@@ -146,13 +146,15 @@ typedef struct {
   uint32_t count, length;
 } shi_strings;
 
+enum { SHI_INPUT = 4 };
+
 struct sh_wasi {
   _Atomic uint32_t references; /* Python's one, and one for each guest; everything else is constant */
   shi_strings arguments, environment;
   uint8_t *input;
   uint64_t input_length;
   uint64_t output_limit;
-  uint32_t called_back; /* bit 0: stdout, bit 1: stderr goes to the callback */
+  uint32_t called_back; /* bit 0: stdout, bit 1: stderr goes to the callback; SHI_INPUT: stdin comes from it */
   uint32_t file_count;  /* 3 + directories */
   shi_file *files;      /* what the table of a new guest is copied from */
 };

@@ -9,6 +9,7 @@
 #include <sys/random.h>
 #include <time.h>
 
+#include "fiber.h"
 #include "wasi.h"
 
 /* ---- clocks ------------------------------------------------------------------------------------------------------- */
@@ -111,7 +112,17 @@ static int waits_for(const shi_wasi_call *call, const subscription *one, shi_was
 }
 
 static uint64_t bytes_ready(const shi_guest *guest, const shi_file *file) {
-  return file->kind == SHI_FD_STDIN ? guest->grant->input_length - guest->input_at : 1;
+  if (file->kind != SHI_FD_STDIN || guest->grant->called_back & SHI_INPUT) return 1; /* one has to try */
+  return guest->grant->input_length - guest->input_at;
+}
+
+/* Whether one of the files is ready, now or within `ns`. In a function of its own: the caller may go on on another thread,
+ * where errno is elsewhere than the compiler remembers. */
+__attribute__((noinline)) static bool poll_files(struct pollfd *files, nfds_t count, uint64_t ns) {
+  struct timespec tick = {.tv_nsec = (long)ns};
+  int ready = ppoll(files, count, &tick, NULL);
+  if (ready < 0 && errno != EINTR) nanosleep(&tick, NULL); /* more than the process may open */
+  return ready > 0;
 }
 
 /* Waits in ticks until `ns` have passed or one of the files is ready. False: the call is to be stopped. */
@@ -121,10 +132,13 @@ static bool wait_for(shi_guest *guest, struct pollfd *files, nfds_t count, uint6
   for (uint64_t now; (now = shi_now_ns()) < until;) {
     if (!shi_guest_goes_on(guest)) return false;
     uint64_t slice = until - now < SHI_TICK_NS ? until - now : SHI_TICK_NS;
-    struct timespec tick = {.tv_nsec = (long)slice};
-    int ready = ppoll(files, count, &tick, NULL);
-    if (ready > 0) return true;
-    if (ready < 0 && errno != EINTR) nanosleep(&tick, NULL); /* more than the process may open */
+    if (shi_on_fiber(guest)) {
+      if (count && poll_files(files, count, 0)) return true;
+      shi_wait wait = {.step = SH_STEP_SLEEP, .ns = count ? slice : until - now};
+      if (!shi_fiber_park(guest, &wait)) return false;
+    } else if (poll_files(files, count, slice)) {
+      return true;
+    }
   }
   if (count) ppoll(files, count, &(struct timespec){0}, NULL); /* also when nothing was to be waited for */
   return shi_guest_goes_on(guest);

@@ -7,6 +7,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "fiber.h"
 #include "wasi.h"
 
 enum { VECTORS_MOST = 1024 };   /* as of POSIX's IOV_MAX on Linux */
@@ -95,14 +96,18 @@ typedef struct {
   uint64_t offset;
 } direction;
 
-static ssize_t move_piece(int fd, const struct iovec *piece, int count, const direction *to) {
-  if (!to->out) return to->at_position ? readv(fd, piece, count) : preadv(fd, piece, count, (off_t)to->offset);
+/* Bytes, or -errno: the caller may go on on another thread, where errno is elsewhere than the compiler remembers. */
+__attribute__((noinline)) static ssize_t move_piece(int fd, const struct iovec *piece, int count, const direction *to) {
+  ssize_t moved;
+  if (!to->out) {
+    moved = to->at_position ? readv(fd, piece, count) : preadv(fd, piece, count, (off_t)to->offset);
+    return moved < 0 ? -errno : moved;
+  }
   sigset_t before;
   shi_wasi_hush(&before);
-  ssize_t moved = to->at_position ? writev(fd, piece, count) : pwritev(fd, piece, count, (off_t)to->offset);
-  int error = errno;
-  shi_wasi_unhush(&before, moved < 0 ? error : 0);
-  errno = error;
+  moved = to->at_position ? writev(fd, piece, count) : pwritev(fd, piece, count, (off_t)to->offset);
+  if (moved < 0) moved = -errno;
+  shi_wasi_unhush(&before, moved < 0 ? (int)-moved : 0);
   return moved;
 }
 
@@ -116,15 +121,15 @@ static shi_wasi_errno move(const shi_wasi_call *call, const shi_file *file, vect
     uint64_t length;
     int count = take_piece(bytes, piece, &length);
     ssize_t done = move_piece(file->fd, piece, count, &to);
-    if (done < 0 && errno == EAGAIN && !*moved && !(file->flags & WASI_NONBLOCK)) {
+    if (done == -EAGAIN && !*moved && !(file->flags & WASI_NONBLOCK)) {
       if (!shi_wasi_await(call->guest, file->fd, to.out)) return WASI_INTR;
       continue;
     }
-    if (done < 0 && errno == EINTR) {
+    if (done == -EINTR) {
       if (!shi_guest_goes_on(call->guest)) return WASI_INTR;
       continue;
     }
-    if (done < 0) return *moved ? WASI_OK : shi_wasi_errno_of(errno); /* the next call will say it */
+    if (done < 0) return *moved ? WASI_OK : shi_wasi_errno_of((int)-done); /* the next call will say it */
     advance(bytes, (uint64_t)done);
     *moved += (uint32_t)done;
     to.offset += (uint64_t)done;
@@ -136,7 +141,20 @@ static shi_wasi_errno move(const shi_wasi_call *call, const shi_file *file, vect
 
 /* ---- streams ------------------------------------------------------------------------------------------------------ */
 
+/* What comes next from the host, as much as the first vector takes. */
+static uint32_t await_input(shi_guest *guest, const vectors *into) {
+  uint32_t k = 0;
+  while (k < into->count && !into->list[k].iov_len) k++;
+  if (k == into->count) return 0;
+  shi_wait wait = {.step = SH_STEP_AWAIT, .bytes = into->list[k].iov_base, .length = into->list[k].iov_len};
+  if (shi_on_fiber(guest)) return shi_fiber_park(guest, &wait) ? (uint32_t)wait.length : 0;
+  guest->waits_for = "standard input";
+  guest->stop = SH_WAITS;
+  return 0;
+}
+
 static uint32_t read_input(shi_guest *guest, const vectors *into) {
+  if (guest->grant->called_back & SHI_INPUT) return await_input(guest, into);
   uint64_t before = guest->input_at;
   for (uint32_t k = 0; k < into->count; k++) {
     uint64_t length = guest->grant->input_length - guest->input_at;

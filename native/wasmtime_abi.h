@@ -27,6 +27,7 @@ typedef struct wasmtime_instance_pre_t wasmtime_instance_pre_t;
 typedef struct wasmtime_store_t wasmtime_store_t;
 typedef struct wasmtime_context_t wasmtime_context_t;
 typedef struct wasmtime_caller_t wasmtime_caller_t;
+typedef struct wasmtime_call_future_t wasmtime_call_future_t;
 
 typedef struct {
   size_t size;
@@ -107,12 +108,33 @@ typedef struct {
   void (*finalizer)(void *env);
 } wasmtime_memory_creator_t;
 
+typedef struct {
+  void *env;
+  uint8_t *(*get_stack_memory)(void *env, size_t *length); /* its upper end */
+  void (*finalizer)(void *env);
+} wasmtime_stack_memory_t;
+typedef struct {
+  void *env;
+  wasmtime_error_t *(*new_stack)(void *env, size_t size, bool zeroed, wasmtime_stack_memory_t *stack_ret);
+  void (*finalizer)(void *env);
+} wasmtime_stack_creator_t;
+
+typedef struct {
+  bool (*callback)(void *env); /* whether it is done */
+  void *env;
+  void (*finalizer)(void *env);
+} wasmtime_async_continuation_t;
+typedef void (*wasmtime_func_async_callback_t)(void *env, wasmtime_caller_t *caller, const wasmtime_val_t *args,
+                                               size_t nargs, wasmtime_val_t *results, size_t nresults,
+                                               wasm_trap_t **trap_ret, wasmtime_async_continuation_t *continuation_ret);
+
 typedef wasm_trap_t *(*wasmtime_func_unchecked_callback_t)(void *env, wasmtime_caller_t *caller,
                                                            wasmtime_val_raw_t *args_and_results, size_t count);
 typedef wasmtime_error_t *(*shi_epoch_callback_t)(wasmtime_context_t *context, void *data, uint64_t *delta,
                                                   uint8_t *kind);
 typedef void (*shi_finalizer_t)(void *data);
 
+enum { WASMTIME_UPDATE_DEADLINE_YIELD = 1 };
 enum { WASM_I32 = 0, WASM_I64 = 1, WASM_F32 = 2, WASM_F64 = 3 };
 enum { WASMTIME_OPT_NONE = 0, WASMTIME_OPT_SPEED = 1 };
 enum {
@@ -126,6 +148,8 @@ enum {
 #define SHI_WASMTIME_FUNCTIONS(X)                                                                                      \
   X(wasm_config_t *, wasm_config_new, (void))                                                                          \
   X(void, wasmtime_config_host_memory_creator_set, (wasm_config_t *, wasmtime_memory_creator_t *))                     \
+  X(void, wasmtime_config_host_stack_creator_set, (wasm_config_t *, wasmtime_stack_creator_t *))                       \
+  X(void, wasmtime_config_async_stack_size_set, (wasm_config_t *, size_t))                                             \
   X(void, wasmtime_config_memory_init_cow_set, (wasm_config_t *, bool))                                                \
   X(void, wasmtime_config_memory_may_move_set, (wasm_config_t *, bool))                                                \
   X(void, wasmtime_config_memory_reservation_set, (wasm_config_t *, uint64_t))                                         \
@@ -156,6 +180,12 @@ enum {
   X(wasmtime_error_t *, wasmtime_linker_define_func_unchecked,                                                         \
     (wasmtime_linker_t *, const char *, size_t, const char *, size_t, const wasm_functype_t *,                         \
      wasmtime_func_unchecked_callback_t, void *, shi_finalizer_t))                                                     \
+  X(wasmtime_error_t *, wasmtime_linker_define_async_func,                                                             \
+    (wasmtime_linker_t *, const char *, size_t, const char *, size_t, const wasm_functype_t *,                         \
+     wasmtime_func_async_callback_t, void *, shi_finalizer_t))                                                         \
+  X(bool, wasmtime_linker_get,                                                                                         \
+    (const wasmtime_linker_t *, wasmtime_context_t *, const char *, size_t, const char *, size_t,                      \
+     wasmtime_extern_t *))                                                                                             \
   X(wasmtime_error_t *, wasmtime_linker_instantiate_pre,                                                               \
     (const wasmtime_linker_t *, const wasmtime_module_t *, wasmtime_instance_pre_t **))                                \
   X(wasmtime_error_t *, wasmtime_instance_pre_instantiate,                                                             \
@@ -174,6 +204,11 @@ enum {
     (wasmtime_context_t *, const wasmtime_instance_t *, const char *, size_t, wasmtime_extern_t *))                    \
   X(wasmtime_error_t *, wasmtime_func_call_unchecked,                                                                  \
     (wasmtime_context_t *, const wasmtime_func_t *, wasmtime_val_raw_t *, size_t, wasm_trap_t **))                     \
+  X(wasmtime_call_future_t *, wasmtime_func_call_async,                                                                \
+    (wasmtime_context_t *, const wasmtime_func_t *, const wasmtime_val_t *, size_t, wasmtime_val_t *, size_t,          \
+     wasm_trap_t **, wasmtime_error_t **))                                                                             \
+  X(bool, wasmtime_call_future_poll, (wasmtime_call_future_t *))                                                       \
+  X(void, wasmtime_call_future_delete, (wasmtime_call_future_t *))                                                     \
   X(void *, wasmtime_func_to_raw, (wasmtime_context_t *, const wasmtime_func_t *))                                     \
   X(void, wasmtime_global_get, (wasmtime_context_t *, const wasmtime_memory_like_t *, wasmtime_val_t *))               \
   X(wasmtime_error_t *, wasmtime_global_set,                                                                           \

@@ -5,7 +5,7 @@
     host                          puts the parts together, owns their lifetimes
     govern                        statistics
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
-      calls, hostcalls
+      aio, calls, hostcalls         and how they wait, on an event loop
     memory, regions, tenants,     a guest's bytes; what came back; who shares limits; what WASI gives;
       wasi, modules               reading and compiling modules
     _ffi, _wasmtime               the doors to C and to wasmtime's library
@@ -46,7 +46,7 @@ from .tenants import Tenant
 from .wasi import Dir, Wasi
 
 if typing.TYPE_CHECKING:
-    from . import interpreters
+    from . import aio, interpreters
     from .guest import Guest, GuestStats
     from .memory import GuestMemory
     from .plugin import Plugin, PluginStats
@@ -90,6 +90,7 @@ __all__ = [
     "Tenant",
     "Wasi",
     "__version__",
+    "aio",
     "interpreters",
 ]
 
@@ -102,7 +103,7 @@ _MADE_BY_HOSTS = {
     "Snapshot": ".snapshot",
 }
 
-_ROOMS = frozenset({"interpreters"})
+_ROOMS = frozenset({"aio", "interpreters"})
 
 
 def __getattr__(name: str) -> typing.Any:

@@ -151,5 +151,6 @@ _PLAIN: dict[int, type[SandhostError]] = {
     lib.SH_CLOSED: GuestClosed,
     lib.SH_BUSY: GuestBusy,
     lib.SH_ARGUMENT: ConfigError,
+    lib.SH_WAITS: ConfigError,
     lib.SH_CANCELLED: GuestCancelled,
 }

@@ -5,7 +5,8 @@ others go through cells, 16 bytes a value. Both are compiled once for each shape
 
 An invoker is called as `invoker(guest, *arguments)`. One that lives for the call only is called as
 `invoker(origin, *arguments)`, where the origin is what C spawns a guest from: plugin, snapshot,
-tenant and limits.
+tenant and limits. A call that can wait has no such moment when it is over: `Cells` packs and unpacks
+for it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .errors import ConfigError, GuestExit, printable
 from .hostcalls import LETTERS, interrupted, pending
 from .modules.types import FuncType
 
-__all__ = ["Invoker", "call_failure", "make_invoker", "no_such_function"]
+__all__ = ["Cells", "Invoker", "call_failure", "make_invoker", "no_such_function"]
 
 Invoker = Callable[..., Any]
 
@@ -78,13 +79,17 @@ class _Support:
         if status == lib.SH_OVERFLOW:
             raise OverflowError(f"{self.described}: {failure(reported)}")
         error = call_failure(reported)
-        if (
+        if self.is_clean_exit(error):
+            return None
+        raise error
+
+    def is_clean_exit(self, error: BaseException) -> bool:
+        """Return whether it is how a command returns."""
+        return (
             isinstance(error, GuestExit)
             and error.status == 0
             and self.described.startswith("_start(")
-        ):
-            return None
-        raise error
+        )
 
     def miscounted(self, arguments: tuple[object, ...]) -> TypeError:
         wanted, given = len(self.signature.params), len(arguments)
@@ -170,8 +175,8 @@ def make(index, support):
 """
 
 
-@functools.lru_cache(maxsize=256)
-def _cell_factory(params: str, results: str, lives: bool) -> Callable[..., Invoker]:
+def _cell_code(params: str, results: str) -> tuple[list[str], list[str], str]:
+    """Return the names of the arguments, statements that store them, and what is returned."""
     names = [f"a{k}" for k in range(len(params))]
     stores = [
         f"put_vector(cells, {k}, a{k})" if letter == "v" else f"{_cell_of(letter, k)} = a{k}"
@@ -181,14 +186,91 @@ def _cell_factory(params: str, results: str, lives: bool) -> Callable[..., Invok
         f"bytes(buffer(cells + {2 * k}, 16))" if letter == "v" else _cell_of(letter, k)
         for k, letter in enumerate(results)
     ]
+    returned = loads[0] if len(loads) == 1 else f"({', '.join(loads)})" if loads else "None"
+    return names, stores, returned
+
+
+@functools.lru_cache(maxsize=256)
+def _cell_factory(params: str, results: str, lives: bool) -> Callable[..., Invoker]:
+    names, stores, returned = _cell_code(params, results)
     source = _CELL_TEMPLATE.format(
         call="live(*guest" if lives else "call(guest._id",
         unpack=f"[{', '.join(names)}] = arguments",
         width=2 * max(len(params), len(results), 1),
         store="; ".join(stores) or "pass",
-        returned=loads[0] if len(loads) == 1 else f"({', '.join(loads)})" if loads else "None",
+        returned=returned,
     )
     return _compile(source)
+
+
+class Cells:
+    """What a call that can wait packs its arguments into, and finds its results in."""
+
+    __slots__ = ("_pack", "_support", "_unpack", "index")
+
+    def __init__(self, name: str, index: int, signature: FuncType) -> None:
+        params = "".join(LETTERS.get(t, "r") for t in signature.params)
+        results = "".join(LETTERS.get(t, "r") for t in signature.results)
+        self._support = _Support(f"{printable(name)}{signature}", signature)
+        if "r" in params + results:
+            _refuse_references(self._support.described, None)
+        self.index = index
+        self._pack, self._unpack = _cells_factory(params, results)
+
+    def pack(self, arguments: tuple[Any, ...]) -> Any:
+        """Return new cells with the arguments.
+
+        Raises:
+            TypeError, OverflowError: they do not fit the function.
+        """
+        try:
+            return self._pack(arguments)
+        except ValueError:
+            raise self._support.miscounted(arguments) from None
+        except OverflowError:
+            return self._pack(self._support.signed(arguments))
+
+    def unpack(self, cells: Any) -> Any:
+        """Return the results: a value, a tuple, or None."""
+        return self._unpack(cells)
+
+    def failure(self) -> BaseException | None:
+        """Return what ended the call; None: it was the clean exit of a command."""
+        reported = take_error()
+        if reported.status == lib.SH_OVERFLOW:
+            return OverflowError(f"{self._support.described}: {failure(reported)}")
+        error = call_failure(reported)
+        return None if self._support.is_clean_exit(error) else error
+
+
+_CELLS_TEMPLATE = """
+def make():
+    def pack(arguments):
+        {unpack} = arguments
+        cells = new(CELLS, {width})
+        reals = cast(REALS, cells)
+        {store}
+        return cells
+    def unpack(cells):
+        reals = cast(REALS, cells)
+        return {returned}
+    return pack, unpack
+"""
+
+
+@functools.lru_cache(maxsize=256)
+def _cells_factory(
+    params: str, results: str
+) -> tuple[Callable[[tuple[Any, ...]], Any], Callable[[Any], Any]]:
+    names, stores, returned = _cell_code(params, results)
+    source = _CELLS_TEMPLATE.format(
+        unpack=f"[{', '.join(names)}]",
+        width=2 * max(len(params), len(results), 1),
+        store="; ".join(stores) or "pass",
+        returned=returned,
+    )
+    made: tuple[Any, Any] = _compile(source)()  # type: ignore[assignment]
+    return made
 
 
 def _put_vector(cells: Any, index: int, value: bytes) -> None:

@@ -7,9 +7,11 @@ import threading
 import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from ._ffi import failure, ffi, lib
+from .aio.call import call as call_on_fiber
+from .aio.call import end_calls
 from .calls import Invoker, no_such_function
 from .errors import ConfigError, GuestClosed, SandhostError
 from .hostcalls import bindings, pending
@@ -17,10 +19,11 @@ from .memory import GuestMemory
 from .regions import Reclaim, new_figures, reclaim_from
 
 if TYPE_CHECKING:
+    from .aio.call import Call, OnCancel
     from .plugin import Plugin
     from .snapshot import Snapshot
 
-__all__ = ["Guest", "GuestStats"]
+__all__ = ["BoundFunction", "Guest", "GuestStats"]
 
 _STDOUT, _STDERR = 1, 2
 _NO_OUTPUT = ((b"", 0), (b"", 0))
@@ -47,6 +50,16 @@ class GuestStats(NamedTuple):
     """Whether a thread is in a call."""
 
 
+class BoundFunction(Protocol):
+    """An exported function of one guest, as `Guest.func` returns it."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it; see `Guest.call`."""
+
+    async def call_async(self, *arguments: Any, on_cancel: OnCancel = "close") -> Any:
+        """Call it from a task; see `Guest.call_async`."""
+
+
 class Guest:
     """One running instance of a plugin. Made by `plugin.spawn()`, ended by `close()` or `with`.
 
@@ -61,6 +74,7 @@ class Guest:
         "_memories",
         "_outputs",
         "_reclaim",
+        "innermost_call",
         "plugin",
     )
 
@@ -74,6 +88,8 @@ class Guest:
         self._memories: dict[int, GuestMemory] | None = None
         self._outputs: tuple[tuple[bytes, int], ...] | None = None  # kept at close, with WASI
         self._reclaim: Reclaim | None = None
+        self.innermost_call: Call | None = None
+        """Of those that can wait: the one on its way. Not for users."""
 
     def adopt(self, guest_id: int) -> None:
         """Take the id that a callback has seen before `spawn` returned it. Not for users."""
@@ -106,8 +122,10 @@ class Guest:
             raise no_such_function(name, self._invokers)
         return invoker(self, *arguments)
 
-    def func(self, name: str) -> Callable[..., Any]:
+    def func(self, name: str) -> BoundFunction:
         """Return an exported function bound to this guest: the fast path for many calls.
+
+        It has a method `call_async` as well.
 
         Raises:
             ConfigError: there is no such function.
@@ -115,15 +133,44 @@ class Guest:
         invoker = self._invokers.get(name)
         if invoker is None:
             raise no_such_function(name, self._invokers)
-        return functools.partial(invoker, self)
+        bound = functools.partial(invoker, self)
+        bound.call_async = functools.partial(self.call_async, name)  # type: ignore[attr-defined]
+        return cast("BoundFunction", bound)
+
+    async def call_async(self, name: str, *arguments: Any, on_cancel: OnCancel = "close") -> Any:
+        """Call an exported function from a task of an event loop, asyncio's or trio's.
+
+        The guest runs on a stack of its own and waits without a thread: for host functions that are
+        coroutine functions, for streams, for time. All host functions run in the calling task. A
+        call that computes goes to one of the host's worker threads, unless its function has been
+        short so far (some microseconds: then it runs here at once).
+
+        From inside an asynchronous host function of its own, the guest can be called again. Guests
+        that call guests are bounded: 32 deep, and never in a circle.
+
+        When the task is cancelled, the call ends at the guest's next look at its deadline.
+
+        Args:
+            on_cancel: "close": a guest whose call was cancelled is closed. "keep": it stays open, if
+                the call was waiting for a host function then; one that was in the middle of a
+                computation is closed all the same. Its memory is as the call left it.
+
+        Raises:
+            Exception: as `call`; LimitExceeded and GuestBusy for calls too deep or in a circle.
+        """
+        return await call_on_fiber(self, self.plugin.cells(name), arguments, on_cancel)
 
     def cancel(self) -> bool:
         """End the call that another thread is in; it raises `GuestCancelled` there.
 
         Returns at once, with whether there was a call. A guest inside a host function is stopped
-        when that returns.
+        when that returns; one whose call waits for an asynchronous one, at once.
         """
-        return bool(lib.sh_cancel(self._id))
+        found = bool(lib.sh_cancel(self._id))
+        waiting = self.innermost_call
+        if waiting is not None:
+            waiting.interrupt()
+        return found
 
     # ---- memory ----
 
@@ -267,6 +314,17 @@ class Guest:
         self._id = 0
         reclaim = self._reclaim = reclaim_from(figures)
         return reclaim
+
+    async def aclose(self) -> Reclaim:
+        """End the call that another task has made, if there is one, then the guest; see `close`.
+
+        Raises:
+            GuestBusy: views of its memory are alive, or the guest is inside a host function that
+                does not end.
+        """
+        if self.innermost_call is not None:
+            await end_calls(self)
+        return self.close()
 
     def abandon(self) -> None:
         """Let go of everything, because the spawn failed after the host was called. Not for users."""

@@ -35,6 +35,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _SMALLEST_STACK, _LARGEST_STACK = 64 << 10, 1536 << 10
 _CLOSE_PATIENCE_S = 0.1
+_MOST_WORKERS = 64
 _MOST_GUESTS = 28_000  # 4 GiB of address space each, in 47 bits
 
 
@@ -53,6 +54,8 @@ class Host:
         cache: False keeps compiled code out of the cache directory (`$SANDHOST_CACHE_DIR`, else
             `~/.cache/sandhost`).
         optimize: False compiles faster and runs slower.
+        workers: most threads that run calls of `call_async` which compute; None: one a processor, 4 at
+            the most. 0: they run on the event loop, in slices of 2 ms.
         numa_bind: pages come from the guest's own NUMA node or not at all, instead of preferably.
 
     Raises:
@@ -74,10 +77,15 @@ class Host:
         cache: bool = True,
         cache_limit: int | str = "2 GiB",
         optimize: bool = True,
+        workers: int | None = None,
         numa_bind: bool = False,
     ) -> None:
         if not isinstance(max_guests, int) or not 1 <= max_guests <= _MOST_GUESTS:
             raise ConfigError(f"max_guests is {max_guests!r}; give 1 to {_MOST_GUESTS}")
+        if workers is None:
+            workers = min(4, os.cpu_count() or 1)
+        if not isinstance(workers, int) or not 0 <= workers <= _MOST_WORKERS:
+            raise ConfigError(f"workers is {workers!r}; give 0 to {_MOST_WORKERS}")
         stack_bytes = parse_bytes(stack)
         if not _SMALLEST_STACK <= stack_bytes <= _LARGEST_STACK:
             raise ConfigError(f"stack is {stack!r}; give 64 KiB to 1.5 MiB")
@@ -92,6 +100,7 @@ class Host:
                 "decay_ns": round(parse_seconds(warm_idle) * 1e9),
                 "wasm_stack": stack_bytes,
                 "optimize": optimize,
+                "workers": workers,
                 "numa_bind": numa_bind,
             },
         )
@@ -123,7 +132,7 @@ class Host:
         Its types come from its annotations (`int`, `float`, `bytes` for v128, a tuple for several
         results), or from `signature="(i32, i64) -> f64"`. A parameter annotated `sandhost.Guest`
         receives the calling guest. What it raises comes out of the guest's call. It must not switch
-        greenlets.
+        greenlets. A coroutine function (`async def`) can be reached by `guest.call_async` only.
 
         Raises:
             ConfigError: the types cannot be told.

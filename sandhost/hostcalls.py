@@ -13,7 +13,7 @@ import itertools
 import threading
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ._ffi import ffi, lib
@@ -27,6 +27,7 @@ __all__ = [
     "LETTERS",
     "Binding",
     "HostFunction",
+    "awaited",
     "bindings",
     "interrupted",
     "pending",
@@ -45,9 +46,9 @@ class Binding:
 
     __slots__ = ("guest", "streams")
 
-    def __init__(self, guest: Callable[[], Guest | None], streams: tuple[Any, Any]) -> None:
+    def __init__(self, guest: Callable[[], Guest | None], streams: Sequence[Any]) -> None:
         self.guest = guest
-        self.streams = streams
+        self.streams = streams  # as in WasiGrant
 
 
 bindings: dict[int, Binding] = {}
@@ -56,6 +57,8 @@ spawning = threading.local()
 """`.binding`: of the guest that this thread is spawning; its id is not known before it runs."""
 pending: dict[int, BaseException] = {}
 """By guest id: the exception that ended its call, on the way from the callback to the caller."""
+awaited: dict[int, Awaitable[Any]] = {}
+"""By guest id: what its call waits for, on the way from the callback to the task that calls."""
 _numbers = itertools.count()
 _free: list[int] = []
 """Numbers of host functions that were bound once; C's table stays as small as it can."""
@@ -84,6 +87,8 @@ class HostFunction:
         self, module: str, name: str, function: Callable[..., Any], signature: str | None
     ) -> None:
         self.module, self.name, self.function = module, name, function
+        self.asynchronous = inspect.iscoroutinefunction(function)
+        """It can be called only by `call_async`, and answers when its coroutine has ended."""
         self.explicit = None if signature is None else _parse_signature(signature)
         self.wants_guest: int | None = None
         self._accepted: tuple[list[type], list[type]] | None = None
@@ -158,6 +163,7 @@ class HostFunction:
             -1 if self.wants_guest is None else self.wants_guest,
             "".join(LETTERS[t] for t in wanted.params).encode(),
             "".join(LETTERS[t] for t in wanted.results).encode(),
+            self.asynchronous,
         )
         try:
             number = _free.pop()
@@ -256,14 +262,33 @@ def _keep_signal(_type: object, error: BaseException, _traceback: object) -> Non
     interrupted[:] = [error]
 
 
-@ffi.def_extern(error=1, onerror=_keep_signal)
-def _output(guest_id: int, stream: int, data: Any, length: int) -> int:
+@ffi.def_extern(error=lib.SH_RAISED, onerror=_keep_signal)
+def _output(guest_id: int, stream: int, data: Any, length: int, may_wait: int) -> int:
     try:
-        binding_of(guest_id).streams[stream - 1](bytes(ffi.buffer(data, length)))
+        callback, waits = binding_of(guest_id).streams[stream]
+        if not waits:
+            callback(bytes(ffi.buffer(data, length)))
+        elif may_wait:
+            awaited[guest_id] = callback(bytes(ffi.buffer(data, length)))
+            return int(lib.SH_SAID_LATER)
+        else:
+            raise ConfigError(
+                "the guest's output goes to a coroutine; use `await guest.call_async(...)`"
+            )
     except BaseException as error:  # noqa: BLE001 - it goes on in Guest.call
         pending[guest_id] = error
-        return 1
-    return 0
+        return int(lib.SH_RAISED)
+    return int(lib.SH_SAID)
+
+
+@ffi.def_extern(error=lib.SH_RAISED, onerror=_keep_signal)
+def _input(guest_id: int, length: int) -> int:
+    try:
+        awaited[guest_id] = binding_of(guest_id).streams[0].call(length)
+    except BaseException as error:  # noqa: BLE001 - it goes on in Guest.call_async
+        pending[guest_id] = error
+        return int(lib.SH_RAISED)
+    return int(lib.SH_SAID_LATER)
 
 
 @ffi.def_extern(error=1, onerror=_keep_signal)
@@ -271,5 +296,17 @@ def _signals() -> int:
     return 0  # by getting here, Python has run its signal handlers
 
 
-lib.sh_python_keep(_address(pending))
-lib.sh_set_callbacks(ffi.addressof(lib, "sh_python_hostcall"), lib._output, lib._signals)
+lib.sh_python_keep(_address(pending), _address(awaited))
+lib.sh_set_callbacks(
+    ffi.new(
+        "sh_callbacks *",
+        {
+            "hostcall": ffi.addressof(lib, "sh_python_hostcall"),
+            "answer": ffi.addressof(lib, "sh_python_answer"),
+            "output": lib._output,
+            "input": lib._input,
+            "take": ffi.addressof(lib, "sh_python_take"),
+            "signals": lib._signals,
+        },
+    )
+)

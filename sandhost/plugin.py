@@ -7,7 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._ffi import failure, ffi, lib
-from .calls import Invoker, call_failure, make_invoker, no_such_function
+from .calls import Cells, Invoker, call_failure, make_invoker, no_such_function
 from .errors import ConfigError, ModuleError, printable
 from .guest import Guest
 from .hostcalls import LETTERS, Binding, HostFunction, bindings, spawning, unbind
@@ -23,7 +23,10 @@ from .wasi import Wasi, WasiGrant
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from .aio.session import Session
+    from .aio.spawn import SpawnAsync
 
 __all__ = ["Plugin", "PluginStats"]
 
@@ -82,6 +85,7 @@ class Plugin:
         self._add_imports(functions)
         self._invokers: dict[str, Invoker] = {}
         self._lives: dict[str, Invoker] = {}
+        self._cells: dict[str, Cells] = {}
         self._add_exports()
         tables = self.info.tables
         largest = max((table.minimum for table in tables), default=0)
@@ -165,6 +169,7 @@ class Plugin:
                 params.encode(),
                 results.encode(),
                 number,
+                function.asynchronous,
             )
         )
 
@@ -217,6 +222,51 @@ class Plugin:
         """
         return self.spawn_from(_FRESH, limits, tenant, wasi)
 
+    def spawn_async(
+        self,
+        *,
+        limits: Limits | None = None,
+        tenant: str | Tenant | None = None,
+        wasi: Wasi | None = None,
+    ) -> SpawnAsync:
+        """Start a guest from a task: `async with plugin.spawn_async(...) as guest`.
+
+        Its start function may wait. At the end of the block, calls that other tasks have made of it
+        are ended, then the guest is closed. `await plugin.spawn_async(...)` returns the guest.
+
+        Raises:
+            Exception: as `spawn`.
+        """
+        from .aio.spawn import SpawnAsync
+
+        return SpawnAsync(
+            lambda: self.spawn_from(_FRESH, limits, tenant, wasi, started=False),
+            starts=self.state.start is not None,
+        )
+
+    def session(
+        self,
+        *,
+        argv: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        dirs: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+        tenant: str | Tenant | None = None,
+        buffer: int | str = "64 KiB",
+    ) -> Session:
+        """Run a command, its `_start`, beside the task that talks to it: `async with` the result.
+
+        Args:
+            buffer: bytes that each of its streams holds before the writer waits.
+
+        Raises:
+            Exception: as `spawn`, at the start of the block; what ended the command, at its end.
+        """
+        from .aio.session import Session
+
+        given = Wasi(argv=argv, env=env or {}, dirs=dirs or {})
+        return Session(self, given, limits, tenant, buffer)
+
     def call(
         self,
         name: str,
@@ -258,6 +308,17 @@ class Plugin:
         self._lives[name] = make_invoker(name, index, signature, lives=True)
         return self._lives[name]
 
+    def cells(self, name: str) -> Cells:
+        """Return what a call on a fiber packs and unpacks with. Not for users."""
+        return self._cells.get(name) or self._make_cells(name)
+
+    def _make_cells(self, name: str) -> Cells:
+        signature = self.info.function(name)
+        if name not in self._invokers or signature is None:
+            raise no_such_function(name, self._invokers)
+        self._cells[name] = Cells(name, list(self._invokers).index(name), signature)
+        return self._cells[name]
+
     def _limits(self, limits: Limits | None) -> Any:
         """Return what C takes; usually of the same object each time."""
         if limits is None:
@@ -274,18 +335,29 @@ class Plugin:
         return (tenant if isinstance(tenant, Tenant) else self._host.tenant(tenant)).native
 
     def spawn_from(
-        self, origin: Any, limits: Limits | None, tenant: str | Tenant | None, wasi: Wasi | None
+        self,
+        origin: Any,
+        limits: Limits | None,
+        tenant: str | Tenant | None,
+        wasi: Wasi | None,
+        *,
+        started: bool = True,
     ) -> Guest:
-        """Start a guest from a `sh_snapshot *`, or afresh from NULL. Not for users."""
+        """Start a guest from a `sh_snapshot *`, or afresh from NULL. Not for users.
+
+        Args:
+            started: False leaves its start function to be called.
+        """
+        spawn = lib.sh_spawn if started else lib.sh_spawn_unstarted
         native_limits = self._limits(limits)
         owner = self._owner(tenant)
         grant = self._no_wasi_given if wasi is None else self._grant(wasi)
         if self._calls_back or (grant is not None and grant.streams is not None):
-            return self._spawn_bound(origin, owner, native_limits, grant)
+            return self._spawn_bound(spawn, origin, owner, native_limits, grant)
         native_wasi = ffi.NULL if grant is None else grant.native
         # The object first: what is spawned is not lost when Python's stack ends here.
         guest = Guest(self, 0, self._invokers)
-        guest._id = lib.sh_spawn(self._native, origin, owner, native_limits, native_wasi)
+        guest._id = spawn(self._native, origin, owner, native_limits, native_wasi)
         if not guest._id:
             raise call_failure()
         if grant is not None:
@@ -301,16 +373,23 @@ class Plugin:
             grant = self._last_grant = WasiGrant(wasi)
         return grant
 
-    def _spawn_bound(self, origin: Any, owner: Any, limits: Any, grant: WasiGrant | None) -> Guest:
+    def _spawn_bound(
+        self,
+        spawn: Callable[..., int],
+        origin: Any,
+        owner: Any,
+        limits: Any,
+        grant: WasiGrant | None,
+    ) -> Guest:
         """Spawn a guest whose callbacks must find it."""
         guest = Guest(self, 0, self._invokers)
-        streams = (None, None) if grant is None else grant.streams or (None, None)
+        streams = () if grant is None else grant.streams or ()
         binding = Binding(weakref.ref(guest), streams)
         outer = getattr(spawning, "binding", None)  # a start function may call a host that spawns
         spawning.binding = binding
         try:
             native_wasi = ffi.NULL if grant is None else grant.native
-            guest_id = lib.sh_spawn(self._native, origin, owner, limits, native_wasi)
+            guest_id = spawn(self._native, origin, owner, limits, native_wasi)
         finally:
             spawning.binding = outer
         seen_id, guest._id = guest._id, guest_id

@@ -11,6 +11,7 @@ from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestClosed
 
 if TYPE_CHECKING:
+    from .aio.spawn import SpawnAsync
     from .guest import Guest
     from .limits import Limits
     from .plugin import Plugin
@@ -107,6 +108,22 @@ class Snapshot:
                 guest.close()
                 raise
         return guest
+
+    def spawn_async(
+        self,
+        *,
+        limits: Limits | None = None,
+        tenant: str | Tenant | None = None,
+        wasi: Wasi | None = None,
+    ) -> SpawnAsync:
+        """Start a fork from a task; see `Plugin.spawn_async`.
+
+        Raises:
+            Exception: as `spawn`.
+        """
+        from .aio.spawn import SpawnAsync
+
+        return SpawnAsync(lambda: self.spawn(limits=limits, tenant=tenant, wasi=wasi), starts=False)
 
     def call(
         self,

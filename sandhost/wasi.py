@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError
@@ -14,6 +15,28 @@ from .units import parse_bytes
 __all__ = ["Dir", "Wasi", "WasiGrant"]
 
 StreamCallback = Callable[[bytes], object]
+
+
+class SendStream(Protocol):
+    """Where output can go: `sandhost.aio.Pipe`, or any byte stream of anyio's."""
+
+    async def send(self, item: bytes) -> None:
+        """Take the bytes, as soon as there is room."""
+
+
+class ReceiveStream(Protocol):
+    """Where input can come from: `sandhost.aio.Pipe`, or any byte stream of anyio's."""
+
+    async def receive(self, max_bytes: int = ...) -> bytes:
+        """Return some bytes as soon as there are any; raise `anyio.EndOfStream` at the end."""
+
+
+class Stream(NamedTuple):
+    """What C calls for one stream."""
+
+    call: Callable[..., Any]
+    waits: bool
+    """It is a coroutine function."""
 
 
 class Dir(NamedTuple):
@@ -26,9 +49,9 @@ class Dir(NamedTuple):
 class _Fields(NamedTuple):
     argv: Sequence[str]
     env: Mapping[str, str]
-    stdin: bytes
-    stdout: StreamCallback | None
-    stderr: StreamCallback | None
+    stdin: bytes | ReceiveStream
+    stdout: StreamCallback | SendStream | None
+    stderr: StreamCallback | SendStream | None
     dirs: Mapping[str, Dir | str | os.PathLike[str] | None]
     output_limit: int | str
 
@@ -42,10 +65,12 @@ class Wasi(_Fields):
     Args:
         argv: the first one is the program's own name.
         env: environment variables.
-        stdin: what the guest reads from standard input.
-        stdout: called with bytes (at most 64 KiB), in the thread that runs the guest, before the
+        stdin: what the guest reads from standard input; or a stream, for guests that are called by
+            `call_async` and then wait until something comes.
+        stdout: called with bytes (at most 64 KiB), in the thread that calls the guest, before the
             guest's write returns; it can use any guest but that one. What it raises ends the
-            guest's call. None: they are kept for `guest.stdout`.
+            guest's call. A coroutine function or a stream makes a guest that was called by
+            `call_async` wait until the bytes are taken. None: they are kept for `guest.stdout`.
         stderr: the same for standard error.
         dirs: path in the guest to a directory of the host; a plain path is read-only. None grants
             the name with nothing behind it: a guest that is to be snapshot learns its directories
@@ -63,9 +88,9 @@ class Wasi(_Fields):
         cls,
         argv: Sequence[str] = (),
         env: Mapping[str, str] = _NOTHING,
-        stdin: bytes = b"",
-        stdout: StreamCallback | None = None,
-        stderr: StreamCallback | None = None,
+        stdin: bytes | ReceiveStream = b"",
+        stdout: StreamCallback | SendStream | None = None,
+        stderr: StreamCallback | SendStream | None = None,
         dirs: Mapping[str, Dir | str | os.PathLike[str] | None] = _NOTHING,
         output_limit: int | str = "1 MiB",
     ) -> Wasi:
@@ -79,6 +104,11 @@ class Wasi(_Fields):
             path = granted.path if isinstance(granted, Dir) else granted
             if not os.path.isdir(path):
                 raise ConfigError(f"cannot grant {os.fspath(path)!r}: no such directory")
+        for end in (stdout, stderr):
+            if end is not None and not callable(end) and not hasattr(end, "send"):
+                raise ConfigError(f"output goes to a function or a stream, not to {end!r:.200}")
+        if not isinstance(stdin, (bytes, bytearray, memoryview)) and not hasattr(stdin, "receive"):
+            raise ConfigError(f"standard input is bytes or a stream, not {stdin!r:.200}")
         parse_bytes(output_limit)
         return super().__new__(cls, argv, env, stdin, stdout, stderr, dirs, output_limit)
 
@@ -90,6 +120,17 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _output(end: StreamCallback | SendStream | None) -> Stream | None:
+    if end is None:
+        return None
+    call = end if callable(end) else end.send
+    return Stream(call, inspect.iscoroutinefunction(call))
+
+
+def _input(end: bytes | ReceiveStream) -> Stream | None:
+    return None if isinstance(end, (bytes, bytearray, memoryview)) else Stream(end.receive, True)
 
 
 class WasiGrant:
@@ -104,8 +145,8 @@ class WasiGrant:
             ConfigError: a directory cannot be opened, or this system has no `openat2`.
         """
         self.source = source
-        called = source.stdout is not None or source.stderr is not None
-        self.streams = (source.stdout, source.stderr) if called else None
+        streams = (_input(source.stdin), _output(source.stdout), _output(source.stderr))
+        self.streams = streams if any(streams) else None
         alive: list[Any] = []  # what `options` points to
 
         def strings(texts: Iterable[str | None]) -> Any:
@@ -122,14 +163,16 @@ class WasiGrant:
         options.env_names = strings(source.env)
         options.env_values = strings(source.env.values())
         options.env_count = len(source.env)
-        data = ffi.from_buffer(source.stdin)
-        options.input, options.input_length = data, len(source.stdin)
+        given = b"" if streams[0] else source.stdin
+        data = ffi.from_buffer(given)
+        options.input, options.input_length = data, len(data)
         options.host_dirs = strings(d and os.path.realpath(d.path) for d in dirs)
         options.guest_dirs = strings(source.dirs)
         writable = ffi.new("uint8_t[]", [d is not None and d.writable for d in dirs])
         options.writable, options.dir_count = writable, len(dirs)
         options.output_limit = parse_bytes(source.output_limit)
-        options.stream = (source.stdout is not None) | (source.stderr is not None) << 1
+        called = [stream is not None for stream in streams]
+        options.stream = called[1] | called[2] << 1 | called[0] << 2
         native = lib.sh_wasi_new(options)
         if not native:
             raise failure()

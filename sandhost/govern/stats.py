@@ -45,6 +45,11 @@ class MemStats(NamedTuple):
     """Initial data of plugins, shared by their guests."""
     nodes: int
     """NUMA nodes in use."""
+    stacks_live: int
+    """Guests that have a stack of their own: a call of them could wait."""
+    stack_bytes: int
+    """Committed in these stacks, of which a few pages are resident each; part of what limits hold."""
+    stack_warm_bytes: int
 
     spawns: int
     spawn_failures: int
@@ -90,6 +95,9 @@ def read_stats(host: Any) -> MemStats:
         images=pool.images,
         image_bytes=pool.image_bytes,
         nodes=pool.nodes,
+        stacks_live=native.stacks.regions_live,
+        stack_bytes=native.stacks.committed_bytes,
+        stack_warm_bytes=native.stacks.warm_bytes,
         spawns=native.spawns,
         spawn_failures=native.spawn_failures,
         calls=native.calls,

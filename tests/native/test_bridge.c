@@ -102,7 +102,8 @@ static int hostcall(uint64_t guest, uint32_t id, int64_t *cells) {
   }
 }
 
-static int output(uint64_t guest, int stream, const uint8_t *bytes, size_t length) {
+static int output(uint64_t guest, int stream, const uint8_t *bytes, size_t length, int may_wait) {
+  (void)may_wait;
   (void)stream;
   (void)bytes;
   CHECK(in_call);
@@ -143,7 +144,7 @@ static sh_plugin *new_plugin(sh_host *host, const char *wat, bool imports_call) 
   sh_bytes_free(wasm, length);
   sh_plugin *plugin = sh_plugin_new(host, module);
   CHECK(plugin);
-  if (imports_call) CHECK_EQ(sh_plugin_import(plugin, "env", "call", "i", "i", 1), SH_OK);
+  if (imports_call) CHECK_EQ(sh_plugin_import(plugin, "env", "call", "i", "i", 1, 0), SH_OK);
   return plugin;
 }
 
@@ -562,7 +563,7 @@ int main(void) {
     printf("%s\n", sh_last_error()->message);
     return 1;
   }
-  sh_set_callbacks(hostcall, output, signals);
+  sh_set_callbacks(&(sh_callbacks){.hostcall = hostcall, .output = output, .signals = signals});
   RUN(threads_live_whole_lives_beside_each_other);
   RUN(threads_meddle_with_the_same_guests);
   RUN(hosts_close_while_threads_spawn);

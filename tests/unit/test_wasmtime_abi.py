@@ -39,7 +39,7 @@ CONSTANTS = {
     "WASMTIME_OPT_SPEED": ("wasmtime_opt_level_enum", "WASMTIME_OPT_LEVEL_SPEED"),
 }
 
-UNNAMED = {"WASMTIME_EXNREF"}
+UNNAMED = {"WASMTIME_EXNREF", "WASMTIME_UPDATE_DEADLINE_YIELD"}
 """Constants that only the C headers have."""
 
 Shape = Any
