@@ -15,6 +15,12 @@ from helpers import POLICIES, balanced, collected
 import sandhost
 
 
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """What `pytest.mark.anyio` runs a test on."""
+    return str(request.param)
+
+
 @pytest.fixture
 def host() -> Iterator[sandhost.Host]:
     """A host that must hold nothing when the test is over."""
