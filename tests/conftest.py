@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 def pytest_configure() -> None:
     """Refuse the folder of sources in place of the installed package, under `./run`."""
+    # A shell starts its background jobs with Ctrl-C ignored, and so would the guests be that are sent one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("SANDHOST_TEST_INSTALLED") and ROOT in Path(sandhost.__file__).parents:
         installed = [ROOT / ".venv", ROOT / ".cache"]
         if not any(folder in Path(sandhost.__file__).parents for folder in installed):
