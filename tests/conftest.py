@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -30,6 +31,12 @@ def pytest_configure() -> None:
         installed = [ROOT / ".venv", ROOT / ".cache"]
         if not any(folder in Path(sandhost.__file__).parents for folder in installed):
             raise pytest.UsageError(f"sandhost comes from {sandhost.__file__}: it is not installed")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what no test can make garbage: many tests run it to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -48,6 +49,12 @@ def wasm_of(name: str) -> bytes:
     return bytes((build.BUILT / f"{name}.wasm").read_bytes())
 
 
+@functools.lru_cache
+def compiled(engine: wasmtime.Engine, name: str) -> wasmtime.Module:
+    """The guest in machine code; a second of work for QuickJS."""
+    return wasmtime.Module(engine, wasm_of(name))
+
+
 class Running:
     """One instance, its exports callable as attributes, its memory as bytes."""
 
@@ -55,7 +62,7 @@ class Running:
         self.store = wasmtime.Store(engine)
         self.store.set_fuel(50_000_000)
         self.store.set_wasi(wasmtime.WasiConfig())
-        self.module = wasmtime.Module(engine, wasm_of(name))
+        self.module = compiled(engine, name)
         linker = wasmtime.Linker(engine)
         linker.define_wasi()
         self.exports = linker.instantiate(self.store, self.module).exports(self.store)

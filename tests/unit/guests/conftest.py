@@ -18,7 +18,7 @@ def tree(tmp_path: Path) -> Path:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def engine() -> wasmtime.Engine:
     config = wasmtime.Config()
     config.wasm_multi_memory = True
