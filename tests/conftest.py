@@ -33,12 +33,6 @@ def pytest_configure() -> None:
             raise pytest.UsageError(f"sandhost comes from {sandhost.__file__}: it is not installed")
 
 
-def pytest_collection_finish() -> None:
-    """Spare the collector what no test can make garbage: many tests run it to the end."""
-    gc.collect()
-    gc.freeze()
-
-
 def pytest_report_header() -> str:
     """Say what is tested."""
     return f"sandhost {sandhost.__version__} from {Path(sandhost.__file__).parent}"
@@ -55,3 +49,10 @@ def _own_cache_directory() -> Iterator[None]:
             del os.environ["SANDHOST_CACHE_DIR"]
         else:
             os.environ["SANDHOST_CACHE_DIR"] = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_stood_before_is_spared() -> None:
+    """Keep the collector, which many tests run to its end, from going through everything each time."""
+    gc.collect()
+    gc.freeze()
