@@ -55,6 +55,9 @@ def sanitized() -> int:
         test_environment(sanitize="address,undefined"),
         SANITIZED_TIERS,
         "--capture=sys",  # lets what the sanitizers say through
+        # These run what the others run, for seconds, and count or draw it.
+        "--ignore=tests/integration/test_bench.py",
+        "--ignore=tests/integration/test_demo.py",
         # One measures private memory to 1 MiB, of which libasan takes more; the other limits the address space.
         "--deselect=tests/integration/test_leaks.py::"
         "test_a_failure_leaves_nothing_behind_however_often_it_happens[invalid module]",
