@@ -5,14 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from common import three_digits
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from drawing import (
+    GOOD,
+    INK,
+    names_downwards,
+    on_what,
+    one_run,
+    page,
+    tidy_lying,
+    words_behind,
+)
 
-from sandhost.bench.picture import STYLE, colour_of, log_microseconds, tidy
+from sandhost.bench.picture import colour_of, log_microseconds, tidy
 
-_REACHED, _MISSED = "#17b978", "#d1495b"
+_REACHED, _MISSED = GOOD, "#d1495b"
 _IN_C = {"C, pooled": "#5b6c8f", "C, pooled, keep_resident 1 MiB": "#a3b1cc"}
 
 
@@ -20,25 +27,14 @@ def draw(data: dict[str, Any], path: Path) -> None:
     """Write the picture of what figures.py measured."""
     cycles = [row for row in data["rows"] if "us_p50_of_blocks" in row["detail"]]
     million = [row for row in data["rows"] if "resident_bytes" in row["detail"]]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(14, 8.4), layout="constrained")
-        FigureCanvasAgg(figure)
+    small = on_what(data["machine"], "sandhost", "wasmtime")
+    with page(path, (14, 8.4), f"Figures to reach, {one_run(data)}", small) as figure:
         grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.05), height_ratios=(1.6, 1))
         _claims(figure.add_subplot(grid[:, 0]), data["rows"])
         if cycles:
             _cycles(figure.add_subplot(grid[0, 1]), cycles)
         if million:
             _million(figure.add_subplot(grid[1, 1]), million[0])
-        m = data["machine"]
-        figure.suptitle(
-            f"Figures to reach, {'a quick' if data['quick'] else 'one'} run\n"
-            f"{m['cpu']}, {m['cores']} cores, Linux {m['kernel']}, {m['python']}, "
-            f"sandhost {m['sandhost']}, wasmtime {m['wasmtime']}",
-            x=0.012,
-            ha="left",
-            fontsize=10.5,
-        )
-        figure.savefig(path, dpi=150)
 
 
 def _claims(axes: Any, rows: list[dict[str, Any]]) -> None:
@@ -51,27 +47,19 @@ def _claims(axes: Any, rows: list[dict[str, Any]]) -> None:
             colour = _REACHED if claim["reached"] else _MISSED
             axes.barh(y, margin - 1, left=1, height=0.62, color=colour)
             sign = "≤" if claim["at_most"] else "≥"
-            axes.annotate(
-                f"{three_digits(measured)} {claim['unit']}  ({sign} {limit:,g})",
-                (max(margin, 1), y),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
+            words = f"{three_digits(measured)} {claim['unit']}  ({sign} {limit:,g})"
+            words_behind(axes, max(margin, 1), y, words)
             labels.append(f"{row['what']}\n{claim['what']}")
-    axes.axvline(1, color="#202124", linewidth=1.2)
+    axes.axvline(1, color=INK, linewidth=1.2)
     axes.set_xscale("log")
-    axes.set_yticks(range(len(labels)), labels, fontsize=7.5)
-    axes.invert_yaxis()
+    names_downwards(axes, labels, 7.5)
     ticks = [t for t in (0.01, 0.1, 0.5, 1, 2, 5, 10, 100) if axes.get_xlim()[0] <= t]
     axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()
     low, high = axes.get_xlim()
     axes.set_xlim(low, high * 6)
     axes.set_title("margin to the target: right of the line is better than asked")
-    tidy(axes)
-    axes.grid(visible=False, axis="y")
+    tidy_lying(axes)
 
 
 def _cycles(axes: Any, rows: list[dict[str, Any]]) -> None:

@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from drawing import (
+    GOOD,
+    INK,
+    names_downwards,
+    on_what,
+    one_run,
+    page,
+    tidy_lying,
+    words_behind,
+)
 
-from sandhost.bench.picture import STYLE, log_microseconds, tidy
+from sandhost.bench.picture import log_microseconds
 
-_OURS, _JAVASCRIPT, _PYTHON = "#17b978", "#e07a5f", "#6d6875"
+_OURS, _JAVASCRIPT, _PYTHON = GOOD, "#e07a5f", "#6d6875"
 
 
 def draw(data: dict[str, Any], path: Path) -> None:
@@ -19,23 +26,13 @@ def draw(data: dict[str, Any], path: Path) -> None:
     rows = [one for one in data["contenders"] if "us" in one]
     absent = [one for one in data["contenders"] if "us" not in one]
     rows.sort(key=lambda one: one["us"]["total"]["p50"])
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(14, 1.9 + 0.52 * len(rows)), layout="constrained")
-        FigureCanvasAgg(figure)
+    headline = f"A sandbox from nothing to done, {one_run(data)}, all in turn"
+    small = on_what(data["machine"], "sandhost")
+    small += "".join(f"\nnot measured: {one['title']}: {one['unavailable']}" for one in absent)
+    with page(path, (14, 1.9 + 0.52 * len(rows)), headline, small) as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.75, 1))
         _times(left, rows, data)
         _memory(right, rows)
-        m = data["machine"]
-        missing = "".join(f"\nnot measured: {one['title']}: {one['unavailable']}" for one in absent)
-        figure.suptitle(
-            f"A sandbox from nothing to done, {'a quick' if data['quick'] else 'one'} run, all in turn\n"
-            f"{m['cpu']}, {m['cores']} cores, Linux {m['kernel']}, {m['python']}, "
-            f"sandhost {m['sandhost']}{missing}",
-            x=0.012,
-            ha="left",
-            fontsize=10.5,
-        )
-        figure.savefig(path, dpi=150)
 
 
 def _colour(row: dict[str, Any]) -> str:
@@ -53,25 +50,17 @@ def _times(axes: Any, rows: list[dict[str, Any]], data: dict[str, Any]) -> None:
         axes.plot([total["p50"], total["p99"]], [y, y], color=_colour(row), linewidth=1.4)
         ratio = total["p50"] / reference["us"]["total"]["p50"] if reference else 0
         of = f"   {ratio:,.0f}×" if ratio >= 2 else ""
-        axes.annotate(
-            f"{_short(total['p50'])}{of}   ({' + '.join(_short(us[s]['p50']) for s in ('create', 'run', 'close'))})",
-            (max(total["p99"], total["p50"]), y),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
-    axes.axvline(data["to_reach_us"], color="#202124", linewidth=0.9, linestyle=":")
+        parts = " + ".join(_short(us[step]["p50"]) for step in ("create", "run", "close"))
+        words_behind(axes, total["p99"], y, f"{_short(total['p50'])}{of}   ({parts})")
+    axes.axvline(data["to_reach_us"], color=INK, linewidth=0.9, linestyle=":")
     axes.set_xscale("log")
     axes.set_xlim(10, max(row["us"]["total"]["p99"] for row in rows) * 300)
     log_microseconds(axes.xaxis)
-    axes.set_yticks(range(len(rows)), [f"{r['title']}\n{r['language']}" for r in rows], fontsize=8)
-    axes.invert_yaxis()
+    names_downwards(axes, [f"{row['title']}\n{row['language']}" for row in rows], 8)
     axes.set_title(
         "create or fork, first evaluation, close: median of the three together, line to p99"
     )
-    tidy(axes)
-    axes.grid(visible=False, axis="y")
+    tidy_lying(axes)
 
 
 def _memory(axes: Any, rows: list[dict[str, Any]]) -> None:
@@ -88,15 +77,12 @@ def _memory(axes: Any, rows: list[dict[str, Any]]) -> None:
         if row["live"].get("count", 100) < 100:
             text += f"   ({row['live']['count']:.0f} alive)"
         at = 0.01 if each is None else each / 2**20
-        axes.annotate(
-            text, (at, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8
-        )
+        words_behind(axes, at, y, text)
     axes.set_xscale("log")
     axes.set_xlim(0.01, largest * 60)
     axes.set_xlabel("MiB (proportional set size)")
     axes.set_title("memory of each live one")
-    tidy(axes)
-    axes.grid(visible=False, axis="y")
+    tidy_lying(axes)
 
 
 def _short(us: float) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,8 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 def pytest_configure() -> None:
     """Refuse the folder of sources in place of the installed package, under `./run`."""
+    # A shell starts its background jobs with Ctrl-C ignored, and so would the guests be that are sent one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("SANDHOST_TEST_INSTALLED") and ROOT in Path(sandhost.__file__).parents:
         installed = [ROOT / ".venv", ROOT / ".cache"]
         if not any(folder in Path(sandhost.__file__).parents for folder in installed):
@@ -45,3 +49,10 @@ def _own_cache_directory() -> Iterator[None]:
             del os.environ["SANDHOST_CACHE_DIR"]
         else:
             os.environ["SANDHOST_CACHE_DIR"] = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_stood_before_is_spared() -> None:
+    """Keep the collector, which many tests run to its end, from going through everything each time."""
+    gc.collect()
+    gc.freeze()

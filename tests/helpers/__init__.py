@@ -34,6 +34,11 @@ DEADLINE = 0.05
 PATIENCE = 10.0
 
 
+def examples(count: int) -> int:
+    """Return how many examples to try: few where another Python tries all of them (`./run ci`)."""
+    return count // 10 if os.environ.get("SANDHOST_TEST_FEW_EXAMPLES") else count
+
+
 def guest_file(name: str) -> Path:
     """Return the path of a guest: text if there is one, else the built binary."""
     text = GUESTS / "wat" / f"{name}.wat"

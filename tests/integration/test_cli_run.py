@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from helpers import guest_file
+from helpers import guest_file, wait_until
 
 from sandhost.cli import cli
 
@@ -265,6 +265,13 @@ def test_the_record_holds_a_spawn_that_failed() -> None:
 # ---- signals, pipes, terminals ----
 
 
+def until_it_runs(process: subprocess.Popen[bytes]) -> None:
+    """Wait until the command is at work, past its imports, and give the guest time to begin."""
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_until(lambda: "_libwasmtime" in maps.read_text(), PATIENCE)
+    time.sleep(1.0)
+
+
 @pytest.mark.parametrize(
     ("guest", "arguments"),
     [("spin", ["--invoke", "spin"]), ("sleeper", ["60000"]), ("start_spin", ["--invoke", "never"])],
@@ -274,7 +281,7 @@ def test_ctrl_c_ends_a_guest(guest: str, arguments: list[str]) -> None:
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        time.sleep(1.5)
+        until_it_runs(process)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
@@ -284,7 +291,7 @@ def test_ctrl_c_ends_a_guest(guest: str, arguments: list[str]) -> None:
 def test_ctrl_c_ends_a_wait_for_input() -> None:
     command = [*SANDHOST, "run", str(guest_file("echo")), "0"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        time.sleep(1.5)
+        until_it_runs(process)
         process.send_signal(signal.SIGINT)
         process.wait(timeout=PATIENCE)
     assert process.returncode == 130

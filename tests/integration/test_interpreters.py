@@ -6,12 +6,12 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import PATIENCE, Background, balanced, run_cleanly, wait_until
+from helpers import Background, balanced, run_cleanly
+from helpers.interpreters import cancelled_meanwhile, lines_of_example, stopped_by_its_deadline
 
 import sandhost
 from sandhost import interpreters
@@ -173,13 +173,7 @@ def test_sessions_do_not_see_each_other(box: Box) -> None:
 
 
 def test_a_run_can_be_cancelled_from_another_thread(box: Box) -> None:
-    with box.session() as session:
-        worker = Background(session.run, "for (;;);")
-        # Again and again: a run is several calls, and a cancelled one may be about to return.
-        wait_until(lambda: (session.guest.cancel(), worker.done)[1])
-        with pytest.raises(sandhost.GuestCancelled):
-            worker.result()
-        assert session.closed
+    cancelled_meanwhile(box, "for (;;);")
 
 
 def test_threads_share_a_box(box: Box) -> None:
@@ -192,11 +186,7 @@ def test_threads_share_a_box(box: Box) -> None:
 
 
 def test_an_endless_loop_meets_its_deadline(box: Box) -> None:
-    began = time.monotonic()
-    with pytest.raises(sandhost.DeadlineExceeded):
-        box.run("for (;;);", limits=sandhost.Limits(deadline=0.05))
-    assert time.monotonic() - began < PATIENCE
-    assert box.run("1").value == 1
+    stopped_by_its_deadline(box, "for (;;);", deadline=0.05)
 
 
 def test_memory_is_limited(box: Box) -> None:
@@ -321,7 +311,6 @@ def test_progress_on_a_terminal_is_a_spinner_that_goes_away() -> None:
 
 
 def test_the_example_runs() -> None:
-    example = Path(__file__).parents[2] / "examples" / "run_javascript.py"
-    out = run_cleanly(f"exec(compile(open({str(example)!r}).read(), 'example', 'exec'))")
-    assert out.splitlines()[:2] == ["hello", " {'total': 4.6}"]
-    assert out.splitlines()[-1] == "[1, 2, 3]"
+    lines = lines_of_example("run_javascript.py")
+    assert lines[:2] == ["hello", " {'total': 4.6}"]
+    assert lines[-1] == "[1, 2, 3]"

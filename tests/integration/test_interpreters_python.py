@@ -9,12 +9,12 @@ import importlib.util
 import math
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import PATIENCE, Background, balanced, run_cleanly, wait_until
+from helpers import PATIENCE, Background, balanced
+from helpers.interpreters import cancelled_meanwhile, lines_of_example, stopped_by_its_deadline
 
 import sandhost
 from sandhost import interpreters
@@ -29,12 +29,14 @@ pytestmark = [
 ]
 
 
+KEPT = os.environ.get("SANDHOST_TEST_CPYTHON_CACHE")
+
+
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sandhost.Host]:
-    kept = os.environ.get("SANDHOST_TEST_CPYTHON_CACHE")
     with pytest.MonkeyPatch.context() as patch:
-        if kept:
-            patch.setenv("SANDHOST_CACHE_DIR", kept)
+        if KEPT:
+            patch.setenv("SANDHOST_CACHE_DIR", KEPT)
         with sandhost.Host(max_guests=512) as host:
             yield host
             balanced(host)
@@ -275,27 +277,14 @@ def test_an_exit_of_the_process_ends_the_session(box: Box) -> None:
 
 
 def test_a_run_can_be_cancelled_from_another_thread(box: Box) -> None:
-    with box.session() as session:
-        worker = Background(session.run, "while True: pass")
-        # Again and again: a run is several calls, and a cancelled one may be about to return.
-        wait_until(lambda: (session.guest.cancel(), worker.done)[1])
-        with pytest.raises(sandhost.GuestCancelled):
-            worker.result()
-        assert session.closed
+    cancelled_meanwhile(box, "while True: pass")
 
 
 # ---- limits ----
 
 
 def test_an_endless_loop_meets_its_deadline(box: Box) -> None:
-    limits = sandhost.Limits(deadline=0.2)
-    began = time.monotonic()
-    with pytest.raises(sandhost.DeadlineExceeded):
-        box.run("while True: pass", limits=limits)
-    with pytest.raises(sandhost.DeadlineExceeded):
-        box.run("import time; time.sleep(60)", limits=limits)
-    assert time.monotonic() - began < PATIENCE
-    assert box.run("1").value == 1
+    stopped_by_its_deadline(box, "while True: pass", "import time; time.sleep(60)", deadline=0.2)
 
 
 def test_a_deadline_ends_a_session(box: Box) -> None:
@@ -389,8 +378,8 @@ def test_a_saved_box_runs_in_another_host(box: Box, tmp_path: Path) -> None:
     box.save(saved)
     tmp_path.joinpath("note").write_text("granted")
     with pytest.MonkeyPatch.context() as patch:
-        if kept := os.environ.get("SANDHOST_TEST_CPYTHON_CACHE"):
-            patch.setenv("SANDHOST_CACHE_DIR", kept)
+        if KEPT:
+            patch.setenv("SANDHOST_CACHE_DIR", KEPT)
         with (
             sandhost.Host(max_guests=64) as other,
             interpreters.python(other, snapshot=saved) as again,
@@ -451,14 +440,8 @@ def test_threads_share_a_box(box: Box) -> None:
 
 
 def test_the_example_runs(host: sandhost.Host) -> None:
-    example = Path(__file__).parents[2] / "examples" / "run_python.py"
-    kept = os.environ.get("SANDHOST_TEST_CPYTHON_CACHE") or os.environ["SANDHOST_CACHE_DIR"]
-    out = run_cleanly(
-        f"exec(compile(open({str(example)!r}).read(), 'example', 'exec'))",
-        env={"SANDHOST_CACHE_DIR": kept},
-        timeout=400,
-    )
-    assert out.splitlines() == [
+    env = {"SANDHOST_CACHE_DIR": KEPT or os.environ["SANDHOST_CACHE_DIR"]}
+    assert lines_of_example("run_python.py", env=env, timeout=400) == [
         "hello",
         " 2.0",
         "ZeroDivisionError: division by zero",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from helpers import examples
 from helpers.wasi import (
     BADF,
     CREAT,
@@ -161,7 +162,7 @@ I32 = st.one_of(
 I64 = st.one_of(st.integers(0, 5), st.integers(0, 2**64 - 1), st.sampled_from([2**63 - 1, 2**63]))
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_calls_with_any_arguments_return_an_errno(guest, data):
     guest.memory.write(1024, os.urandom(512))

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helpers import POLICIES, WASM_PAGE, failing, guest_file
+from helpers import POLICIES, WASM_PAGE, examples, failing, guest_file
 
 import sandhost
 
@@ -245,7 +245,7 @@ class Machine(RuleBasedStateMachine):
 def machine(policy: str) -> type:
     case = type(f"Machine_{policy}", (Machine,), {"policy": policy}).TestCase
     case.settings = settings(
-        max_examples=40,
+        max_examples=examples(40),
         stateful_step_count=40,
         deadline=None,
         suppress_health_check=list(HealthCheck),

@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 import wasmtime
+from helpers import examples
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -144,7 +145,7 @@ def instantiate(
         return None
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(modules())
 def test_image_and_remaining_segments_make_the_original_memory(
     engine: wasmtime.Engine, drawn: tuple[list[Memory], list[Segment]]
@@ -245,7 +246,7 @@ def test_a_truncated_module_is_refused_or_read(length: int) -> None:
     refuse_or_rewrite(SAMPLE[:length])
 
 
-@settings(max_examples=1500, deadline=2000)
+@settings(max_examples=examples(1500), deadline=2000)
 @given(st.data())
 def test_a_mutated_module_is_refused_or_read(data: st.DataObject) -> None:
     wasm = bytearray(SAMPLE)
@@ -265,7 +266,7 @@ def test_a_mutated_module_is_refused_or_read(data: st.DataObject) -> None:
     refuse_or_rewrite(bytes(wasm))
 
 
-@settings(max_examples=500, deadline=2000)
+@settings(max_examples=examples(500), deadline=2000)
 @given(st.binary(max_size=200), st.integers(0, 14))
 @example(b"\xff\xff\xff\xff\x0f", 1)
 @example(b"\xff\xff\xff\xff\x0f", 11)
@@ -276,7 +277,7 @@ def test_any_section_contents_are_refused_or_read(payload: bytes, section_id: in
     refuse_or_rewrite(head + payload)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_what_wasmtime_refuses_is_not_made_valid(
     engine: wasmtime.Engine, data: st.DataObject

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +50,7 @@ def plugin() -> Iterator[sandhost.Plugin]:
         yield host.load(GUEST)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(histories=st.lists(steps, min_size=2, max_size=4), saved=st.booleans())
 def test_a_fork_continues_a_history(
     plugin: sandhost.Plugin, histories: list[list[tuple[Any, ...]]], saved: bool

@@ -1,0 +1,46 @@
+"""`./run check`: lint, format, types, layers."""
+
+import argparse
+from collections.abc import Sequence
+
+from .install import environment, requirements_of
+from .places import CACHE, ROOT
+from .processes import Failed, quietly
+
+
+def check(words: Sequence[str] = ()) -> int:
+    """`./run check`: all static checks, also after one has failed."""
+    argparse.ArgumentParser(
+        prog="./run check", description="Lint, format, types, layers."
+    ).parse_args(words)
+    failed = []
+    for title, command in checks().items():
+        try:
+            quietly(title, command, env={"PYTHONPATH": str(ROOT)})
+        except Failed:
+            failed.append(title)
+    if failed:
+        raise Failed(", ".join(failed))
+    return 0
+
+
+def checks() -> dict[str, Sequence[object]]:
+    """Return the static checks: what each is called and its command."""
+    tools = environment("check", requirements_of("dependencies", "dev")) / "bin"
+    c_files = sorted(
+        path for folder in ("native", "tests/native") for path in (ROOT / folder).glob("*.[ch]")
+    )
+    mypy_cache = CACHE / "mypy"
+    return {
+        "ruff check": [tools / "ruff", "check", "--quiet", "--output-format", "concise", "."],
+        "ruff format": [tools / "ruff", "format", "--check", "--output-format", "concise", "."],
+        "mypy --strict": [tools / "mypy", "--cache-dir", mypy_cache],
+        "import-linter": [tools / "lint-imports", "--no-cache", "--no-logo"],
+        "clang-format": [
+            tools / "clang-format",
+            "--dry-run",
+            "-Werror",
+            "-ferror-limit=10",
+            *c_files,
+        ],
+    }
