@@ -130,7 +130,7 @@ def live(quick: bool) -> Row:
                 async with plugin.spawn_async() as guest:
                     return bool(await guest.call_async("wait", k) == k + 1)
 
-            await _warm_up(host, plugin, gate)
+            await _warm_up(plugin, gate)
             gc.collect()
             before, arrived = _resident_bytes(), 0
             began = perf_counter()
@@ -154,7 +154,7 @@ def live(quick: bool) -> Row:
                 "os_threads": threads[1],
             }
 
-    async def _warm_up(host: sandhost.Host, plugin: sandhost.Plugin, gate: asyncio.Event) -> None:
+    async def _warm_up(plugin: sandhost.Plugin, gate: asyncio.Event) -> None:
         gate.set()
         async with plugin.spawn_async() as guest:
             await guest.call_async("wait", 1)

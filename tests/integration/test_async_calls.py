@@ -23,7 +23,12 @@ async def test_a_call_returns_what_the_function_returns(host: sandhost.Host) -> 
         assert await guest.call_async("dirty", 10) is None
         assert await guest.func("add").call_async(2**32 - 1, 0) == -1
         vector = bytes(range(16))
-        assert await guest.call_async("swap", 1.5, 2.5, 2**63, vector) == (vector, -(2**63), 2.5, 1.5)
+        assert await guest.call_async("swap", 1.5, 2.5, 2**63, vector) == (
+            vector,
+            -(2**63),
+            2.5,
+            1.5,
+        )
         assert guest.call("peek", 3) == 1
 
 
@@ -463,4 +468,3 @@ async def test_a_stack_counts_for_tenant_and_host() -> None:
             assert await guest.call_async("wait", 1) == 2
             assert host.stats().stack_bytes == 640 << 10
         balanced(host)
-

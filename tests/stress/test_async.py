@@ -14,6 +14,15 @@ from helpers.waiting import load_waiting
 import sandhost
 
 TASKS, ROUNDS = 24, 12
+CALLS: list[tuple[str, tuple[int, ...]]] = [
+    ("wait", (1,)),
+    ("wait", (13,)),
+    ("waits", (5,)),
+    ("work", (3_000_000,)),
+    ("add", (1, 2)),
+    ("trap", ()),
+    ("spin", ()),
+]
 EXPECTED = (
     KeyError,
     TimeoutError,
@@ -25,7 +34,9 @@ EXPECTED = (
 )
 
 
-async def meddle(plugin: sandhost.Plugin, chance: random.Random, shared: list[sandhost.Guest]) -> None:
+async def meddle(
+    plugin: sandhost.Plugin, chance: random.Random, shared: list[sandhost.Guest]
+) -> None:
     """One task: guests of its own, and now and then somebody else's."""
     for _ in range(ROUNDS):
         limits = sandhost.Limits(deadline=chance.choice([None, 0.001, 0.02, 5]))
@@ -34,10 +45,7 @@ async def meddle(plugin: sandhost.Plugin, chance: random.Random, shared: list[sa
                 shared.append(guest)
                 with anyio.move_on_after(chance.choice([0.0005, 0.01, 5])):
                     for _ in range(chance.randrange(1, 5)):
-                        name, arguments = chance.choice(
-                            [("wait", (1,)), ("waits", (5,)), ("work", (3_000_000,)), ("add", (1, 2))]
-                            + [("trap", ()), ("spin", ()), ("wait", (13,))]
-                        )
+                        name, arguments = chance.choice(CALLS)
                         on_cancel = chance.choice(["close", "keep"])
                         await guest.call_async(name, *arguments, on_cancel=on_cancel)
         if shared and chance.random() < 0.3:
