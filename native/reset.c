@@ -214,17 +214,17 @@ static int restore(const shi_pool *pool, page_search *search, restoring *work, b
 
 static void count_returned(shi_pool *pool, sh_reclaim *reclaim, uint64_t bytes) {
   reclaim->returned_bytes += bytes;
-  shi_count(&pool->counters.returned_bytes, bytes);
+  shi_count(&pool->counters, SHI_POOL_RETURNED_BYTES, bytes);
 }
 
 static enum shi_reset_result failed(shi_pool *pool) {
-  shi_count(&pool->counters.reset_failures, 1);
+  shi_count(&pool->counters, SHI_POOL_RESET_FAILURES, 1);
   return SHI_RESET_FAILED;
 }
 
 /* Without knowledge of what is dirty: all of it goes, and nobody can say how much it was. */
 static enum shi_reset_result give_back_blindly(shi_pool *pool, const shi_slot *slot) {
-  shi_count(&pool->counters.reset_failures, 1);
+  shi_count(&pool->counters, SHI_POOL_RESET_FAILURES, 1);
   return give_back(slot, 0, slot->accessible) == 0 ? SHI_RESET_DONE : SHI_RESET_FAILED;
 }
 
@@ -263,14 +263,12 @@ static enum shi_reset_result reset_lazy(shi_pool *pool, shi_slot *slot, sh_recla
 
 /* As much of `wanted` as the pool's budget for all free slots has left. */
 static uint64_t reserve_resident(shi_pool *pool, uint64_t wanted) {
-  _Atomic uint64_t *used = &pool->counters.warm_bytes;
-  uint64_t limit = pool->options.resident_total;
-  uint64_t before = shi_counted(used);
-  uint64_t granted;
-  do {
-    granted = least(wanted, before < limit ? limit - before : 0) & ~(pool->os_page - 1);
-  } while (granted > 0 && !atomic_compare_exchange_weak_explicit(used, &before, before + granted, memory_order_relaxed,
-                                                                 memory_order_relaxed));
+  uint64_t whole_pages = ~(pool->os_page - 1);
+  uint64_t granted = wanted & whole_pages;
+  while (granted > 0 && shi_account_charge(&pool->warm_bytes, granted) != NULL) {
+    granted = least(granted - pool->os_page, pool->options.resident_total - shi_account_used(&pool->warm_bytes));
+    granted &= whole_pages;
+  }
   return granted;
 }
 
@@ -287,10 +285,12 @@ static uint64_t resident_budget(shi_pool *pool, const page_search *search) {
 }
 
 static void keep_resident(shi_pool *pool, shi_slot *slot, uint64_t budget, uint64_t kept) {
-  shi_uncount(&pool->counters.warm_bytes, budget - kept);
+  if (budget > kept) {
+    shi_account_refund(&pool->warm_bytes, budget - kept);
+  }
   slot->resident = kept;
   if (kept > 0) {
-    shi_count(&pool->counters.warm, 1);
+    shi_count(&pool->counters, SHI_POOL_WARM, 1);
   }
 }
 
@@ -307,7 +307,7 @@ static enum shi_reset_result reset_warm(shi_pool *pool, shi_slot *slot, sh_recla
   }
   keep_resident(pool, slot, work.budget, work.kept);
   reclaim->kept_bytes += work.kept;
-  shi_count(&pool->counters.restored_bytes, work.kept);
+  shi_count(&pool->counters, SHI_POOL_RESTORED_BYTES, work.kept);
   count_returned(pool, reclaim, work.returned);
   if (work.rest_bytes == 0) {
     return SHI_RESET_DONE;
@@ -372,13 +372,13 @@ int shi_reset_stale(shi_pool *pool, shi_slot *slot) {
     error = restore(pool, &search, &work, &scan_failed);
   }
   if (scan_failed) {
-    shi_count(&pool->counters.reset_failures, 1);
+    shi_count(&pool->counters, SHI_POOL_RESET_FAILURES, 1);
     error = give_back(slot, 0, slot->accessible);
   } else if (error == 0) {
     error = give_back(slot, work.rest_from, work.rest_to);
   }
   if (error != 0) {
-    shi_count(&pool->counters.reset_failures, 1);
+    shi_count(&pool->counters, SHI_POOL_RESET_FAILURES, 1);
     return error;
   }
   slot->stale = false;
