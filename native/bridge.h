@@ -39,9 +39,9 @@ void shi_error_forget(void);   /* before recording something else in its place, 
 uint64_t shi_now_ns(void); /* CLOCK_MONOTONIC */
 typedef struct {
   struct {
+    uint8_t apart[SHI_APART];
     _Atomic uint64_t counts[1184];
     _Atomic uint64_t max;
-    uint8_t apart[SHI_APART];
   } copies[SHI_COPIES]; /* counters.h; the pages of those that nobody uses are never touched */
 } shi_histogram;
 void shi_histogram_record(shi_histogram *histogram, uint64_t ns);

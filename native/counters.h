@@ -1,10 +1,10 @@
 /* Counters that many threads add to, and what else each thread has a copy of.
  *
- *   thread 1, 17 ...  ──►  | spawns | calls | ... |  apart  |
- *   thread 2, 18 ...  ──►  | spawns | calls | ... |  apart  |      the sum is the counter
+ *   thread 1, 17 ...  ──►  |  apart  | spawns | calls | ... |
+ *   thread 2, 18 ...  ──►  |  apart  | spawns | calls | ... |      the sum is the counter
  *
  * A counter in one place is a cache line that every thread has to take away from the last one: 50 to 100 ns each, and a
- * guest's life has some thirty of them. Copies lie a line apart, and only who reads looks at all of them.
+ * guest's life has some thirty of them. Copies lie apart, and only who reads looks at all of them.
  */
 #ifndef SANDHOST_COUNTERS_H
 #define SANDHOST_COUNTERS_H
@@ -13,7 +13,10 @@
 #include <stdint.h>
 
 /* Sixteen: with more threads than that two share a copy, which costs time and nothing else. */
-enum { SHI_COPIES = 16, SHI_APART = 64 };
+enum { SHI_COPIES = 16 };
+/* What many threads read, or others write, lies this far from what one writes: two lines, since processors fetch lines
+ * in pairs. */
+enum { SHI_APART = 128 };
 
 extern _Thread_local uint32_t shi_own_copy __attribute__((tls_model("initial-exec"))); /* 1 to SHI_COPIES; 0: none yet */
 uint32_t shi_copy_assign(void);
@@ -24,9 +27,10 @@ static inline uint32_t shi_copy(void) { return (shi_own_copy ? shi_own_copy : sh
 enum { SHI_COUNTERS = 16 };
 typedef struct {
   struct {
-    _Atomic uint64_t counts[SHI_COUNTERS];
     uint8_t apart[SHI_APART];
+    _Atomic uint64_t counts[SHI_COUNTERS];
   } copies[SHI_COPIES];
+  uint8_t apart[SHI_APART];
 } shi_counters;
 
 static inline void shi_count(shi_counters *counters, uint32_t which, uint64_t by) {

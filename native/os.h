@@ -69,8 +69,12 @@ typedef struct {
 #define SHI_OS_SWAPPED (UINT64_C(1) << 4)
 #define SHI_OS_ZERO_PAGE (UINT64_C(1) << 5)
 
+/* One descriptor for each processor, up to 16: threads that ask at the same time through one write to one word of the
+ * kernel, where it counts who uses the file. */
+enum { SHI_OS_PAGEMAPS = 16 };
 typedef struct {
-  int fd;
+  int fds[SHI_OS_PAGEMAPS];
+  uint32_t count;
   bool can_scan; /* false: Linux before 6.7, the pages' entries are read one by one */
 } shi_os_pagemap;
 

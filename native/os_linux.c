@@ -371,23 +371,35 @@ int shi_os_pages(const shi_os_pagemap *pagemap, uint64_t start, uint64_t end, bo
     *next = end;
     return 0;
   }
-  return (pagemap->can_scan ? scan : read_entries)(pagemap->fd, start, end, files, runs, capacity, next);
+  int fd = pagemap->fds[shi_os_cpu() % pagemap->count];
+  return (pagemap->can_scan ? scan : read_entries)(fd, start, end, files, runs, capacity, next);
 }
 
 int shi_os_pagemap_open(shi_os_pagemap *out) {
-  int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-  if (fd < 0) {
-    return failure("open(pagemap)");
+  uint32_t wanted = shi_os_cpu_count();
+  *out = (shi_os_pagemap){0};
+  while (out->count < SHI_OS_PAGEMAPS && out->count < wanted) {
+    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (fd < 0 && out->count == 0) {
+      return failure("open(pagemap)");
+    }
+    if (fd < 0) {
+      break; /* fewer will do */
+    }
+    out->fds[out->count++] = fd;
   }
   shi_os_run run;
   uint64_t next;
   uint64_t probe = (uint64_t)(uintptr_t)&run & ~(shi_os_page() - 1);
-  *out = (shi_os_pagemap){.fd = fd};
-  out->can_scan = scan(fd, probe, probe + shi_os_page(), false, &run, 1, &next) >= 0;
+  out->can_scan = scan(out->fds[0], probe, probe + shi_os_page(), false, &run, 1, &next) >= 0;
   return 0;
 }
 
-void shi_os_pagemap_close(shi_os_pagemap *pagemap) { close(pagemap->fd); }
+void shi_os_pagemap_close(shi_os_pagemap *pagemap) {
+  for (uint32_t k = 0; k < pagemap->count; k++) {
+    close(pagemap->fds[k]);
+  }
+}
 
 /* ---- images ----------------------------------------------------------------------------------------------------- */
 

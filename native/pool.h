@@ -91,6 +91,7 @@ typedef struct shi_arena {
   uint32_t node;           /* an index into pool.nodes */
   bool node_set;           /* the kernel took the node policy */
   _Atomic uint32_t opened; /* slots [0, opened) have been handed out at least once */
+  uint8_t apart[SHI_APART];
   shi_slot slots[];
 } shi_arena;
 
