@@ -2,6 +2,7 @@
 #include "account.h"
 
 #include <stddef.h>
+#include <string.h>
 
 /* ---- `used` itself ---------------------------------------------------------------------------------------------- */
 
@@ -19,7 +20,10 @@ static void subtract(shi_account *account, uint64_t units) { atomic_fetch_sub(&a
 
 /* ---- credits ---------------------------------------------------------------------------------------------------- */
 
-void shi_credits_init(shi_credits *credits) { pthread_mutex_init(&credits->lock, NULL); }
+void shi_credits_init(shi_credits *credits) {
+  memset(credits, 0, sizeof *credits);
+  pthread_mutex_init(&credits->lock, NULL);
+}
 
 void shi_credits_destroy(shi_credits *credits) { pthread_mutex_destroy(&credits->lock); }
 
