@@ -170,7 +170,7 @@ struct sh_plugin {
   uint64_t largest_table;
   shi_state_plan state;
   _Atomic uint32_t references; /* Python's one, and one for each guest and each snapshot */
-  _Atomic bool unloaded;       /* Python has let go of it: free guests hold it no longer */
+  _Atomic bool unloaded; /* Python has let go of it: free guests hold it no longer */
   shi_counters counters;
 };
 

@@ -18,7 +18,8 @@ enum { SHI_COPIES = 16 };
  * in pairs. */
 enum { SHI_APART = 128 };
 
-extern _Thread_local uint32_t shi_own_copy __attribute__((tls_model("initial-exec"))); /* 1 to SHI_COPIES; 0: none yet */
+/* 1 to SHI_COPIES; 0: none yet. */
+extern _Thread_local uint32_t shi_own_copy __attribute__((tls_model("initial-exec")));
 uint32_t shi_copy_assign(void);
 
 /* The copy of the calling thread: [0, SHI_COPIES). */

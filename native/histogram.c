@@ -39,8 +39,8 @@ void shi_histogram_record(shi_histogram *histogram, uint64_t ns) {
   atomic_fetch_add_explicit(&histogram->copies[copy].counts[bucket_of(ns)], 1, memory_order_relaxed);
   _Atomic uint64_t *most = &histogram->copies[copy].max;
   uint64_t max = atomic_load_explicit(most, memory_order_relaxed);
-  while (ns > max && !atomic_compare_exchange_weak_explicit(most, &max, ns, memory_order_relaxed,
-                                                            memory_order_relaxed)) {
+  while (ns > max &&
+         !atomic_compare_exchange_weak_explicit(most, &max, ns, memory_order_relaxed, memory_order_relaxed)) {
   }
 }
 

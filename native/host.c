@@ -74,8 +74,7 @@ sh_host *sh_host_new(const sh_host_options *options) {
   host->references = 1;
   shi_credits_init(&host->credits);
   shi_credits_init(&host->guest_credits);
-  host->account =
-      (shi_account){.limit = options->memory_limit, .level = SHI_ACCOUNT_HOST, .credits = &host->credits};
+  host->account = (shi_account){.limit = options->memory_limit, .level = SHI_ACCOUNT_HOST, .credits = &host->credits};
   host->guests = (shi_account){.limit = UINT64_MAX, .credits = &host->guest_credits};
   pthread_mutex_init(&host->mutex, NULL);
   if (new_pool(host) != SH_OK) goto no_pool;

@@ -25,7 +25,8 @@ static int check_request(const shi_pool *pool, const shi_region_request *request
  */
 static int charge(shi_pool *pool, shi_account *account, uint64_t bytes, shi_account **full) {
   shi_account *stopped_by = shi_account_charge(account, bytes);
-  if (stopped_by != NULL && stopped_by->level == SHI_ACCOUNT_HOST && atomic_load_explicit(&pool->queue.slots, memory_order_relaxed) > 0) {
+  if (stopped_by != NULL && stopped_by->level == SHI_ACCOUNT_HOST &&
+      atomic_load_explicit(&pool->queue.slots, memory_order_relaxed) > 0) {
     (void)shi_maintain_flush(pool);
     stopped_by = shi_account_charge(account, bytes);
   }

@@ -79,9 +79,7 @@ static bool search_over(const page_search *search) { return search->at >= search
 static int search_on(const shi_pool *pool, page_search *search, uint64_t few) {
   uint64_t from = search->at;
   uint64_t border = (uint64_t)(uintptr_t)search->slot->region.base + search->slot->image_bytes;
-  enum shi_os_pages wanted = from >= border  ? SHI_OS_ANONYMOUS
-                             : search->files ? SHI_OS_PRIVATE_FILES
-                                             : SHI_OS_PRIVATE;
+  enum shi_os_pages wanted = from >= border ? SHI_OS_ANONYMOUS : search->files ? SHI_OS_PRIVATE_FILES : SHI_OS_PRIVATE;
   uint64_t to = from >= border || few > 0 ? search->end : border;
   int found = shi_os_pages(&pool->pagemap, from, to, wanted, from >= border ? 0 : few, search->runs + search->count,
                            (size_t)(RUNS - search->count), &search->at);

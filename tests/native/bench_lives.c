@@ -1,6 +1,7 @@
 /* Whole lives of guests in a loop of C, on one thread and on two, in lives a second: what is left to share when no
- * Python is there. Beside them two threads with a host of their own each, and two processes: what wasmtime and the
- * kernel share, and what the machine has to give.
+ * Python is there. Beside them two threads with a host of their own each, and two processes: what the kernel shares
+ * within a process, and what the machine has to give. Before and after stands how long a word takes from one thread to
+ * another: that varies by six on virtual machines, whose processors lie now near, now far apart.
  *
  *   bench_lives [milliseconds [rounds]]      SANDHOST_WASMTIME_LIBRARY is the path of wasmtime's library
  *
@@ -154,6 +155,39 @@ static double rate_of_processes(const process *programs, int count) {
   return (double)total * 1e9 / (double)budget_ns;
 }
 
+/* ---- how far the processors are apart --------------------------------------------------------------------------- */
+
+enum { TURNS = 20000 };
+static _Atomic uint32_t word;
+
+static void take_turns(uint32_t mine) {
+  for (uint32_t turn = mine; turn < 2 * TURNS; turn += 2) {
+    while (atomic_load(&word) != turn) continue;
+    atomic_store(&word, turn + 1);
+  }
+}
+
+static void *take_odd_turns(void *nothing) {
+  take_turns(1);
+  return nothing;
+}
+
+static void measure_distance(void) {
+  double ns[9];
+  for (int k = 0; k < 9; k++) {
+    pthread_t thread;
+    atomic_store(&word, 0);
+    uint64_t begun = now_ns();
+    pthread_create(&thread, NULL, take_odd_turns, NULL);
+    take_turns(0);
+    ns[k] = (double)(now_ns() - begun) / (2 * TURNS);
+    pthread_join(thread, NULL);
+  }
+  printf("a word from one thread to the other: %.0f ns\n", at(ns, 9, 0.5));
+}
+
+/* ---- lives, measured -------------------------------------------------------------------------------------------- */
+
 static void measure_lives(process *programs, place *a, place *b, int rounds) {
   double one[MAX_ROUNDS], two[MAX_ROUNDS], apart[MAX_ROUNDS], alone[MAX_ROUNDS], processes[MAX_ROUNDS];
   for (int k = 0; k < rounds; k++) {
@@ -206,12 +240,14 @@ int main(int argc, char **argv) {
   CHECK_EQ(sh_wasmtime_open(getenv("SANDHOST_WASMTIME_LIBRARY")), SH_OK);
   process programs[] = {start_process(), start_process()};
   place a = open_place(SH_POLICY_WARM), b = open_place(SH_POLICY_WARM);
+  measure_distance();
   printf("%5s  %11s  %9s  %15s  %11s\n", "pages", "one life", "2 threads", "a host each", "2 processes");
   static const int counts[] = {0, 16, 256};
   for (size_t k = 0; k < sizeof counts / sizeof *counts; k++) {
     pages = counts[k];
     measure_lives(programs, &a, &b, rounds);
   }
+  measure_distance();
   close_place(&a);
   close_place(&b);
   for (int k = 0; k < 2; k++) close(programs[k].ask);

@@ -40,8 +40,8 @@ static void open_accounts(uint64_t limit) {
   shi_credits_init(&host_credits);
   shi_credits_init(&tenant_credits);
   shared_host = (shi_account){.limit = limit, .level = SHI_ACCOUNT_HOST, .credits = &host_credits};
-  shared_tenant = (shi_account){
-      .parent = &shared_host, .limit = limit, .level = SHI_ACCOUNT_TENANT, .credits = &tenant_credits};
+  shared_tenant =
+      (shi_account){.parent = &shared_host, .limit = limit, .level = SHI_ACCOUNT_TENANT, .credits = &tenant_credits};
   atomic_store(&in_use, 0);
   atomic_store(&most_in_use, 0);
 }
