@@ -1,7 +1,8 @@
 /* A region's life: acquire, grow, pin, release.
  *
  * On the steady path (a slot that last held the same image for the same tenant, and no growth) acquire makes no system
- * call and release makes one, the scan for dirty pages. All mapping is here; all forgetting is in reset.c.
+ * call and release makes one, the scan for dirty pages, or two where there are many. All mapping is here; all
+ * forgetting is in reset.c.
  */
 #include "region.h"
 
