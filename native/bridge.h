@@ -3,7 +3,8 @@
  *   host     engines, region pool, ticker, counters             host.c
  *   module   one compiled artifact                              module.c
  *   plugin   module + imports + images, ready to instantiate    plugin.c
- *   guest    one store, one instance, its regions               guest.c (life), call.c (use), memory.c (its bytes)
+ *   guest    one store, one instance, its regions               guest.c (life), call.c (use), memory.c (its bytes),
+ *                                                               table.c (who gets which struct)
  *   fiber    a guest's call that can wait                       fiber.c; workers.c runs it, port.c tells the event loop
  *   snapshot what a guest was, to spawn others from             snapshot.c, state.c (globals, tables, segments)
  *
@@ -39,8 +40,11 @@ void shi_error_forget(void);   /* before recording something else in its place, 
 
 uint64_t shi_now_ns(void); /* CLOCK_MONOTONIC */
 typedef struct {
-  _Atomic uint64_t counts[1184];
-  _Atomic uint64_t max;
+  struct {
+    uint8_t apart[SHI_APART];
+    _Atomic uint64_t counts[1184];
+    _Atomic uint64_t max;
+  } copies[SHI_COPIES]; /* counters.h; the pages of those that nobody uses are never touched */
 } shi_histogram;
 void shi_histogram_record(shi_histogram *histogram, uint64_t ns);
 void shi_histogram_copy(shi_histogram *histogram, sh_histogram *out);
@@ -52,7 +56,11 @@ enum { SHI_TICK_NS = 2000000 }; /* deadlines and cancellation are noticed within
 
 typedef struct {
   wasm_engine_t *engines[SHI_ENGINES];
-  _Atomic uint32_t running; /* guests in a call */
+  struct {
+    uint8_t apart[SHI_APART];
+    _Atomic uint32_t guests;
+  } running[SHI_COPIES]; /* in a call: the sum; one copy alone may wrap */
+  uint8_t apart[SHI_APART];
   _Atomic bool asleep;
   bool stop;
   pthread_t thread;
@@ -69,6 +77,7 @@ void shi_ticker_advance(shi_ticker *ticker); /* every running guest checks its f
 
 struct sh_tenant {
   shi_account account;
+  shi_credits credits;
   uint64_t id;
   sh_tenant *next;
 };
@@ -88,10 +97,33 @@ struct sh_host {
   _Atomic uint32_t references; /* Python's one, and one for each module */
   sh_host *next; /* in the list of all hosts, see process.c */
 
-  _Atomic uint64_t guests_live, guests_peak, spawns, spawn_failures, calls, host_calls, traps, deadlines, cancels,
-      memory_refusals;
+  shi_credits credits, guest_credits;
+  shi_account guests; /* live ones */
+  shi_counters counters;
   shi_histogram latency[3]; /* by enum sh_operation */
 };
+
+enum shi_host_counter {
+  SHI_HOST_SPAWNS,
+  SHI_HOST_SPAWN_FAILURES,
+  SHI_HOST_CALLS,
+  SHI_HOST_HOST_CALLS,
+  SHI_HOST_TRAPS,
+  SHI_HOST_DEADLINES,
+  SHI_HOST_CANCELS,
+  SHI_HOST_MEMORY_REFUSALS,
+  SHI_HOST_COUNTERS
+};
+enum shi_plugin_counter {
+  SHI_PLUGIN_SPAWNS,
+  SHI_PLUGIN_ENDED,
+  SHI_PLUGIN_CALLS,
+  SHI_PLUGIN_HOST_CALLS,
+  SHI_PLUGIN_TRAPS,
+  SHI_PLUGIN_COUNTERS
+};
+_Static_assert((int)SHI_HOST_COUNTERS <= (int)SHI_COUNTERS && (int)SHI_PLUGIN_COUNTERS <= (int)SHI_COUNTERS,
+               "shi_counters has room");
 
 /* wasmtime is promised this much address space behind every memory (facts: the engine's reservation and guard). */
 extern const uint64_t shi_memory_reservation, shi_memory_guard;
@@ -147,7 +179,8 @@ struct sh_plugin {
   uint64_t largest_table;
   shi_state_plan state;
   _Atomic uint32_t references; /* Python's one, and one for each guest and each snapshot */
-  _Atomic uint64_t guests_live, spawns, calls, host_calls, traps;
+  _Atomic bool unloaded; /* Python has let go of it: free guests hold it no longer */
+  shi_counters counters;
 };
 
 void shi_host_release(sh_host *host);

@@ -128,7 +128,7 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
     shi_error_forget();
     return shi_fail_native(-(int)guest->refused_wanted);
   case SH_DEADLINE:
-    atomic_fetch_add_explicit(&host->deadlines, 1, memory_order_relaxed);
+    shi_count(&host->counters, SHI_HOST_DEADLINES, 1);
     shi_error()->limit = guest->limits.deadline_ns;
     break;
   case SH_HOST_ERROR:
@@ -146,7 +146,7 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
     shi_error_forget();
     return shi_fail(SH_FORKED, "this process was forked from the one that has the guests; it has none");
   case SH_CANCELLED:
-    atomic_fetch_add_explicit(&host->cancels, 1, memory_order_relaxed);
+    shi_count(&host->counters, SHI_HOST_CANCELS, 1);
     break;
   default:
     break;
@@ -165,8 +165,8 @@ int shi_guest_outcome(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *tr
     return SH_OUT_OF_FUEL;
   }
   if (status == SH_TRAP) {
-    atomic_fetch_add_explicit(&guest->plugin->host->traps, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&guest->plugin->traps, 1, memory_order_relaxed);
+    shi_count(&guest->plugin->host->counters, SHI_HOST_TRAPS, 1);
+    shi_count(&guest->plugin->counters, SHI_PLUGIN_TRAPS, 1);
     if (guest->refused) return out_of_memory(guest, true);
   }
   return status;

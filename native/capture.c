@@ -76,7 +76,7 @@ static int find_private(shi_pool *pool, const shi_slot *slot, run_list *list) {
   while (at < end) {
     shi_os_run found[FOUND_AT_ONCE];
     uint64_t from = at;
-    int count = shi_os_pages(&pool->pagemap, from, end, false, found, FOUND_AT_ONCE, &at);
+    int count = shi_os_pages(&pool->pagemap, from, end, SHI_OS_PRIVATE, 0, found, FOUND_AT_ONCE, &at);
     if (count < 0 || at == from) {
       return count < 0 ? count : shi_os_failure("private pages", EIO);
     }

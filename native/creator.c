@@ -27,7 +27,7 @@ static void remember_refusal(shi_guest *guest, uint64_t wanted, const shi_accoun
   guest->refused_wanted = wanted;
   guest->refused_limit = full ? full->limit : limit;
   guest->refused_level = full ? (uint32_t)full->level : SH_LEVEL_GUEST;
-  atomic_fetch_add_explicit(&guest->plugin->host->memory_refusals, 1, memory_order_relaxed);
+  shi_count(&guest->plugin->host->counters, SHI_HOST_MEMORY_REFUSALS, 1);
 }
 
 static shi_guest *guest_of(shi_region *region) {

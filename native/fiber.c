@@ -583,7 +583,7 @@ void sh_fiber_abandon(uint64_t id) {
   guest = shi_guest_hold(id); /* it does not end meanwhile */
   if (!guest) return;
   if (guest->fiber) atomic_store(&guest->fiber->orphaned, true);
-  shi_guest_let_go();
+  shi_guest_let_go(guest);
   sh_cancel(id);
   if (shi_guest_claim(id, &guest) == SH_OK) /* it came back before it could see that nobody waits */
     leave_orphan(guest);

@@ -1,4 +1,4 @@
-/* The life of a guest: table, spawn, close. */
+/* The life of a guest: spawn, close. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,58 +9,14 @@
 
 _Thread_local uint32_t shi_thread_in_guest;
 
-/* ---- the table: chunks of guests, never freed --------------------------------------------------------------------- */
-
-enum { CHUNK = 1024, CHUNKS = 4096 };
-static shi_guest *_Atomic chunks[CHUNKS];
-static uint32_t table_size; /* structs handed out so far; under `mutex` */
-static shi_guest *free_list;
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-
 static uint64_t state_of(uint64_t generation, enum shi_phase phase) { return generation << 32 | (uint64_t)phase; }
 static uint64_t generation_of(uint64_t state) { return state >> 32; }
 static enum shi_phase phase_of(uint64_t state) { return (enum shi_phase)(state & 0xff); }
 
-static shi_guest *at(uint32_t index) {
-  shi_guest *chunk = index / CHUNK < CHUNKS ? atomic_load_explicit(&chunks[index / CHUNK], memory_order_acquire) : NULL;
-  return chunk ? &chunk[index % CHUNK] : NULL;
-}
-
-/* A FREE guest that only the caller knows. NULL: out of memory, or 4 million guests. */
-static shi_guest *take(void) {
-  pthread_mutex_lock(&mutex);
-  shi_guest *guest = free_list;
-  if (guest) {
-    free_list = guest->next_free;
-  } else if (table_size < CHUNK * CHUNKS) {
-    uint32_t index = table_size;
-    if (index % CHUNK == 0)
-      atomic_store_explicit(&chunks[index / CHUNK], calloc(CHUNK, sizeof(shi_guest)), memory_order_release);
-    guest = at(index);
-    if (guest) {
-      guest->index = index;
-      atomic_store(&guest->state, state_of(1, SHI_FREE));
-      table_size++;
-    }
-  }
-  pthread_mutex_unlock(&mutex);
-  return guest;
-}
-
-static void put(shi_guest *guest) {
-  uint64_t generation = generation_of(atomic_load(&guest->state)) + 1;
-  atomic_store(&guest->state, state_of(generation, SHI_FREE));
-  if (generation == UINT32_MAX) return; /* never used again */
-  pthread_mutex_lock(&mutex);
-  guest->next_free = free_list;
-  free_list = guest;
-  pthread_mutex_unlock(&mutex);
-}
-
 /* ---- who is inside ------------------------------------------------------------------------------------------------- */
 
 static shi_guest *find(uint64_t id) {
-  shi_guest *guest = at((uint32_t)id);
+  shi_guest *guest = shi_guest_at((uint32_t)id);
   if (!guest) return NULL;
   uint64_t state = atomic_load(&guest->state);
   enum shi_phase phase = phase_of(state);
@@ -68,16 +24,17 @@ static shi_guest *find(uint64_t id) {
   return alive && generation_of(state) == id >> 32 ? guest : NULL;
 }
 
-/* Guests begin to close, and structs get their next guest, under the lock: whom we find alive here stays as he is until
- * we let go. */
+/* A guest begins to close under its lock: whom we find alive here stays as he is until we let go. */
 shi_guest *shi_guest_hold(uint64_t id) {
-  pthread_mutex_lock(&mutex);
-  shi_guest *guest = find(id);
-  if (!guest) pthread_mutex_unlock(&mutex);
-  return guest;
+  shi_guest *guest = shi_guest_at((uint32_t)id);
+  if (!guest) return NULL;
+  pthread_mutex_lock(&guest->mutex);
+  if (find(id)) return guest;
+  pthread_mutex_unlock(&guest->mutex);
+  return NULL;
 }
 
-void shi_guest_let_go(void) { pthread_mutex_unlock(&mutex); }
+void shi_guest_let_go(shi_guest *guest) { pthread_mutex_unlock(&guest->mutex); }
 
 static int fail_closed(void) { return shi_fail(SH_CLOSED, "the guest has ended"); }
 static int fail_forked(void) {
@@ -86,7 +43,7 @@ static int fail_forked(void) {
 
 int shi_guest_enter(uint64_t id, shi_guest **out) {
   if (__builtin_expect(atomic_load_explicit(&shi_forked, memory_order_relaxed), 0)) return fail_forked();
-  shi_guest *guest = at((uint32_t)id);
+  shi_guest *guest = shi_guest_at((uint32_t)id);
   if (!guest) return fail_closed();
   uint64_t expected = state_of(id >> 32, SHI_IDLE);
   uintptr_t self = (uintptr_t)&shi_thread_in_guest;
@@ -128,7 +85,7 @@ void shi_guest_uncancel(shi_guest *guest) { atomic_fetch_and(&guest->state, ~(ui
 
 int shi_guest_claim(uint64_t id, shi_guest **out) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked();
-  shi_guest *guest = at((uint32_t)id);
+  shi_guest *guest = shi_guest_at((uint32_t)id);
   if (!guest) return fail_closed();
   uint64_t state = atomic_load(&guest->state);
   do {
@@ -151,7 +108,6 @@ static bool has_views(const shi_guest *guest) {
   return false;
 }
 
-/* After this the struct is somebody else's. */
 static void give_up(shi_guest *guest, int policy, sh_reclaim *reclaim) {
   shi_pool *pool = guest->plugin->host->pool;
   /* Only a fork: a fresh guest may have a start function, and data that wasmtime wrote. */
@@ -160,14 +116,11 @@ static void give_up(shi_guest *guest, int policy, sh_reclaim *reclaim) {
     guest->regions[k]->untouched = untouched;
     shi_region_release(pool, guest->regions[k], policy, reclaim);
   }
-  shi_snapshot_release(guest->snapshot);
-  shi_plugin_release(guest->plugin);
-  put(guest);
 }
 
 /* Every store that is ended goes through here, the half-made ones too. Adds to *reclaim. The guest is CLOSING, so that
- * nobody gets another view; those who have one are the callbacks of a start function that failed. */
-static void end(shi_guest *guest, int policy, sh_reclaim *reclaim) {
+ * nobody gets another view; those who have one are the callbacks of a start function that failed. True: put it. */
+static bool end(shi_guest *guest, int policy, sh_reclaim *reclaim) {
   shi_fiber_end(guest);
   if (guest->store) wt.wasmtime_store_delete(guest->store);
   guest->store = NULL;
@@ -175,35 +128,36 @@ static void end(shi_guest *guest, int policy, sh_reclaim *reclaim) {
   for (uint32_t k = 0; k < guest->region_count; k++) atomic_store_explicit(&guest->sizes[k], 0, memory_order_release);
   if (guest->gc_heap) shi_region_release(guest->plugin->host->pool, guest->gc_heap, policy, reclaim);
   shi_wasi_detach(guest);
-  pthread_mutex_lock(&mutex);
+  pthread_mutex_lock(&guest->mutex);
   bool pinned = guest->pinned = has_views(guest);
-  pthread_mutex_unlock(&mutex);
+  pthread_mutex_unlock(&guest->mutex);
   if (!pinned) give_up(guest, policy, reclaim);
+  return !pinned;
 }
 
 void shi_guest_unpin(uint64_t id, uint32_t memory_index) {
-  shi_guest *guest = at((uint32_t)id);
+  shi_guest *guest = shi_guest_at((uint32_t)id);
   if (!guest) return;
-  pthread_mutex_lock(&mutex);
+  pthread_mutex_lock(&guest->mutex);
   uint64_t state = atomic_load(&guest->state);
   bool there = generation_of(state) == id >> 32 && phase_of(state) != SHI_FREE && memory_index < guest->region_count;
   if (there) shi_region_unpin(guest->regions[memory_index]);
   bool last = there && guest->pinned && !has_views(guest);
   if (last) guest->pinned = false;
-  pthread_mutex_unlock(&mutex);
+  pthread_mutex_unlock(&guest->mutex);
+  if (!last) return;
   sh_reclaim reclaim = {0};
-  if (last) give_up(guest, -1, &reclaim);
+  give_up(guest, -1, &reclaim);
+  shi_guest_put(guest);
 }
 
-static int prepare(shi_guest *guest, sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits) {
-  guest->plugin = plugin;
-  guest->snapshot = from;
-  if (from) atomic_fetch_add_explicit(&from->references, 1, memory_order_relaxed);
+static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits) {
+  sh_plugin *plugin = guest->plugin;
+  const sh_snapshot *from = guest->snapshot;
   atomic_store_explicit(&guest->host, plugin->host, memory_order_relaxed);
   guest->called = false;
   guest->pinned = false;
   atomic_store_explicit(&guest->touched, false, memory_order_relaxed);
-  atomic_fetch_add_explicit(&plugin->references, 1, memory_order_relaxed);
   guest->store = NULL;
   guest->region_count = 0;
   guest->gc_heap = NULL;
@@ -275,13 +229,9 @@ static int instantiate(shi_guest *guest, bool started) {
 
 static void count_live(sh_plugin *plugin) {
   sh_host *host = plugin->host;
-  atomic_fetch_add_explicit(&plugin->guests_live, 1, memory_order_relaxed);
-  atomic_fetch_add_explicit(&plugin->spawns, 1, memory_order_relaxed);
-  atomic_fetch_add_explicit(&host->spawns, 1, memory_order_relaxed);
-  uint64_t live = atomic_fetch_add_explicit(&host->guests_live, 1, memory_order_relaxed) + 1;
-  uint64_t peak = atomic_load_explicit(&host->guests_peak, memory_order_relaxed);
-  while (live > peak && !atomic_compare_exchange_weak(&host->guests_peak, &peak, live)) {
-  }
+  shi_count(&plugin->counters, SHI_PLUGIN_SPAWNS, 1);
+  shi_count(&host->counters, SHI_HOST_SPAWNS, 1);
+  (void)shi_account_charge(&host->guests, 1); /* it has no limit */
 }
 
 static int start(shi_guest *guest, sh_wasi *wasi, bool started) {
@@ -316,17 +266,16 @@ uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, cons
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked(), 0;
   if (atomic_load_explicit(&plugin->host->closed, memory_order_relaxed))
     return shi_fail(SH_CLOSED, "the host is closed"), 0;
-  shi_guest *guest = take();
+  shi_guest *guest = shi_guest_take(plugin, from);
   if (!guest) return shi_fail_no_memory(), 0;
   uint64_t id = shi_guest_id(guest), begun = shi_now_ns();
-  int status = prepare(guest, plugin, from, tenant, limits);
+  int status = prepare(guest, tenant, limits);
   if (status == SH_OK) status = start(guest, wasi, started);
   if (status != SH_OK) {
-    sh_host *host = plugin->host;
-    atomic_fetch_add_explicit(&host->spawn_failures, 1, memory_order_relaxed);
+    shi_count(&plugin->host->counters, SHI_HOST_SPAWN_FAILURES, 1);
     sh_reclaim reclaim = {0};
     atomic_store_explicit(&guest->touched, true, memory_order_relaxed); /* nobody knows how far it came */
-    end(guest, -1, &reclaim);
+    if (end(guest, -1, &reclaim)) shi_guest_put(guest);
     return 0;
   }
   /* From here on another thread may end the guest (the host's close does), and its struct may be somebody else's. */
@@ -344,14 +293,14 @@ uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, cons
 /* `phase`: SHI_IDLE, or SHI_PARKED to end one whose call waits, call and all. */
 static int close_guest(uint64_t id, enum shi_phase phase, int policy, sh_reclaim *out) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked();
-  shi_guest *guest = at((uint32_t)id);
+  shi_guest *guest = shi_guest_at((uint32_t)id);
   if (!guest) return fail_closed();
   uint64_t expected = state_of(id >> 32, phase);
   if (phase == SHI_PARKED) expected |= atomic_load(&guest->state) & SHI_CANCEL;
-  pthread_mutex_lock(&mutex); /* nobody gets a view meanwhile; and a close that is refused was never seen */
+  pthread_mutex_lock(&guest->mutex); /* nobody gets a view meanwhile; and a close that is refused was never seen */
   bool viewed = atomic_load(&guest->state) == expected && has_views(guest);
   bool ours = !viewed && atomic_compare_exchange_strong(&guest->state, &expected, state_of(id >> 32, SHI_CLOSING));
-  pthread_mutex_unlock(&mutex);
+  pthread_mutex_unlock(&guest->mutex);
   if (viewed) return shi_fail(SH_BUSY, "views of the guest's memory are still alive; release them first");
   if (!ours) {
     if (generation_of(expected) != id >> 32) return fail_closed();
@@ -364,17 +313,17 @@ static int close_guest(uint64_t id, enum shi_phase phase, int policy, sh_reclaim
   uint64_t begun = shi_now_ns();
   sh_plugin *plugin = guest->plugin;
   sh_host *host = plugin->host;
-  atomic_fetch_add_explicit(&plugin->references, 1, memory_order_relaxed); /* the guest's may be the last */
-  atomic_fetch_add_explicit(&host->calls, shi_tallied(&guest->calls), memory_order_relaxed);
-  atomic_fetch_add_explicit(&host->host_calls, shi_tallied(&guest->host_calls), memory_order_relaxed);
-  atomic_fetch_add_explicit(&plugin->calls, shi_tallied(&guest->calls), memory_order_relaxed);
-  atomic_fetch_add_explicit(&plugin->host_calls, shi_tallied(&guest->host_calls), memory_order_relaxed);
-  atomic_fetch_sub_explicit(&plugin->guests_live, 1, memory_order_relaxed);
+  uint64_t calls = shi_tallied(&guest->calls), host_calls = shi_tallied(&guest->host_calls);
+  shi_count(&host->counters, SHI_HOST_CALLS, calls);
+  shi_count(&host->counters, SHI_HOST_HOST_CALLS, host_calls);
+  shi_count(&plugin->counters, SHI_PLUGIN_CALLS, calls);
+  shi_count(&plugin->counters, SHI_PLUGIN_HOST_CALLS, host_calls);
+  shi_count(&plugin->counters, SHI_PLUGIN_ENDED, 1);
   memset(out, 0, sizeof *out);
-  end(guest, policy, out);
-  atomic_fetch_sub_explicit(&host->guests_live, 1, memory_order_relaxed);
+  bool ended = end(guest, policy, out); /* always: it had no views */
+  shi_account_refund(&host->guests, 1);
   shi_histogram_record(&host->latency[SH_OP_CLOSE], shi_now_ns() - begun);
-  shi_plugin_release(plugin);
+  if (ended) shi_guest_put(guest); /* last: its reference may be what keeps the host */
   return SH_OK;
 }
 
@@ -393,12 +342,9 @@ int sh_cancel(uint64_t id) {
 }
 
 uint32_t shi_guests_end(sh_host *host) {
-  pthread_mutex_lock(&mutex);
-  uint32_t size = table_size;
-  pthread_mutex_unlock(&mutex);
-  uint32_t left = 0;
+  uint32_t size = shi_guest_table_size(), left = 0;
   for (uint32_t index = 0; index < size; index++) {
-    shi_guest *guest = at(index);
+    shi_guest *guest = shi_guest_at(index);
     uint64_t state = atomic_load(&guest->state);
     if (phase_of(state) == SHI_FREE || atomic_load_explicit(&guest->host, memory_order_relaxed) != host) continue;
     uint64_t id = generation_of(state) << 32 | index;
@@ -411,13 +357,6 @@ uint32_t shi_guests_end(sh_host *host) {
     left++;
   }
   return left;
-}
-
-void shi_guests_forget(void) {
-  for (uint32_t index = 0; index < table_size; index++) {
-    shi_guest *guest = at(index);
-    for (uint32_t k = 0; k < SHI_MEMORIES_MAX; k++) atomic_store_explicit(&guest->sizes[k], 0, memory_order_relaxed);
-  }
 }
 
 int sh_guest_running(uint64_t id) {
@@ -442,6 +381,6 @@ int sh_guest_get_stats(uint64_t id, sh_guest_stats *out) {
       .memories = guest->region_count,
       .running = phase_of(atomic_load(&guest->state)) != SHI_IDLE,
   };
-  shi_guest_let_go();
+  shi_guest_let_go(guest);
   return SH_OK;
 }

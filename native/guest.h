@@ -33,12 +33,13 @@ typedef struct shi_guest {
   _Atomic uintptr_t owner; /* address of a thread-local of the thread inside; valid while RUNNING */
   uint32_t index;          /* of this struct in the table */
   uint32_t depth;
-  sh_plugin *plugin;
+  sh_plugin *plugin;     /* a reference, as to the snapshot; while FREE see table.c */
   sh_snapshot *snapshot; /* what it was spawned from; NULL: the module itself */
   _Atomic(sh_host *) host; /* the plugin's; only to be compared when the guest is not the caller's own */
   _Atomic bool touched; /* it was called, or its memory was given to the host: it may have changed since its spawn */
   bool called; /* since its spawn; of the thread inside */
-  bool pinned; /* ended, but a view of its memory is alive: the last unpin ends the rest; under the table's lock */
+  pthread_mutex_t mutex; /* views are given, and closing begins, one at a time */
+  bool pinned; /* ended, but a view of its memory is alive: the last unpin ends the rest; under `mutex` */
   wasmtime_store_t *store;
   wasmtime_context_t *context;
   wasmtime_instance_t instance;
@@ -74,6 +75,7 @@ typedef struct shi_guest {
   uint64_t born_ns;
   _Atomic uint64_t calls, host_calls, fuel_used; /* written by the thread inside, read by any */
   struct shi_guest *next_free;
+  uint8_t apart[SHI_APART]; /* from the next one, which is another thread's */
 } shi_guest;
 
 /* How many calls deep this thread is in guests; its address names the thread (`owner`). Read in signal handlers, hence
@@ -108,11 +110,21 @@ void shi_guest_uncancel(shi_guest *guest);
 /* The live guest of that id, without entering: for what any thread may read. It does not end, and no guest does, until
  * shi_guest_let_go(). NULL: closed, and nothing to let go. */
 shi_guest *shi_guest_hold(uint64_t id);
-void shi_guest_let_go(void);
+void shi_guest_let_go(shi_guest *guest);
 /* Lets go of a pinned region; of a guest that ended with views alive, the last one gives its memory back. */
 void shi_guest_unpin(uint64_t id, uint32_t memory_index);
 /* Ends all guests of a host that nobody is in; returns how many are left. */
 uint32_t shi_guests_end(sh_host *host);
+
+/* table.c */
+shi_guest *shi_guest_at(uint32_t index); /* NULL: there was none yet */
+uint32_t shi_guest_table_size(void);
+/* A FREE guest that only the caller knows, which holds plugin and snapshot. NULL: out of memory, or 4 million guests. */
+shi_guest *shi_guest_take(sh_plugin *plugin, sh_snapshot *snapshot);
+/* It has ended: from here on the struct is somebody else's. */
+void shi_guest_put(shi_guest *guest);
+/* No free guest holds them any longer; `unloaded` was set before. Either may be NULL. */
+void shi_guests_let_go_of(const sh_plugin *plugin, const sh_snapshot *snapshot);
 /* In the child of a fork: what Python reads as the size of a memory becomes 0. Async-signal-safe. */
 void shi_guests_forget(void);
 

@@ -16,7 +16,7 @@ static shi_habit *new_habit(size_t capacity) { return calloc(1, sizeof(shi_habit
 static shi_habit *found_in(struct shi_pool *pool, const shi_slot *slot) {
   shi_os_run found[RUNS_MOST];
   uint64_t base = (uint64_t)(uintptr_t)slot->region.base, next;
-  int count = shi_os_pages(&pool->pagemap, base, base + slot->initial, false, found, RUNS_MOST, &next);
+  int count = shi_os_pages(&pool->pagemap, base, base + slot->initial, SHI_OS_PRIVATE, 0, found, RUNS_MOST, &next);
   shi_habit *habit = count < 0 ? NULL : new_habit((size_t)count);
   for (int i = 0; i < count && habit != NULL; i++) {
     if (!(found[i].categories & SHI_OS_ZERO_PAGE)) {

@@ -7,6 +7,7 @@
  *   width        1     |     2      |      4      |
  *   buckets     64     |    32      |     32      |         64 + 35 * 32 = 1184: up to 2^41 ns, 36 minutes
  */
+#include <string.h>
 #include <time.h>
 
 #include "bridge.h"
@@ -34,15 +35,21 @@ uint64_t sh_histogram_value(uint32_t bucket) {
 }
 
 void shi_histogram_record(shi_histogram *histogram, uint64_t ns) {
-  atomic_fetch_add_explicit(&histogram->counts[bucket_of(ns)], 1, memory_order_relaxed);
-  uint64_t max = atomic_load_explicit(&histogram->max, memory_order_relaxed);
-  while (ns > max && !atomic_compare_exchange_weak_explicit(&histogram->max, &max, ns, memory_order_relaxed,
-                                                            memory_order_relaxed)) {
+  uint32_t copy = shi_copy();
+  atomic_fetch_add_explicit(&histogram->copies[copy].counts[bucket_of(ns)], 1, memory_order_relaxed);
+  _Atomic uint64_t *most = &histogram->copies[copy].max;
+  uint64_t max = atomic_load_explicit(most, memory_order_relaxed);
+  while (ns > max &&
+         !atomic_compare_exchange_weak_explicit(most, &max, ns, memory_order_relaxed, memory_order_relaxed)) {
   }
 }
 
 void shi_histogram_copy(shi_histogram *histogram, sh_histogram *out) {
-  for (uint32_t k = 0; k < BUCKETS; k++)
-    out->counts[k] = atomic_load_explicit(&histogram->counts[k], memory_order_relaxed);
-  out->max = atomic_load_explicit(&histogram->max, memory_order_relaxed);
+  memset(out, 0, sizeof *out);
+  for (uint32_t copy = 0; copy < SHI_COPIES; copy++) {
+    for (uint32_t k = 0; k < BUCKETS; k++)
+      out->counts[k] += atomic_load_explicit(&histogram->copies[copy].counts[k], memory_order_relaxed);
+    uint64_t max = atomic_load_explicit(&histogram->copies[copy].max, memory_order_relaxed);
+    if (max > out->max) out->max = max;
+  }
 }

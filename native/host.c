@@ -87,6 +87,13 @@ static void delete_engines(sh_host *host) {
   }
 }
 
+static void free_struct(sh_host *host) {
+  pthread_mutex_destroy(&host->mutex);
+  shi_credits_destroy(&host->credits);
+  shi_credits_destroy(&host->guest_credits);
+  free(host);
+}
+
 sh_host *sh_host_new(const sh_host_options *options) {
   if (atomic_load(&shi_forked)) {
     shi_fail(SH_FORKED, "this process was forked after its parent had made a Host; make hosts after the fork");
@@ -99,7 +106,10 @@ sh_host *sh_host_new(const sh_host_options *options) {
   }
   host->options = *options;
   host->references = 1;
-  host->account = (shi_account){.limit = options->memory_limit, .level = SHI_ACCOUNT_HOST};
+  shi_credits_init(&host->credits);
+  shi_credits_init(&host->guest_credits);
+  host->account = (shi_account){.limit = options->memory_limit, .level = SHI_ACCOUNT_HOST, .credits = &host->credits};
+  host->guests = (shi_account){.limit = UINT64_MAX, .credits = &host->guest_credits};
   pthread_mutex_init(&host->mutex, NULL);
   host->stack_bytes = stack_bytes_of(options);
   if (new_pool(host, shi_memory_reservation, shi_memory_guard, &host->pool) != SH_OK) goto no_pool;
@@ -114,8 +124,7 @@ no_ticker:
   delete_engines(host);
   shi_pool_destroy(host->pool);
 no_pool:
-  pthread_mutex_destroy(&host->mutex);
-  free(host);
+  free_struct(host);
   return NULL;
 }
 
@@ -141,10 +150,10 @@ static void free_host(sh_host *host) {
   while (host->tenants) {
     sh_tenant *tenant = host->tenants;
     host->tenants = tenant->next;
+    shi_credits_destroy(&tenant->credits);
     free(tenant);
   }
-  pthread_mutex_destroy(&host->mutex);
-  free(host);
+  free_struct(host);
 }
 
 void shi_host_release(sh_host *host) {
@@ -163,7 +172,9 @@ uint64_t sh_host_trim(sh_host *host, uint64_t idle_ns) {
 sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit) {
   sh_tenant *tenant = calloc(1, sizeof *tenant);
   if (!tenant) return shi_fail_no_memory(), NULL;
-  tenant->account = (shi_account){.parent = &host->account, .limit = memory_limit, .level = SHI_ACCOUNT_TENANT};
+  shi_credits_init(&tenant->credits);
+  tenant->account = (shi_account){
+      .parent = &host->account, .limit = memory_limit, .level = SHI_ACCOUNT_TENANT, .credits = &tenant->credits};
   pthread_mutex_lock(&host->mutex);
   tenant->id = host->tenants ? host->tenants->id + 1 : 1;
   tenant->next = host->tenants;
@@ -172,8 +183,8 @@ sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit) {
   return tenant;
 }
 
-uint64_t sh_tenant_used(const sh_tenant *tenant) { return atomic_load(&tenant->account.used); }
-uint64_t sh_tenant_peak(const sh_tenant *tenant) { return atomic_load(&tenant->account.peak); }
+uint64_t sh_tenant_used(const sh_tenant *tenant) { return shi_account_used(&tenant->account); }
+uint64_t sh_tenant_peak(const sh_tenant *tenant) { return shi_account_peak(&tenant->account); }
 
 void sh_host_get_stats(sh_host *host, sh_host_stats *out) {
   memset(out, 0, sizeof *out);
@@ -181,16 +192,17 @@ void sh_host_get_stats(sh_host *host, sh_host_stats *out) {
   shi_pool *stacks = atomic_load(&host->stacks);
   if (stacks) shi_pool_stats(stacks, &out->stacks);
   out->memory_limit = host->options.memory_limit;
-  out->guests_live = atomic_load(&host->guests_live);
-  out->guests_peak = atomic_load(&host->guests_peak);
-  out->spawns = atomic_load(&host->spawns);
-  out->spawn_failures = atomic_load(&host->spawn_failures);
-  out->calls = atomic_load(&host->calls);
-  out->host_calls = atomic_load(&host->host_calls);
-  out->traps = atomic_load(&host->traps);
-  out->deadlines = atomic_load(&host->deadlines);
-  out->cancels = atomic_load(&host->cancels);
-  out->memory_refusals = atomic_load(&host->memory_refusals);
+  out->guests_live = shi_account_used(&host->guests);
+  out->guests_peak = shi_account_peak(&host->guests);
+  const shi_counters *counters = &host->counters;
+  out->spawns = shi_counted(counters, SHI_HOST_SPAWNS);
+  out->spawn_failures = shi_counted(counters, SHI_HOST_SPAWN_FAILURES);
+  out->calls = shi_counted(counters, SHI_HOST_CALLS);
+  out->host_calls = shi_counted(counters, SHI_HOST_HOST_CALLS);
+  out->traps = shi_counted(counters, SHI_HOST_TRAPS);
+  out->deadlines = shi_counted(counters, SHI_HOST_DEADLINES);
+  out->cancels = shi_counted(counters, SHI_HOST_CANCELS);
+  out->memory_refusals = shi_counted(counters, SHI_HOST_MEMORY_REFUSALS);
 }
 
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out) {

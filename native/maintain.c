@@ -48,11 +48,11 @@ static uint64_t batch_send(shi_pool *pool, const range_batch *batch, void (*fini
     if (done) {
       bytes += batch->bytes[i];
     } else {
-      shi_count(&pool->counters.reset_failures, 1);
+      shi_count(&pool->counters, SHI_POOL_RESET_FAILURES, 1);
     }
     finish(pool, batch->slots[i], done);
   }
-  shi_count(&pool->counters.returned_bytes, bytes);
+  shi_count(&pool->counters, SHI_POOL_RETURNED_BYTES, bytes);
   return bytes;
 }
 
@@ -60,13 +60,13 @@ static uint64_t batch_send(shi_pool *pool, const range_batch *batch, void (*fini
 
 bool shi_maintain_reserve(shi_pool *pool, uint64_t bytes) {
   uint64_t limit = pool->options.queue_bytes;
-  uint64_t queued = shi_counted(&pool->counters.queued_bytes);
+  uint64_t queued = atomic_load_explicit(&pool->queue.bytes, memory_order_relaxed);
   do {
     if (bytes > limit || queued > limit - bytes) {
       return false;
     }
-  } while (!atomic_compare_exchange_weak_explicit(&pool->counters.queued_bytes, &queued, queued + bytes,
-                                                  memory_order_relaxed, memory_order_relaxed));
+  } while (!atomic_compare_exchange_weak_explicit(&pool->queue.bytes, &queued, queued + bytes, memory_order_relaxed,
+                                                  memory_order_relaxed));
   return true;
 }
 
@@ -76,7 +76,7 @@ void shi_maintain_defer(shi_pool *pool, shi_slot *slot) {
   slot->state = SHI_SLOT_QUEUED;
   slot->queue_next = NULL;
   pthread_mutex_lock(&queue->lock);
-  shi_count(&pool->counters.queued, 1);
+  atomic_fetch_add_explicit(&queue->slots, 1, memory_order_relaxed);
   *queue->tail = slot;
   queue->tail = &slot->queue_next;
   queue->count++;
@@ -103,8 +103,8 @@ static void take_queued(shi_queue *queue, range_batch *batch) {
 }
 
 static void finish_queued(shi_pool *pool, shi_slot *slot, bool given_back) {
-  shi_uncount(&pool->counters.queued_bytes, slot->rest_bytes);
-  shi_uncount(&pool->counters.queued, 1);
+  atomic_fetch_sub_explicit(&pool->queue.bytes, slot->rest_bytes, memory_order_relaxed);
+  atomic_fetch_sub_explicit(&pool->queue.slots, 1, memory_order_relaxed);
   slot->state = SHI_SLOT_TAKEN;
   if (given_back) {
     shi_account_refund(slot->owed_to, slot->owed_bytes);

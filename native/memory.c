@@ -15,7 +15,7 @@ static shi_guest *hold(uint64_t id, uint32_t memory_index) {
   uint32_t count = guest->region_count;
   atomic_store_explicit(&guest->touched, true, memory_order_relaxed); /* who asks may write */
   if (memory_index < count) return guest;
-  shi_guest_let_go();
+  shi_guest_let_go(guest);
   shi_fail(SH_ARGUMENT, "the guest has %u memories, there is no memory %u", count, memory_index);
   return NULL;
 }
@@ -26,7 +26,7 @@ int sh_memory_get(uint64_t id, uint32_t memory_index, sh_memory *out) {
   out->base = guest->regions[memory_index]->base;
   out->size = atomic_load_explicit(&guest->sizes[memory_index], memory_order_acquire);
   out->capacity = guest->regions[memory_index]->maximum;
-  shi_guest_let_go();
+  shi_guest_let_go(guest);
   return SH_OK;
 }
 
@@ -34,7 +34,7 @@ const uint64_t *sh_memory_size(uint64_t id, uint32_t memory_index) {
   shi_guest *guest = hold(id, memory_index);
   if (!guest) return NULL;
   const uint64_t *size = (const uint64_t *)&guest->sizes[memory_index];
-  shi_guest_let_go();
+  shi_guest_let_go(guest);
   return size;
 }
 
@@ -42,7 +42,7 @@ int sh_memory_pin(uint64_t id, uint32_t memory_index) {
   shi_guest *guest = hold(id, memory_index);
   if (!guest) return shi_error()->status;
   bool pinned = shi_region_pin(guest->regions[memory_index]);
-  shi_guest_let_go();
+  shi_guest_let_go(guest);
   return pinned ? SH_OK : shi_fail(SH_CLOSED, "the guest has ended");
 }
 

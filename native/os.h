@@ -69,18 +69,27 @@ typedef struct {
 #define SHI_OS_SWAPPED (UINT64_C(1) << 4)
 #define SHI_OS_ZERO_PAGE (UINT64_C(1) << 5)
 
+/* One descriptor for each processor, up to 16: threads that ask at the same time through one write to one word of the
+ * kernel, where it counts who uses the file. */
+enum { SHI_OS_PAGEMAPS = 16 };
 typedef struct {
-  int fd;
+  int fds[SHI_OS_PAGEMAPS];
+  uint32_t count;
   bool can_scan; /* false: Linux before 6.7, the pages' entries are read one by one */
 } shi_os_pagemap;
 
 int shi_os_pagemap_open(shi_os_pagemap *out);
 void shi_os_pagemap_close(shi_os_pagemap *pagemap);
-/* Finds pages in [start, end) that are present or swapped: private ones, and with `files` those of a mapped file too.
- * Returns the number of runs, in address order, no more than `capacity`; *next is where to go on: the search is over
- * when *next == end. Runs of the zero page are told apart; without PAGEMAP_SCAN they are not. */
-int shi_os_pages(const shi_os_pagemap *pagemap, uint64_t start, uint64_t end, bool files, shi_os_run *runs,
-                 size_t capacity, uint64_t *next);
+enum shi_os_pages {
+  SHI_OS_PRIVATE,       /* not those of a mapped file */
+  SHI_OS_PRIVATE_FILES, /* those too, told apart */
+  SHI_OS_ANONYMOUS      /* the range maps no file: the kernel need not look at each page, and takes half the time */
+};
+/* Finds pages in [start, end) that are present or swapped. Returns the number of runs, in address order, no more than
+ * `capacity`; *next is where to go on: the search is over when *next == end. `few`, if not 0: stop after so many pages,
+ * where the kernel can. Runs of the zero page are told apart; without PAGEMAP_SCAN they are not. */
+int shi_os_pages(const shi_os_pagemap *pagemap, uint64_t start, uint64_t end, enum shi_os_pages wanted, uint64_t few,
+                 shi_os_run *runs, size_t capacity, uint64_t *next);
 
 /* ---- images ----------------------------------------------------------------------------------------------------- */
 

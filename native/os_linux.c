@@ -302,17 +302,19 @@ struct pm_scan_arg {
 #define CATEGORY_PRESENT (UINT64_C(1) << 3)
 _Static_assert(sizeof(struct pm_scan_arg) == 96 && sizeof(shi_os_run) == 24, "the kernel's layouts");
 
-static int scan(int fd, uint64_t start, uint64_t end, bool files, shi_os_run *runs, size_t capacity, uint64_t *next) {
+static int scan(int fd, uint64_t start, uint64_t end, enum shi_os_pages wanted, uint64_t few, shi_os_run *runs,
+                size_t capacity, uint64_t *next) {
   struct pm_scan_arg request = {
       .size = sizeof request,
       .start = start,
       .end = end,
       .vec = (uint64_t)(uintptr_t)runs,
       .vec_len = capacity,
-      .category_inverted = files ? 0 : SHI_OS_FILE,
-      .category_mask = files ? 0 : SHI_OS_FILE,
+      .max_pages = few,
+      .category_inverted = wanted == SHI_OS_PRIVATE ? SHI_OS_FILE : 0,
+      .category_mask = wanted == SHI_OS_PRIVATE ? SHI_OS_FILE : 0,
       .category_anyof_mask = CATEGORY_PRESENT | SHI_OS_SWAPPED,
-      .return_mask = SHI_OS_FILE | SHI_OS_SWAPPED | SHI_OS_ZERO_PAGE,
+      .return_mask = (wanted == SHI_OS_ANONYMOUS ? 0 : SHI_OS_FILE) | SHI_OS_SWAPPED | SHI_OS_ZERO_PAGE,
   };
   int count = -1;
   if (!injected(SH_OS_PAGEMAP_SCAN)) {
@@ -326,8 +328,8 @@ static int scan(int fd, uint64_t start, uint64_t end, bool files, shi_os_run *ru
 }
 
 /* Entries of /proc/self/pagemap: bit 63 present, bit 62 swapped, bit 61 a file's page or shared memory. */
-static int read_entries(int fd, uint64_t start, uint64_t end, bool files, shi_os_run *runs, size_t capacity,
-                        uint64_t *next) {
+static int read_entries(int fd, uint64_t start, uint64_t end, enum shi_os_pages wanted, shi_os_run *runs,
+                        size_t capacity, uint64_t *next) {
   enum { ENTRIES = 512 };
   uint64_t entries[ENTRIES];
   uint64_t os_page = shi_os_page();
@@ -335,19 +337,19 @@ static int read_entries(int fd, uint64_t start, uint64_t end, bool files, shi_os
   size_t count = 0;
   while (at < end) {
     uint64_t left = (end - at) / os_page;
-    size_t wanted = (left < ENTRIES ? left : ENTRIES) * sizeof *entries;
+    size_t bytes = (left < ENTRIES ? left : ENTRIES) * sizeof *entries;
     ssize_t length = -1;
     if (!injected(SH_OS_PAGEMAP_READ)) {
-      length = pread(fd, entries, wanted, (off_t)(at / os_page * sizeof *entries));
+      length = pread(fd, entries, bytes, (off_t)(at / os_page * sizeof *entries));
     }
-    if (length != (ssize_t)wanted) {
+    if (length != (ssize_t)bytes) {
       return length < 0 ? failure("pread(pagemap)") : shi_os_failure("pread(pagemap)", EIO);
     }
-    for (size_t i = 0; i < wanted / sizeof *entries; i++, at += os_page) {
+    for (size_t i = 0; i < bytes / sizeof *entries; i++, at += os_page) {
       bool present = entries[i] >> 63;
       bool swapped = entries[i] >> 62 & 1;
       bool file = entries[i] >> 61 & 1;
-      if ((!present && !swapped) || (file && !files)) {
+      if ((!present && !swapped) || (file && wanted == SHI_OS_PRIVATE)) {
         continue;
       }
       uint64_t categories = (swapped ? SHI_OS_SWAPPED : 0) | (file ? SHI_OS_FILE : 0);
@@ -365,29 +367,42 @@ static int read_entries(int fd, uint64_t start, uint64_t end, bool files, shi_os
   return (int)count;
 }
 
-int shi_os_pages(const shi_os_pagemap *pagemap, uint64_t start, uint64_t end, bool files, shi_os_run *runs,
-                 size_t capacity, uint64_t *next) {
+int shi_os_pages(const shi_os_pagemap *pagemap, uint64_t start, uint64_t end, enum shi_os_pages wanted, uint64_t few,
+                 shi_os_run *runs, size_t capacity, uint64_t *next) {
   if (start == end) {
     *next = end;
     return 0;
   }
-  return (pagemap->can_scan ? scan : read_entries)(pagemap->fd, start, end, files, runs, capacity, next);
+  int fd = pagemap->fds[shi_os_cpu() % pagemap->count];
+  return pagemap->can_scan ? scan(fd, start, end, wanted, few, runs, capacity, next)
+                           : read_entries(fd, start, end, wanted, runs, capacity, next);
 }
 
 int shi_os_pagemap_open(shi_os_pagemap *out) {
-  int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-  if (fd < 0) {
-    return failure("open(pagemap)");
+  uint32_t wanted = shi_os_cpu_count();
+  *out = (shi_os_pagemap){0};
+  while (out->count < SHI_OS_PAGEMAPS && out->count < wanted) {
+    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (fd < 0 && out->count == 0) {
+      return failure("open(pagemap)");
+    }
+    if (fd < 0) {
+      break; /* fewer will do */
+    }
+    out->fds[out->count++] = fd;
   }
   shi_os_run run;
   uint64_t next;
   uint64_t probe = (uint64_t)(uintptr_t)&run & ~(shi_os_page() - 1);
-  *out = (shi_os_pagemap){.fd = fd};
-  out->can_scan = scan(fd, probe, probe + shi_os_page(), false, &run, 1, &next) >= 0;
+  out->can_scan = scan(out->fds[0], probe, probe + shi_os_page(), SHI_OS_PRIVATE, 0, &run, 1, &next) >= 0;
   return 0;
 }
 
-void shi_os_pagemap_close(shi_os_pagemap *pagemap) { close(pagemap->fd); }
+void shi_os_pagemap_close(shi_os_pagemap *pagemap) {
+  for (uint32_t k = 0; k < pagemap->count; k++) {
+    close(pagemap->fds[k]);
+  }
+}
 
 /* ---- images ----------------------------------------------------------------------------------------------------- */
 

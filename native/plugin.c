@@ -179,16 +179,22 @@ void shi_plugin_release(sh_plugin *plugin) {
 }
 
 void sh_plugin_release(sh_plugin *plugin) {
-  if (!atomic_load(&shi_forked)) shi_plugin_release(plugin);
+  if (atomic_load(&shi_forked)) return;
+  atomic_store(&plugin->unloaded, true);
+  shi_guests_let_go_of(plugin, NULL);
+  shi_plugin_release(plugin);
 }
 
 void sh_plugin_get_stats(const sh_plugin *plugin, sh_plugin_stats *out) {
+  const shi_counters *counters = &plugin->counters;
+  uint64_t ended = shi_counted(counters, SHI_PLUGIN_ENDED);
+  uint64_t spawns = shi_counted(counters, SHI_PLUGIN_SPAWNS);
   *out = (sh_plugin_stats){
-      .guests_live = atomic_load(&plugin->guests_live),
-      .spawns = atomic_load(&plugin->spawns),
-      .calls = atomic_load(&plugin->calls),
-      .host_calls = atomic_load(&plugin->host_calls),
-      .traps = atomic_load(&plugin->traps),
+      .guests_live = spawns - ended,
+      .spawns = spawns,
+      .calls = shi_counted(counters, SHI_PLUGIN_CALLS),
+      .host_calls = shi_counted(counters, SHI_PLUGIN_HOST_CALLS),
+      .traps = shi_counted(counters, SHI_PLUGIN_TRAPS),
   };
   for (uint32_t k = 0; k < plugin->memory_count; k++)
     if (plugin->memories[k].image) out->image_bytes += shi_image_length(plugin->memories[k].image);

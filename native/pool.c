@@ -37,8 +37,8 @@ bool shi_slot_check(const shi_slot *slot) {
 
 void shi_slot_forget_resident(shi_pool *pool, shi_slot *slot) {
   if (slot->resident > 0) {
-    shi_uncount(&pool->counters.warm_bytes, slot->resident);
-    shi_uncount(&pool->counters.warm, 1);
+    shi_account_refund(&pool->warm_bytes, slot->resident);
+    shi_uncount(&pool->counters, SHI_POOL_WARM, 1);
     slot->resident = 0;
   }
 }
@@ -48,7 +48,7 @@ void shi_slot_set_node(shi_slot *slot, uint64_t from, uint64_t bytes) {
   shi_pool *pool = arena->pool;
   if (arena->node_set &&
       shi_os_set_node(slot->region.base + from, bytes, pool->numa.ids[arena->node], pool->options.numa_bind) != 0) {
-    shi_count(&pool->counters.numa_refused, 1);
+    shi_count(&pool->counters, SHI_POOL_NUMA_REFUSED, 1);
   }
 }
 
@@ -94,7 +94,7 @@ void shi_pool_quarantine(shi_pool *pool, shi_slot *slot) {
   /* If even this fails the pages stay readable, but no one is ever given the address again. */
   (void)shi_os_protect(slot->region.base, slot->accessible, false);
   slot->state = SHI_SLOT_QUARANTINED;
-  shi_count(&pool->counters.quarantined, 1);
+  shi_count(&pool->counters, SHI_POOL_QUARANTINED, 1);
 }
 
 /* ---- arenas ----------------------------------------------------------------------------------------------------- */
@@ -155,7 +155,7 @@ static int make_arena(shi_pool *pool, uint32_t node, uint32_t slots, shi_arena *
    * from wherever it is first touched, and count it. */
   arena->node_set = shi_os_set_node(base, layout.arena_bytes, pool->numa.ids[node], pool->options.numa_bind) == 0;
   if (!arena->node_set) {
-    shi_count(&pool->counters.numa_refused, 1);
+    shi_count(&pool->counters, SHI_POOL_NUMA_REFUSED, 1);
   }
   *out = arena;
   return 0;
@@ -173,7 +173,7 @@ static int add_arena(shi_pool *pool, uint32_t node) {
     return error;
   }
   pool->slots += arena->layout.slots;
-  shi_count(&pool->counters.reserved_bytes, arena->layout.arena_bytes);
+  shi_count(&pool->counters, SHI_POOL_RESERVED_BYTES, arena->layout.arena_bytes);
   arena->next = atomic_load(&pool->arenas);
   atomic_store_explicit(&pool->arenas, arena, memory_order_release);
   atomic_store_explicit(&pool->nodes[node].opening, arena, memory_order_release);
@@ -201,7 +201,7 @@ static shi_slot *take_on_node(shi_pool *pool, shi_node *node, uint32_t near, uin
     slot = shi_shard_take_same(&node->shards[(near + i) % shards], image_id, affinity);
   }
   if (slot != NULL) {
-    shi_count(&pool->counters.same, 1);
+    shi_count(&pool->counters, SHI_POOL_SAME, 1);
     return slot;
   }
   for (uint32_t i = 0; slot == NULL && i < shards; i++) {
@@ -211,14 +211,14 @@ static shi_slot *take_on_node(shi_pool *pool, shi_node *node, uint32_t near, uin
     slot = open_slot(node);
   }
   if (slot != NULL) {
-    shi_count(&pool->counters.cold, 1);
+    shi_count(&pool->counters, SHI_POOL_COLD, 1);
     return slot;
   }
   for (uint32_t i = 0; slot == NULL && i < shards; i++) {
     slot = shi_shard_take_other(&node->shards[(near + i) % shards], image_id);
   }
   if (slot != NULL) {
-    shi_count(&pool->counters.other, 1);
+    shi_count(&pool->counters, SHI_POOL_OTHER, 1);
   }
   return slot;
 }
@@ -231,7 +231,7 @@ int shi_pool_take(shi_pool *pool, uint64_t image_id, uint64_t affinity, shi_slot
   }
   int error = open_slot_of_new_arena(pool, here.node, out);
   if (error == 0) {
-    shi_count(&pool->counters.cold, 1);
+    shi_count(&pool->counters, SHI_POOL_COLD, 1);
     return 0;
   }
   for (uint32_t i = 1; *out == NULL && i < pool->numa.count; i++) {
@@ -335,6 +335,10 @@ int shi_pool_create(const shi_pool_options *options, shi_pool **out) {
   pool->os_page = shi_os_page();
   pthread_mutex_init(&pool->arena_lock, NULL);
   pthread_mutex_init(&pool->upkeep, NULL);
+  shi_credits_init(&pool->live_credits);
+  shi_credits_init(&pool->warm_credits);
+  pool->live = (shi_account){.limit = UINT64_MAX, .credits = &pool->live_credits};
+  pool->warm_bytes = (shi_account){.limit = options->resident_total, .credits = &pool->warm_credits};
   shi_numa_read(&pool->numa, options->sysfs_node);
   pool->options.sysfs_node = NULL; /* the caller's string: read once, not kept */
   error = create_nodes(pool);
@@ -379,7 +383,7 @@ void shi_pool_destroy(shi_pool *pool) {
   if (atomic_load(&pool->forked)) {
     return; /* our addresses may be somebody else's by now, our thread and locks are the parent's */
   }
-  SHI_CHECK(shi_counted(&pool->counters.live) == 0);
+  SHI_CHECK(shi_account_used(&pool->live) == 0);
   leave_registry(pool);
   shi_maintain_stop(pool);
   for (shi_arena *arena = pool->arenas; arena != NULL;) {
@@ -391,6 +395,8 @@ void shi_pool_destroy(shi_pool *pool) {
   destroy_nodes(pool);
   pthread_mutex_destroy(&pool->arena_lock);
   pthread_mutex_destroy(&pool->upkeep);
+  shi_credits_destroy(&pool->live_credits);
+  shi_credits_destroy(&pool->warm_credits);
   free(pool);
 }
 
@@ -426,24 +432,24 @@ uint64_t shi_pool_trim(shi_pool *pool, uint64_t idle_ns) {
 void shi_pool_stats(shi_pool *pool, sh_pool_stats *out) {
   const shi_counters *counters = &pool->counters;
   *out = (sh_pool_stats){
-      .regions_live = shi_counted(&counters->live),
-      .regions_peak = shi_counted(&counters->peak),
+      .regions_live = shi_account_used(&pool->live),
+      .regions_peak = shi_account_peak(&pool->live),
       .regions_max = pool->options.max_regions,
-      .slots_warm = shi_counted(&counters->warm),
-      .slots_queued = shi_counted(&counters->queued),
-      .slots_quarantined = shi_counted(&counters->quarantined),
-      .reserved_bytes = shi_counted(&counters->reserved_bytes),
-      .committed_bytes = shi_counted(&counters->committed_bytes),
-      .warm_bytes = shi_counted(&counters->warm_bytes),
-      .queued_bytes = shi_counted(&counters->queued_bytes),
-      .acquired_same = shi_counted(&counters->same),
-      .acquired_cold = shi_counted(&counters->cold),
-      .acquired_other = shi_counted(&counters->other),
-      .returned_bytes = shi_counted(&counters->returned_bytes),
-      .restored_bytes = shi_counted(&counters->restored_bytes),
-      .reset_failures = shi_counted(&counters->reset_failures),
+      .slots_warm = shi_counted(counters, SHI_POOL_WARM),
+      .slots_queued = atomic_load(&pool->queue.slots),
+      .slots_quarantined = shi_counted(counters, SHI_POOL_QUARANTINED),
+      .reserved_bytes = shi_counted(counters, SHI_POOL_RESERVED_BYTES),
+      .committed_bytes = shi_counted(counters, SHI_POOL_COMMITTED_BYTES),
+      .warm_bytes = shi_account_used(&pool->warm_bytes),
+      .queued_bytes = atomic_load(&pool->queue.bytes),
+      .acquired_same = shi_counted(counters, SHI_POOL_SAME),
+      .acquired_cold = shi_counted(counters, SHI_POOL_COLD),
+      .acquired_other = shi_counted(counters, SHI_POOL_OTHER),
+      .returned_bytes = shi_counted(counters, SHI_POOL_RETURNED_BYTES),
+      .restored_bytes = shi_counted(counters, SHI_POOL_RESTORED_BYTES),
+      .reset_failures = shi_counted(counters, SHI_POOL_RESET_FAILURES),
       .nodes = pool->numa.count,
-      .numa_refused = shi_counted(&counters->numa_refused),
+      .numa_refused = shi_counted(counters, SHI_POOL_NUMA_REFUSED),
   };
   shi_image_totals(&out->images, &out->image_bytes);
 }
@@ -466,6 +472,6 @@ bool shi_pool_check(shi_pool *pool) {
       free_slots += shard->mapped + shard->unmapped;
     }
   }
-  return ok && opened == shi_counted(&pool->counters.live) + shi_counted(&pool->counters.queued) +
-                             shi_counted(&pool->counters.quarantined) + free_slots;
+  return ok && opened == shi_account_used(&pool->live) + atomic_load(&pool->queue.slots) +
+                             shi_counted(&pool->counters, SHI_POOL_QUARANTINED) + free_slots;
 }

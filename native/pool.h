@@ -4,7 +4,7 @@
  *   pool.c    arenas, who gets which slot    maintain.c  deferred decommit and decay, in a thread
  *   freelist  free slots by what they held   image.c     what memories start with, in pieces of files
  *   capture.c an image of a live region      habit.c     which pages forks dirty first
- *   account, numa, layout, os
+ *   account, counters, numa, layout, os
  *
  * Locks, in the order in which they may be taken together:
  *   registry (all pools) -> pool.upkeep -> pool.queue.lock -> a shard's lock;  pool.upkeep -> pool.arena_lock.
@@ -15,6 +15,8 @@
 
 #include <assert.h>
 
+#include "account.h"
+#include "counters.h"
 #include "freelist.h"
 #include "layout.h"
 #include "numa.h"
@@ -72,6 +74,7 @@ typedef struct shi_slot {
   shi_bin by_key;
   shi_bin by_image;
   shi_ring by_age;
+  uint8_t apart[SHI_APART]; /* from the next slot, which is another thread's */
 } shi_slot;
 _Static_assert(offsetof(shi_slot, region) == 0, "a region is cast to its slot");
 
@@ -88,6 +91,7 @@ typedef struct shi_arena {
   uint32_t node;           /* an index into pool.nodes */
   bool node_set;           /* the kernel took the node policy */
   _Atomic uint32_t opened; /* slots [0, opened) have been handed out at least once */
+  uint8_t apart[SHI_APART];
   shi_slot slots[];
 } shi_arena;
 
@@ -101,8 +105,8 @@ typedef struct {
   _Atomic(shi_arena *) opening; /* the arena with slots never used; NULL: none was added yet */
 } shi_node;
 
-/* Slots that wait for decommit, oldest first. Invariant: counters.queued_bytes == the sum of the rest_bytes of the
- * slots in here, in a batch under way, and on their way in. */
+/* Slots that wait for decommit, oldest first. Invariant: `bytes` == the sum of the rest_bytes of the slots in here, in a
+ * batch under way, and on their way in; `slots` counts those in here and in a batch. */
 typedef struct {
   pthread_mutex_t lock;
   pthread_cond_t wake;
@@ -111,17 +115,28 @@ typedef struct {
   shi_slot *head;
   shi_slot **tail;
   uint32_t count;
+  _Atomic uint64_t slots;
+  _Atomic uint64_t bytes;
   uint64_t wake_ns;           /* the thread sleeps until then; UINT64_MAX: until it is woken */
   _Atomic bool decay_planned; /* the thread knows that warm slots exist and will come back for them */
 } shi_queue;
 
-/* Relaxed: each is true by itself, together they are a picture in motion. */
-typedef struct {
-  _Atomic uint64_t live, peak, warm, queued, quarantined;
-  _Atomic uint64_t reserved_bytes, committed_bytes, warm_bytes, queued_bytes;
-  _Atomic uint64_t same, cold, other;
-  _Atomic uint64_t returned_bytes, restored_bytes, reset_failures, numa_refused;
-} shi_counters;
+/* Each is true by itself, together they are a picture in motion. */
+enum shi_pool_counter {
+  SHI_POOL_WARM,
+  SHI_POOL_QUARANTINED,
+  SHI_POOL_RESERVED_BYTES,
+  SHI_POOL_COMMITTED_BYTES,
+  SHI_POOL_SAME,
+  SHI_POOL_COLD,
+  SHI_POOL_OTHER,
+  SHI_POOL_RETURNED_BYTES,
+  SHI_POOL_RESTORED_BYTES,
+  SHI_POOL_RESET_FAILURES,
+  SHI_POOL_NUMA_REFUSED,
+  SHI_POOL_COUNTERS
+};
+_Static_assert((int)SHI_POOL_COUNTERS <= (int)SHI_COUNTERS, "shi_counters has room");
 
 /* Invariant at rest: slots opened == live + queued + quarantined + the sum over the shards' mapped and unmapped. */
 struct shi_pool {
@@ -136,21 +151,13 @@ struct shi_pool {
   pthread_mutex_t upkeep;     /* held by whoever takes slots off lists or queue to put them back */
   shi_queue queue;
   shi_counters counters;
+  shi_account live;       /* slots that are a guest's */
+  shi_account warm_bytes; /* resident in free slots; its limit is options.resident_total */
+  shi_credits live_credits;
+  shi_credits warm_credits;
   _Atomic bool forked;            /* this is the child of a fork: nothing here may be touched */
   struct shi_pool *registry_next; /* under the registry's lock */
 };
-
-static inline void shi_count(_Atomic uint64_t *counter, uint64_t by) {
-  atomic_fetch_add_explicit(counter, by, memory_order_relaxed);
-}
-
-static inline void shi_uncount(_Atomic uint64_t *counter, uint64_t by) {
-  atomic_fetch_sub_explicit(counter, by, memory_order_relaxed);
-}
-
-static inline uint64_t shi_counted(const _Atomic uint64_t *counter) {
-  return atomic_load_explicit(counter, memory_order_relaxed);
-}
 
 /* pool.c: a slot is in exactly one place: a shard, the queue, quarantine, or the hands of one thread. */
 
@@ -204,8 +211,5 @@ int shi_maintain_take(shi_pool *pool, uint64_t image_id, uint64_t affinity, shi_
 /* Gives back what slots hold that were released at `before_ns` or earlier. Returns the bytes; *oldest_ns becomes the
  * time of release of the oldest that stay, UINT64_MAX if none does. */
 uint64_t shi_maintain_decay(shi_pool *pool, uint64_t before_ns, uint64_t *oldest_ns);
-
-/* account.c: refunds all levels but the host's, which it returns. */
-shi_account *shi_account_refund_below_host(shi_account *account, uint64_t bytes);
 
 #endif

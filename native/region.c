@@ -1,7 +1,8 @@
 /* A region's life: acquire, grow, pin, release.
  *
  * On the steady path (a slot that last held the same image for the same tenant, and no growth) acquire makes no system
- * call and release makes one, the scan for dirty pages. All mapping is here; all forgetting is in reset.c.
+ * call and release makes one, the scan for dirty pages, or two where there are many. All mapping is here; all
+ * forgetting is in reset.c.
  */
 #include "region.h"
 
@@ -25,7 +26,8 @@ static int check_request(const shi_pool *pool, const shi_region_request *request
  */
 static int charge(shi_pool *pool, shi_account *account, uint64_t bytes, shi_account **full) {
   shi_account *stopped_by = shi_account_charge(account, bytes);
-  if (stopped_by != NULL && stopped_by->level == SHI_ACCOUNT_HOST && shi_counted(&pool->counters.queued) > 0) {
+  if (stopped_by != NULL && stopped_by->level == SHI_ACCOUNT_HOST &&
+      atomic_load_explicit(&pool->queue.slots, memory_order_relaxed) > 0) {
     (void)shi_maintain_flush(pool);
     stopped_by = shi_account_charge(account, bytes);
   }
@@ -129,15 +131,6 @@ static int take_prepared(shi_pool *pool, const shi_region_request *request, uint
   return error;
 }
 
-static void count_live(shi_pool *pool) {
-  shi_counters *counters = &pool->counters;
-  uint64_t live = atomic_fetch_add_explicit(&counters->live, 1, memory_order_relaxed) + 1;
-  uint64_t peak = shi_counted(&counters->peak);
-  while (live > peak && !atomic_compare_exchange_weak_explicit(&counters->peak, &peak, live, memory_order_relaxed,
-                                                               memory_order_relaxed)) {
-  }
-}
-
 int shi_region_acquire(shi_pool *pool, const shi_region_request *request, shi_region **out, shi_account **full) {
   if (atomic_load_explicit(&pool->forked, memory_order_relaxed)) {
     return shi_os_failure("fork", ECHILD);
@@ -167,8 +160,8 @@ int shi_region_acquire(shi_pool *pool, const shi_region_request *request, shi_re
   slot->state = SHI_SLOT_LIVE;
   atomic_store(&slot->pins, 0);
   SHI_CHECK(shi_slot_check(slot));
-  count_live(pool);
-  shi_count(&pool->counters.committed_bytes, committed);
+  (void)shi_account_charge(&pool->live, 1); /* it has no limit */
+  shi_count(&pool->counters, SHI_POOL_COMMITTED_BYTES, committed);
   *out = &slot->region;
   return 0;
 }
@@ -200,7 +193,7 @@ int shi_region_grow(shi_region *region, uint64_t size, shi_account **full) {
       return error;
     }
     region->committed = slot->accessible = committed;
-    shi_count(&pool->counters.committed_bytes, more);
+    shi_count(&pool->counters, SHI_POOL_COMMITTED_BYTES, more);
   }
   atomic_store_explicit(&region->size, size, memory_order_release);
   SHI_CHECK(shi_slot_check(slot));
@@ -267,8 +260,8 @@ int shi_region_release(shi_pool *pool, shi_region *region, int policy, sh_reclai
   enum shi_reset_result result = shi_reset(pool, slot, chosen, reclaim);
   uint64_t ended_ns = shi_os_now_ns();
   slot->freed_ns = ended_ns;
-  shi_uncount(&pool->counters.live, 1);
-  shi_uncount(&pool->counters.committed_bytes, committed);
+  shi_account_refund(&pool->live, 1);
+  shi_uncount(&pool->counters, SHI_POOL_COMMITTED_BYTES, committed);
   switch (result) {
   case SHI_RESET_DONE:
     shi_account_refund(account, committed);

@@ -16,24 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "account.h"
 #include "sandhost.h"
-
-/* ---- accounts ------------------------------------------------------------------------------------------------- */
-
-enum shi_account_level { SHI_ACCOUNT_GUEST, SHI_ACCOUNT_TENANT, SHI_ACCOUNT_HOST };
-
-/* Invariant: used <= limit, and the sum over the children's `used` == the parent's own `used` when nothing moves. */
-typedef struct shi_account {
-  struct shi_account *parent; /* NULL at the host */
-  _Atomic uint64_t used;      /* committed bytes */
-  _Atomic uint64_t peak;
-  uint64_t limit; /* UINT64_MAX: none */
-  enum shi_account_level level;
-} shi_account;
-
-/* Adds `bytes` at every level or at none. Returns NULL, or the account whose limit stands in the way. */
-shi_account *shi_account_charge(shi_account *account, uint64_t bytes);
-void shi_account_refund(shi_account *account, uint64_t bytes);
 
 /* ---- images --------------------------------------------------------------------------------------------------- */
 

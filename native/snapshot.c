@@ -37,7 +37,10 @@ void shi_snapshot_release(sh_snapshot *snapshot) {
 }
 
 void sh_snapshot_release(sh_snapshot *snapshot) {
-  if (!atomic_load(&shi_forked)) shi_snapshot_release(snapshot);
+  if (atomic_load(&shi_forked)) return;
+  atomic_store(&snapshot->unloaded, true);
+  shi_guests_let_go_of(NULL, snapshot);
+  shi_snapshot_release(snapshot);
 }
 
 /* ---- taken from a guest --------------------------------------------------------------------------------------------- */

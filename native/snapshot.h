@@ -10,6 +10,7 @@ struct sh_snapshot {
   shi_state state;
   shi_wasi_state wasi; /* its table of files; no bytes: as a fresh guest has it */
   _Atomic uint32_t references; /* Python's one, and one for each guest that came from it */
+  _Atomic bool unloaded;       /* Python has let go of it: free guests hold it no longer */
 };
 
 void shi_snapshot_release(sh_snapshot *snapshot); /* NULL: nothing */

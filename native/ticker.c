@@ -2,8 +2,8 @@
  *
  * Starting a call must not cost a system call, and a call must never run without a ticking epoch. So the ticker lingers
  * for a while after the last call, and before it sleeps it says so (`asleep`) and looks once more at `running`; a call
- * first counts itself in `running` and then looks at `asleep`. Both pairs are sequentially consistent: at least one of
- * the two sees the other.
+ * first counts itself in its copy of `running` and then looks at `asleep`. Both pairs are sequentially consistent: at
+ * least one of the two sees the other.
  */
 #include <time.h>
 
@@ -11,6 +11,12 @@
 #include "os.h"
 
 enum { LINGER_TICKS = 25 };
+
+static uint32_t running(const shi_ticker *ticker) {
+  uint32_t sum = 0;
+  for (uint32_t k = 0; k < SHI_COPIES; k++) sum += atomic_load(&ticker->running[k].guests);
+  return sum;
+}
 
 void shi_ticker_advance(shi_ticker *ticker) {
   for (int k = 0; k < SHI_ENGINES; k++) wt.wasmtime_engine_increment_epoch(ticker->engines[k]);
@@ -21,18 +27,18 @@ static void *tick(void *argument) {
   uint32_t idle = 0;
   pthread_mutex_lock(&ticker->mutex);
   while (!ticker->stop) {
-    if (atomic_load(&ticker->running)) {
+    if (running(ticker)) {
       idle = 0;
     } else if (++idle > LINGER_TICKS) {
       atomic_store(&ticker->asleep, true);
-      while (!atomic_load(&ticker->running) && !ticker->stop) pthread_cond_wait(&ticker->wake, &ticker->mutex);
+      while (!running(ticker) && !ticker->stop) pthread_cond_wait(&ticker->wake, &ticker->mutex);
       atomic_store(&ticker->asleep, false);
       idle = 0;
     }
     pthread_mutex_unlock(&ticker->mutex);
     nanosleep(&(struct timespec){.tv_nsec = SHI_TICK_NS}, NULL);
     shi_ticker_advance(ticker);
-    if (atomic_load(&ticker->running)) shi_trap_signals_check_all();
+    if (running(ticker)) shi_trap_signals_check_all();
     pthread_mutex_lock(&ticker->mutex);
   }
   pthread_mutex_unlock(&ticker->mutex);
@@ -57,11 +63,11 @@ void shi_ticker_stop(shi_ticker *ticker) {
 }
 
 void shi_ticker_enter(shi_ticker *ticker) {
-  atomic_fetch_add(&ticker->running, 1);
+  atomic_fetch_add(&ticker->running[shi_copy()].guests, 1);
   if (!atomic_load(&ticker->asleep)) return;
   pthread_mutex_lock(&ticker->mutex);
   pthread_cond_signal(&ticker->wake);
   pthread_mutex_unlock(&ticker->mutex);
 }
 
-void shi_ticker_leave(shi_ticker *ticker) { atomic_fetch_sub(&ticker->running, 1); }
+void shi_ticker_leave(shi_ticker *ticker) { atomic_fetch_sub(&ticker->running[shi_copy()].guests, 1); }

@@ -234,6 +234,140 @@ static void threads_live_whole_lives_beside_each_other(void) {
   }
 }
 
+/* ---- what is counted --------------------------------------------------------------------------------------------- */
+
+enum { COUNTING = 24, LIVES = UNDER_TSAN ? 40 : 400 }; /* more threads than there are copies of a counter */
+
+static void *live_counted_lives(void *argument) {
+  sh_plugin *plugin = argument;
+  sh_reclaim reclaim;
+  for (int k = 0; k < LIVES; k++) {
+    uint64_t guest = sh_spawn(plugin, NULL, NULL, &no_limits, NULL);
+    CHECK(guest);
+    CHECK_EQ(call(guest, ADD, k, 1), k + 1);
+    CHECK_EQ(call(guest, HOST, 5, 0), 5);
+    CHECK_EQ(call(guest, TRAP, 0, 0), SH_CALL_FAILED);
+    CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+  }
+  return NULL;
+}
+
+static uint64_t recorded(sh_host *host, int operation) {
+  static sh_histogram histogram;
+  sh_host_histogram(host, operation, &histogram);
+  uint64_t sum = 0;
+  for (size_t k = 0; k < sizeof histogram.counts / sizeof *histogram.counts; k++) sum += histogram.counts[k];
+  CHECK(sum == 0 || histogram.max > 0);
+  return sum;
+}
+
+static void all_that_threads_do_is_counted(void) {
+  sh_host *host = new_host(SH_POLICY_WARM);
+  sh_plugin *plugin = new_worker(host);
+  pthread_t threads[COUNTING];
+  for (int k = 0; k < COUNTING; k++) CHECK_EQ(pthread_create(&threads[k], NULL, live_counted_lives, plugin), 0);
+  for (int k = 0; k < COUNTING; k++) pthread_join(threads[k], NULL);
+  const uint64_t lives = (uint64_t)COUNTING * LIVES;
+  sh_host_stats stats;
+  sh_host_get_stats(host, &stats);
+  CHECK_EQ(stats.spawns, lives);
+  CHECK_EQ(stats.spawn_failures, 0);
+  CHECK_EQ(stats.calls, 3 * lives);
+  CHECK_EQ(stats.host_calls, lives);
+  CHECK_EQ(stats.traps, lives);
+  CHECK_EQ(stats.guests_live, 0);
+  CHECK(stats.guests_peak >= 1 && stats.guests_peak <= COUNTING);
+  CHECK(stats.pool.regions_peak >= 1 && stats.pool.regions_peak <= COUNTING);
+  CHECK_EQ(stats.pool.acquired_same + stats.pool.acquired_cold + stats.pool.acquired_other, lives);
+  sh_plugin_stats plugin_stats;
+  sh_plugin_get_stats(plugin, &plugin_stats);
+  CHECK_EQ(plugin_stats.spawns, lives);
+  CHECK_EQ(plugin_stats.calls, 3 * lives);
+  CHECK_EQ(plugin_stats.host_calls, lives);
+  CHECK_EQ(plugin_stats.traps, lives);
+  CHECK_EQ(plugin_stats.guests_live, 0);
+  CHECK_EQ(recorded(host, SH_OP_SPAWN), lives);
+  CHECK_EQ(recorded(host, SH_OP_CALL), 3 * lives);
+  CHECK_EQ(recorded(host, SH_OP_CLOSE), lives);
+  check_empty(host);
+  CHECK_EQ(sh_host_close(host), SH_OK);
+  sh_plugin_release(plugin);
+  sh_host_release(host);
+}
+
+/* ---- free guests hold a plugin ---------------------------------------------------------------------------------- */
+
+static uint64_t images(sh_host *host) {
+  sh_host_stats stats;
+  sh_host_get_stats(host, &stats);
+  return stats.pool.images;
+}
+
+static sh_plugin *new_plugin_with_image(sh_host *host) {
+  sh_plugin *plugin = new_plugin(host, keeper_wat, false);
+  const uint8_t byte = 7;
+  CHECK_EQ(sh_plugin_memory(plugin, WASM_PAGE, 16 * WASM_PAGE, WASM_PAGE, 4096, 1, (const uint64_t[]){0},
+                            (const uint8_t *const[]){&byte}, (const uint64_t[]){1}),
+           SH_OK);
+  CHECK_EQ(sh_plugin_link(plugin), SH_OK);
+  return plugin;
+}
+
+typedef struct {
+  sh_plugin *plugin;
+  sh_snapshot *snapshot;
+} origin;
+
+static void *spawn_and_close(void *argument) {
+  const origin *from = argument;
+  sh_reclaim reclaim;
+  for (int k = 0; k < 3; k++) {
+    uint64_t guest = sh_spawn(from->plugin, from->snapshot, NULL, &no_limits, NULL);
+    CHECK(guest);
+    CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+  }
+  return NULL;
+}
+
+static void a_plugin_is_gone_when_it_is_let_go_of(void) {
+  sh_host *host = new_host(SH_POLICY_WARM);
+  for (int round = 0; round < 2; round++) {
+    origin from = {.plugin = new_plugin_with_image(host)};
+    CHECK_EQ(images(host), 1);
+    in_threads(spawn_and_close, &from); /* on each thread a free guest holds it */
+    uint64_t last = 0;
+    if (round == 1) CHECK((last = sh_spawn(from.plugin, NULL, NULL, &no_limits, NULL)));
+    sh_plugin_release(from.plugin);
+    CHECK_EQ(images(host), last ? 1 : 0);
+    sh_reclaim reclaim;
+    if (last) CHECK_EQ(sh_close(last, -1, &reclaim), SH_OK);
+    CHECK_EQ(images(host), 0);
+  }
+  CHECK_EQ(sh_host_close(host), SH_OK);
+  sh_host_release(host);
+}
+
+static void a_snapshot_is_gone_when_it_is_let_go_of(void) {
+  sh_host *host = new_host(SH_POLICY_WARM);
+  origin from = {.plugin = new_plugin_with_image(host)};
+  uint64_t guest = sh_spawn(from.plugin, NULL, NULL, &no_limits, NULL);
+  CHECK(guest);
+  sh_memory memory;
+  CHECK_EQ(sh_memory_get(guest, 0, &memory), SH_OK);
+  memory.base[40000] = 1;
+  CHECK((from.snapshot = sh_snapshot_take(guest)));
+  sh_reclaim reclaim;
+  CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+  CHECK_EQ(images(host), 2);
+  in_threads(spawn_and_close, &from);
+  sh_snapshot_release(from.snapshot);
+  CHECK_EQ(images(host), 1);
+  sh_plugin_release(from.plugin);
+  CHECK_EQ(images(host), 0);
+  CHECK_EQ(sh_host_close(host), SH_OK);
+  sh_host_release(host);
+}
+
 /* ---- all threads the same guests -------------------------------------------------------------------------------- */
 
 enum { SHARED = 3, ROUNDS = 2000 };
@@ -565,6 +699,9 @@ int main(void) {
   }
   sh_set_callbacks(&(sh_callbacks){.hostcall = hostcall, .output = output, .signals = signals});
   RUN(threads_live_whole_lives_beside_each_other);
+  RUN(all_that_threads_do_is_counted);
+  RUN(a_plugin_is_gone_when_it_is_let_go_of);
+  RUN(a_snapshot_is_gone_when_it_is_let_go_of);
   RUN(threads_meddle_with_the_same_guests);
   RUN(hosts_close_while_threads_spawn);
   RUN(a_guest_outlives_its_plugin_and_its_host);
