@@ -96,7 +96,8 @@ static pthread_barrier_t start;
 static uint64_t live(const place *in) { /* lives, until the time is up */
   uint64_t lives = 0;
   for (uint64_t until = now_ns() + budget_ns; now_ns() < until; lives++) {
-    uint64_t guest = shi_spawn(in->plugin, NULL, NULL, &no_limits, NULL); /* past the turnstile, which is Python's */
+    uint64_t guest =
+        shi_spawn(in->plugin, NULL, NULL, &no_limits, NULL, true); /* past the turnstile, which is Python's */
     wasmtime_val_raw_t values[4] = {{.i64 = pages}};
     sh_reclaim reclaim;
     CHECK(guest && shi_call(guest, 0, values, true) == SH_OK && sh_close(guest, -1, &reclaim) == SH_OK);
@@ -212,7 +213,7 @@ static void *spawn_and_close(void *in) {
   const place *here = in;
   sh_reclaim reclaim;
   while (!atomic_load(&stop)) {
-    uint64_t guest = shi_spawn(here->plugin, NULL, NULL, &no_limits, NULL);
+    uint64_t guest = shi_spawn(here->plugin, NULL, NULL, &no_limits, NULL, true);
     CHECK(guest && sh_close(guest, -1, &reclaim) == SH_OK);
   }
   return NULL;
