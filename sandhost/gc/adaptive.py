@@ -1,18 +1,17 @@
 """A percent that follows the growth of the heap: rooms to grow when it is quiet, short ones when not.
 
-    percent
-    200 ┤───╮
-    150 ┤    ╲            percent = 150 - 50 * (r - 0.01) / 0.02, held within 50 and 200
-    100 ┤     ╲           r: growth in MB/ms (1 MB = 10^6 bytes)
-     50 ┤      ╰────────
-        └───┼──┼──┼─────
-         -.01 .01 .05  r
+percent
+200 ┤───╮
+150 ┤    ╲            percent = 150 - 50 * (r - 0.01) / 0.02, held within 50 and 200
+100 ┤     ╲           r: growth in MB/ms (1 MB = 10^6 bytes)
+ 50 ┤      ╰────────
+    └───┼──┼──┼─────
+     -.01 .01 .05  r
 """
 
 from __future__ import annotations
 
 from collections import deque
-from statistics import median
 
 __all__ = ["AdaptivePercent", "percent_of"]
 
@@ -42,6 +41,6 @@ class AdaptivePercent:
         if elapsed_s > 0:
             self._rates.append(growth_bytes / 1e6 / (elapsed_s * 1e3))
         if len(self._rates) == _WINDOWS:
-            wanted = round(percent_of(median(self._rates)))
+            wanted = round(percent_of(sorted(self._rates)[_WINDOWS // 2]))
             self.percent += min(max(wanted - self.percent, -_STEP), _STEP)
         return self.percent

@@ -52,7 +52,9 @@ def percent_goal(
     return max(grown, int(minimum_heap_bytes * percent // 100))
 
 
-def limit_goal(limit_bytes: int | None, marked_bytes: int, other_bytes: int, over_bytes: int) -> int:
+def limit_goal(
+    limit_bytes: int | None, marked_bytes: int, other_bytes: int, over_bytes: int
+) -> int:
     """Return the goal that keeps the heap and all else below the memory limit.
 
     Args:

@@ -20,7 +20,7 @@ from .effort import GOAL_UTILIZATION, Workers
 from .goals import MINIMUM_HEAP_BYTES, Plan
 from .limiter import CpuLimiter
 
-__all__ = ["Pacer"]
+__all__ = ["Pacer", "checked_percent"]
 
 _REMEMBERED = 4
 
@@ -67,7 +67,7 @@ class Pacer:
         """What the last cycle left."""
         self.cons_mark = 0.0
         """Bytes allocated to bytes scanned in the same core time: the largest of the last five cycles."""
-        self._percent = _checked_percent(percent)
+        self._percent = checked_percent(percent)
         self._memory_limit_bytes = memory_limit_bytes
         self._minimum_heap_bytes = minimum_heap_bytes
         self._globals_bytes = globals_bytes
@@ -126,7 +126,7 @@ class Pacer:
 
     @percent.setter
     def percent(self, percent: float | None) -> None:
-        self._percent = _checked_percent(percent)
+        self._percent = checked_percent(percent)
         self._commit()
 
     @property
@@ -138,6 +138,11 @@ class Pacer:
     def memory_limit_bytes(self, limit_bytes: int | None) -> None:
         self._memory_limit_bytes = limit_bytes
         self._replan()
+
+    @property
+    def globals_bytes(self) -> int:
+        """Roots of known size."""
+        return self._globals_bytes
 
     def set_globals(self, globals_bytes: int) -> None:
         """Say how large the roots of known size are now; the goal counts them from the next cycle on."""
@@ -290,7 +295,12 @@ class Pacer:
         )
 
 
-def _checked_percent(percent: float | None) -> float | None:
-    if percent is not None and not 0 <= percent < 1e9:
+def checked_percent(percent: float | None) -> float | None:
+    """Return a percent that can be meant.
+
+    Raises:
+        ConfigError: it is negative, endless or no number.
+    """
+    if percent is not None and not (isinstance(percent, (int, float)) and 0 <= percent < 1e9):
         raise ConfigError(f"percent is {percent!r}; give 0 or more, or None to turn it off")
     return percent

@@ -92,9 +92,7 @@ SCENARIOS = {
 
 def run(scenario: Scenario) -> list[Seen]:
     """Simulate; return what each cycle was."""
-    pacer = Pacer(
-        cores=CORES, percent=scenario.percent, memory_limit_bytes=scenario.limit
-    )
+    pacer = Pacer(cores=CORES, percent=scenario.percent, memory_limit_bytes=scenario.limit)
     seen, black_before, scannable_before = [], 0, 0
     for number in range(scenario.length):
         alloc_rate = scenario.alloc(number) * KIB * 1e3

@@ -1,0 +1,639 @@
+"""The control loop of the handle heap: `host.gc`.
+
+    heap ── on_trigger ──►┐                          ┌─► heap.run_cycle_async
+    period, policies ────►├─ turn(): who is due? ────┤   every 5 ms: figures ► pacer ► set_goal
+    collect() ───────────►┘                          └─► finalizers, next goal, trace
+
+Cycles are numbered. A caller of `collect()` wants the first cycle that begins after its call, which is
+the next number; whoever finds nobody leading a cycle leads one, all others wait for their number. So
+however many call at once, the cycle that runs and the one after it serve them all.
+
+One lock guards the pacer, the settings and the counters, and is never held while the heap works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from .._log import get_logger
+from ..errors import GuestClosed
+from .adaptive import AdaptivePercent
+from .effort import GOAL_UTILIZATION
+from .guards import ForcedBudget, Override, Overrides
+from .pacer import Pacer, checked_percent
+from .protocol import Heap, HeapFigures
+from .trace import Cycle, tracer
+from .triggers import Due, Trigger, Triggers, View
+
+__all__ = ["Collector", "CollectorStats"]
+
+_LOOK_S = 0.005
+"""How often a running cycle is looked at. Arbitrary: short beside the time to reach a goal."""
+_ADAPT_S = 1.0
+_FEWEST_CELLS = 64
+_ALL = 1 << 62
+_AFTER_FAILURE_S = 1.0
+_LOGGER = "sandhost.gc"
+
+
+class CollectorStats(NamedTuple):
+    """What a collector has done. Counters, exact."""
+
+    cycles: int
+    by_reason: dict[str, int]
+    forced_calls: int
+    """Calls of `collect()`."""
+    forced_shared: int
+    """Of these, answered by a cycle that another caller led."""
+    forced_over_budget: int
+    deferred: int
+    """Put off: by the budget, while the host started, or from a finalizer."""
+    pauses: int
+    long_pauses: int
+    policy_errors: int
+    """User's policies that raised, and were removed."""
+    swept_bytes: int
+    """Given back while cycles ran."""
+    finalizers: int
+    collecting_s: float
+    """Core time spent on marking and sweeping."""
+
+
+class _Running:
+    """A cycle that has begun and not ended."""
+
+    __slots__ = (
+        "before",
+        "began_s",
+        "begin_s",
+        "finished_mark",
+        "reason",
+        "stepped",
+        "trigger_bytes",
+    )
+
+    def __init__(
+        self,
+        reason: str,
+        began_s: float,
+        before: HeapFigures,
+        trigger_bytes: int,
+        *,
+        stepped: bool,
+    ) -> None:
+        self.reason, self.began_s, self.before = reason, began_s, before
+        self.trigger_bytes = trigger_bytes
+        self.stepped = stepped  # else it goes on by itself, whatever becomes of its leader
+        self.begin_s = 0.0
+        self.finished_mark = False
+
+
+def _daemon(run: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=run, name="sandhost-gc", daemon=True)
+    thread.start()
+    return thread
+
+
+class Collector:
+    """Collects one heap when a trigger is due or somebody asks. Safe for threads; `close()` it.
+
+    Nothing is collected before `start()`: what is asked for until then runs right after it.
+
+    Args:
+        heap: what is collected; see protocol.py.
+        pacer: decides when, and how hard. The collector's from now on: change it only through here.
+        triggers: what may start a cycle; None: the built-in ones.
+        adaptive: sets the percent from the growth of the heap, a window a second.
+        budget: of forced collections.
+        other_bytes: returns what counts against the memory limit beside the heap.
+        long_pause_s: a pause that lasts longer is logged and counted.
+        trace: is given each cycle that has ended; None: what SANDHOST_GCTRACE asks for.
+        clock: seconds, never going back.
+        thread: starts a thread that waits for triggers; None: nobody waits, call `turn()`.
+    """
+
+    def __init__(
+        self,
+        heap: Heap,
+        pacer: Pacer,
+        *,
+        triggers: Triggers | None = None,
+        adaptive: AdaptivePercent | None = None,
+        budget: ForcedBudget | None = None,
+        other_bytes: Callable[[], int] = int,
+        long_pause_s: float = 10.0,
+        trace: Callable[[Cycle], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        thread: Callable[[Callable[[], None]], threading.Thread] | None = _daemon,
+    ) -> None:
+        self.pacer = pacer
+        self.triggers = triggers or Triggers()
+        self.budget = budget or ForcedBudget()
+        self.last: Cycle | None = None
+        """The cycle that ended last."""
+        self._heap, self._adaptive, self._other_bytes = heap, adaptive, other_bytes
+        self._long_pause_s = long_pause_s
+        self._trace = trace or tracer()
+        self._clock, self._start_thread = clock, thread
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Condition()
+        self._wake = threading.Event()
+        self.triggers.wake = self._wake.set
+        self._started = self._closed = False
+        self._leader: int | None = None  # the thread that is in a cycle
+        self._running: _Running | None = None
+        self._begun = self._ended = 0  # numbers of the last cycle that has; _ended <= _begun
+        self._base = pacer.percent
+        self._overrides = Overrides()
+        self._made_s = self._accounted_s = self._ended_s = self._sampled_s = clock()
+        self._sampled_bytes = self._accounted_assist_ns = 0
+        self._rest_until_s = self._made_s
+        self._by_reason: dict[str, int] = {}
+        self._forced_calls = self._forced_shared = self._over_budget = self._deferred = 0
+        self._pauses = self._long_pauses = self._policy_errors = self._finalizers = 0
+        self._swept_bytes, self._collecting_s = 0, 0.0
+
+    # ---- beginning and end ----
+
+    def start(self) -> None:
+        """Begin to collect: the host has started."""
+        with self._lock:
+            self._check_open()
+            if self._started:
+                return
+            self._started = True
+            self._ended_s = self._sampled_s = self._clock()
+            self._apply()
+            self._heap.on_trigger = self._wake.set
+        self._wake.set()
+        if self._start_thread is not None:
+            me, wake = weakref.ref(self), self._wake
+            self._thread = self._start_thread(lambda: _wait_for_triggers(me, wake))
+
+    def close(self) -> None:
+        """Stop: wait for a cycle that runs, then no more begin. Idempotent."""
+        with self._lock:
+            self._closed = True
+            self._heap.on_trigger = None
+            self._lock.notify_all()
+            while self._leader not in (None, threading.get_ident()):
+                self._lock.wait()
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def __del__(self) -> None:
+        if hasattr(self, "_wake"):
+            self._wake.set()  # its thread holds it weakly, and finds it gone
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise GuestClosed("the host is closed: its handles are not collected any more")
+
+    # ---- what users ask for ----
+
+    def collect(self) -> Cycle | None:
+        """Run a full cycle that begins after this call, or share one; return what it was.
+
+        What it found is swept, and its finalizers have run, when this returns. Memory goes back to
+        Python's allocator, not to the operating system.
+
+        Returns:
+            None if it was put off: while the host starts, when a finalizer calls it, and beyond a
+            budget that defers.
+
+        Raises:
+            GuestClosed: the host is closed.
+        """
+        with self._lock:
+            self._check_open()
+            self._forced_calls += 1
+            if not self._started or self._leader == threading.get_ident():
+                self._defer()
+                return None
+            wanted = self._begun + 1
+            while self._leader is not None:
+                self._lock.wait()
+                if self._ended >= wanted:
+                    self._forced_shared += 1
+                    return self.last
+                self._check_open()
+            now_s = self._clock()
+            within = self.budget.take(now_s)
+            warn = not within and self.budget.may_warn(now_s)
+            self._over_budget += not within
+            put_off = not within and self.budget.defer
+            if put_off:
+                self._defer()
+            else:
+                self._leader = threading.get_ident()
+        if warn:
+            get_logger(_LOGGER).warning(
+                "collections are forced too often",
+                cycles=self.budget.cycles,
+                period_s=self.budget.period_s,
+                over=self._over_budget,
+            )
+        return None if put_off else self._lead("explicit")
+
+    def step(self, budget_bytes: int, reason: str = "step") -> bool:
+        """Do about so much of a cycle on this thread, for schedules of one's own; True: it has ended.
+
+        The first step begins a cycle. Between steps guests run, and assist like in any cycle.
+
+        Raises:
+            GuestClosed: the host is closed.
+        """
+        with self._lock:
+            self._check_open()
+            if not self._started or self._leader is not None:
+                return False
+            self._leader = threading.get_ident()
+        try:
+            return self._step(budget_bytes, reason)
+        finally:
+            self._let_go()
+
+    @property
+    def percent(self) -> float | None:
+        """Growth between collections, in percent of what the last one left; None: off.
+
+        Within `percent_set` and `paused` it is what these want; setting it changes what comes back
+        after them, and ends an adaptive percent.
+        """
+        with self._lock:
+            return self._overrides.percent(self._base)
+
+    @percent.setter
+    def percent(self, percent: float | None) -> None:
+        with self._lock:
+            self.pacer.percent = percent  # checks it
+            self._base, self._adaptive = percent, None
+            self._apply()
+        self._wake.set()
+
+    @property
+    def memory_limit(self) -> int | None:
+        """Soft limit in bytes of the heap and what counts beside it; None: none."""
+        return self.pacer.memory_limit_bytes
+
+    @memory_limit.setter
+    def memory_limit(self, limit_bytes: int | None) -> None:
+        with self._lock:
+            self.pacer.memory_limit_bytes = limit_bytes
+            self._apply()
+        self._wake.set()
+
+    @contextlib.contextmanager
+    def percent_set(self, percent: float | None) -> Iterator[None]:
+        """Have another percent within a block. Blocks nest, and end in any order on any thread."""
+        override = Override(self._clock(), checked_percent(percent), pause=False)
+        with self._overridden(override):
+            yield
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Have no automatic collection within a block, but those of the memory limit.
+
+        `collect()` still collects. A pause that lasts too long is logged, while it lasts.
+        """
+        override = Override(self._clock(), None, pause=True)
+        with self._lock:
+            self._pauses += 1
+        try:
+            with self._overridden(override):
+                yield
+        finally:
+            self._report_pause(override)
+
+    @contextlib.contextmanager
+    def _overridden(self, override: Override) -> Iterator[None]:
+        with self._lock:
+            self._overrides.add(override)
+            self._apply()
+        self._wake.set()  # it may have to look sooner: at a trigger, or at how long a pause lasts
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._overrides.remove(override)
+                self._apply()
+            self._wake.set()
+
+    def stats(self) -> CollectorStats:
+        """Return what has been done so far."""
+        with self._lock:
+            return CollectorStats(
+                cycles=self._ended,
+                by_reason=dict(self._by_reason),
+                forced_calls=self._forced_calls,
+                forced_shared=self._forced_shared,
+                forced_over_budget=self._over_budget,
+                deferred=self._deferred,
+                pauses=self._pauses,
+                long_pauses=self._long_pauses,
+                policy_errors=self._policy_errors,
+                swept_bytes=self._swept_bytes,
+                finalizers=self._finalizers,
+                collecting_s=self._collecting_s,
+            )
+
+    # ---- the loop ----
+
+    def turn(self) -> float | None:
+        """Look at all triggers once and serve the first that is due. The collector's thread does this.
+
+        Returns:
+            After how many seconds to look again at the latest; 0: at once; None: when woken.
+        """
+        with self._lock:
+            if self._closed or not self._started:
+                return None
+            self._adapt()
+            self._apply()
+            pauses, view = self._overrides.pauses(), self._view()
+        for pause in pauses:
+            self._report_pause(pause)
+        due, wait_s = self._look(view, paused=bool(pauses))
+        with self._lock:
+            if self._leader is not None or self._closed:
+                return wait_s  # who leads wakes the loop at the end
+            if due is None and (self._running is None or self._running.stepped):
+                return wait_s
+            self._leader = threading.get_ident()
+        if due is None or due.budget_bytes is None:
+            self._lead(due.label if due is not None else None)
+            return 0.0
+        try:
+            self._step(due.budget_bytes, due.label)
+        finally:
+            self._let_go()
+        return wait_s
+
+    def _look(self, view: View, *, paused: bool) -> tuple[Due | None, float | None]:
+        """Ask the triggers, without the lock; return who is due and when to look again."""
+        waits = [self._adapt_in_s(view.now_s), self._long_pause_in_s(view.now_s)]
+        due = None
+        for trigger in self.triggers:
+            if paused and not trigger.even_paused:
+                continue
+            answer, wait_s = self._ask(trigger, view)
+            waits.append(wait_s)
+            if answer and due is None:
+                due = Due(trigger.label, None if answer is True else int(answer))
+        return due, min((wait for wait in waits if wait is not None), default=None)
+
+    def _ask(self, trigger: Trigger, view: View) -> tuple[bool | int, float | None]:
+        try:
+            answer, wait_s = trigger.due(view), trigger.wait_s(view)
+        except Exception:  # noqa: BLE001 - a user's policy may raise anything
+            with self._lock:
+                self._policy_errors += 1
+            self.triggers.give_up(trigger)
+            get_logger(_LOGGER).exception("a policy failed and is removed", label=trigger.label)
+            return False, 0.0
+        if answer and trigger.label == "limit" and view.now_s < self._rest_until_s:
+            return False, self._rest_until_s - view.now_s
+        if answer and trigger is self.triggers.explicit and self.budget.defer:
+            left_s = self.budget.wait_s(view.now_s)
+            if left_s > 0:
+                return False, left_s
+            self.budget.take(view.now_s)
+        return answer, wait_s
+
+    def _view(self) -> View:
+        pacer = self.pacer
+        return View(
+            now_s=self._clock(),
+            last_cycle_s=self._ended_s,
+            cycles=self._ended,
+            live_bytes=self._heap.figures().live_bytes,
+            marked_bytes=pacer.marked_bytes,
+            goal_bytes=pacer.goal_bytes,
+            trigger_bytes=pacer.trigger_bytes,
+            limit_bytes=pacer.memory_limit_bytes,
+            limit_trigger_bytes=pacer.limit_plan().trigger_bytes,
+            growing=pacer.percent is not None,
+        )
+
+    def _adapt(self) -> None:
+        now_s = self._clock()
+        if self._adaptive is None or now_s < self._sampled_s + _ADAPT_S:
+            return
+        live_bytes = self._heap.figures().live_bytes
+        self._base = self._adaptive.observe(
+            now_s - self._sampled_s, live_bytes - self._sampled_bytes
+        )
+        self._sampled_s, self._sampled_bytes = now_s, live_bytes
+
+    def _adapt_in_s(self, now_s: float) -> float | None:
+        return None if self._adaptive is None else max(self._sampled_s + _ADAPT_S - now_s, 0.0)
+
+    def _long_pause_in_s(self, now_s: float) -> float | None:
+        ends = [p.began_s + self._long_pause_s for p in self._overrides.pauses() if not p.reported]
+        return max(min(ends) - now_s, 0.0) if ends else None
+
+    def _report_pause(self, pause: Override) -> None:
+        with self._lock:
+            lasts_s = self._clock() - pause.began_s
+            if pause.reported or lasts_s < self._long_pause_s:
+                return
+            pause.reported = True
+            self._long_pauses += 1
+        get_logger(_LOGGER).warning(
+            "collections are paused for long", seconds=lasts_s, limit_s=self._long_pause_s
+        )
+
+    def _defer(self) -> None:
+        self._deferred += 1
+        self.triggers.explicit.request()
+
+    # ---- one cycle, on the leader's thread ----
+
+    def _lead(self, reason: str | None) -> Cycle | None:
+        """Finish what was begun and left, then run a cycle (None: no other one)."""
+        try:
+            while self._running is not None:  # it began before, so it serves nobody who asks now
+                if self._running.stepped:
+                    self._step(_ALL, self._running.reason)
+                else:  # an interrupt took its leader away
+                    self._see_through()
+            if reason is None:
+                return self.last
+            running = self._begin(reason, stepped=False)
+            try:
+                self._heap.run_cycle_async()
+            except BaseException:
+                self._running = None
+                raise
+            running.begin_s = self._clock() - running.began_s
+            return self._see_through()
+        finally:
+            self._let_go()
+
+    def _see_through(self) -> Cycle:
+        while not self._heap.wait(_LOOK_S):
+            self._revise()
+        return self._end()
+
+    def _step(self, budget_bytes: int, reason: str) -> bool:
+        heap, running = self._heap, self._running
+        if running is None:
+            running = self._begin(reason, stepped=True)
+            heap.begin_cycle()
+            running.begin_s = self._clock() - running.began_s
+            return False
+        if not running.finished_mark:
+            if heap.mark(budget_bytes):
+                heap.finish_mark()
+                running.finished_mark = True
+            self._revise()
+            return False
+        figures = heap.figures()
+        cell_bytes = max(figures.live_bytes // max(figures.live_cells, 1), 1)
+        if not heap.sweep(max(budget_bytes // cell_bytes, _FEWEST_CELLS)):
+            return False
+        self._end()
+        return True
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._leader = None
+            self._lock.notify_all()
+        self._wake.set()
+
+    def _begin(self, reason: str, *, stepped: bool) -> _Running:
+        with self._lock:
+            before = self._heap.figures()
+            self._account(before)
+            trigger_bytes = self.pacer.trigger_bytes
+            self.pacer.start_cycle(before.live_bytes, periodic=reason == "period")
+            self._apply()
+            self._begun += 1
+            for trigger in self.triggers:
+                trigger.begun()
+            running = _Running(reason, self._clock(), before, trigger_bytes, stepped=stepped)
+            self._running = running
+            return running
+
+    def _revise(self) -> None:
+        with self._lock:
+            now = self._heap.figures()
+            self._account(now)
+            self.pacer.revise(now.live_bytes, now.scan_work_bytes, now.roots_bytes)
+            self._apply()
+
+    def _end(self) -> Cycle:
+        running = self._running
+        assert running is not None
+        finalizers = self._heap.run_finalizers()  # the user's code: outside the lock
+        with self._lock:
+            now_s, after, before = self._clock(), self._heap.figures(), running.before
+            self._account(after)
+            pacer = self.pacer
+            assist_s = (after.assist_ns - before.assist_ns) / 1e9
+            background_s = (after.mark_ns - before.mark_ns) / 1e9
+            sweep_s = (after.sweep_ns - before.sweep_ns) / 1e9
+            mark_s = max(now_s - running.began_s - running.begin_s - sweep_s, 0.0)
+            utilization = GOAL_UTILIZATION
+            if mark_s > 0:
+                utilization = min((assist_s + background_s) / (mark_s * pacer.cores), 1.0)
+            # Nobody looked at the very end of marking: what was allocated until then, by its time.
+            allocated = after.alloc_bytes - before.alloc_bytes
+            while_marking = int(allocated * mark_s / (mark_s + sweep_s)) if mark_s else allocated
+            peak_bytes = before.live_bytes + while_marking
+            ratio = pacer.revise(peak_bytes, after.scan_work_bytes, after.roots_bytes)
+            goal_bytes, limited = pacer.goal_bytes, pacer.limited
+            pacer.end_cycle(after.marked_bytes, utilization)
+            swept_bytes = after.free_bytes - before.free_bytes
+            self._collecting_s += assist_s + background_s + sweep_s
+            cycle = Cycle(
+                number=self._begun,
+                reason=running.reason,
+                began_s=running.began_s - self._made_s,
+                begin_s=running.begin_s,
+                mark_s=mark_s,
+                sweep_s=sweep_s,
+                assist_s=assist_s,
+                background_s=background_s,
+                live_before_bytes=before.live_bytes,
+                live_after_bytes=after.live_bytes,
+                peak_bytes=peak_bytes,
+                marked_bytes=after.marked_bytes,
+                swept_bytes=swept_bytes,
+                goal_bytes=goal_bytes,
+                trigger_bytes=running.trigger_bytes,
+                scanned_bytes=after.scan_work_bytes,
+                roots_bytes=after.roots_bytes,
+                globals_bytes=pacer.globals_bytes,
+                utilization=utilization,
+                assist_ratio=ratio,
+                cons_mark=pacer.cons_mark,
+                percent=pacer.percent,
+                limited=limited,
+                limiting=pacer.limiter.limiting,
+                longest_stop_ns=after.longest_stop_ns,
+                finalizers=finalizers,
+                cores=pacer.cores,
+                spent=self._collecting_s / max((now_s - self._made_s) * pacer.cores, 1e-9),
+            )
+            self._running, self.last = None, cycle
+            self._ended, self._ended_s = self._begun, now_s
+            self._by_reason[running.reason] = self._by_reason.get(running.reason, 0) + 1
+            self._swept_bytes += swept_bytes
+            self._finalizers += finalizers
+            self._apply()
+            if running.reason == "limit" and after.live_bytes >= pacer.limit_plan().trigger_bytes:
+                # All that is there is in use. Collecting again at once would change nothing, and
+                # without a rest there would be nothing but collecting: at most half of the time.
+                self._rest_until_s = now_s + cycle.duration_s
+        self._trace(cycle)
+        return cycle
+
+    def _account(self, figures: HeapFigures) -> None:
+        """Tell the CPU limiter how time was spent since it was last told."""
+        now_s = self._clock()
+        assist_s = (figures.assist_ns - self._accounted_assist_ns) / 1e9
+        self.pacer.elapse(now_s - self._accounted_s, assist_s=assist_s)
+        self._accounted_s, self._accounted_assist_ns = now_s, figures.assist_ns
+
+    def _apply(self) -> None:
+        """Take over settings into the pacer, and what it wants into the heap."""
+        pacer = self.pacer
+        percent = self._overrides.percent(self._base)
+        if "heap goal" not in self.triggers:  # somebody else's policy is to decide
+            percent = None
+        if percent != pacer.percent:
+            pacer.percent = percent
+        if pacer.memory_limit_bytes is not None:
+            other = self._other_bytes()
+            over = self._heap.figures().live_bytes + other - pacer.memory_limit_bytes
+            pacer.set_other(other, max(over, 0))
+        self._heap.set_goal(pacer.goal_bytes, pacer.trigger_bytes, pacer.assist_ratio)
+
+
+def _wait_for_triggers(collector: weakref.ReferenceType[Collector], wake: threading.Event) -> None:
+    """Give the collector its turns until it is closed or gone; between them, hold nothing of it."""
+    wait_s: float | None = 0.0
+    while True:
+        wake.wait(wait_s)
+        wake.clear()
+        alive = collector()
+        if alive is None or alive.closed:
+            return
+        try:
+            wait_s = alive.turn()
+        except Exception:  # noqa: BLE001 - no error of one cycle may end collecting
+            get_logger(_LOGGER).exception("a collection failed")
+            wait_s = _AFTER_FAILURE_S
+        del alive
