@@ -1,10 +1,12 @@
 """When the handle heap is collected, how hard, and at whose cost.
 
-    collector          the control loop: host.gc                 \\
-    triggers           what may start a cycle                     } know a heap (protocol.py), not a host
-    trace              one line, one event a cycle               /
-    pacer              state between cycles                      \\
-    goals, effort      the arithmetic: heap goal and trigger;     } numbers in, numbers out: no clock,
-                       workers, assists, cons/mark               /  no heap, no thread
-    limiter, adaptive  how much time collecting may take; a percent that follows the load
+    collector            the control loop: host.gc
+    triggers, guards     what may start a cycle; budget and settings that come back
+    trace                what a cycle was: one line, one event
+    protocol             what is asked of a heap
+    pacer, adaptive      state between cycles; a percent that follows the load
+    goals, effort        the arithmetic: heap goal and trigger; workers, assists, cons/mark
+    limiter              how much of the time collecting may take
+
+The first three know a heap, not a host. The rest is numbers in, numbers out: no clock, no thread.
 """

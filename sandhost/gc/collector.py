@@ -423,6 +423,7 @@ class Collector:
             trigger_bytes=pacer.trigger_bytes,
             limit_bytes=pacer.memory_limit_bytes,
             limit_trigger_bytes=pacer.limit_plan().trigger_bytes,
+            limited=pacer.limited,
             growing=pacer.percent is not None,
         )
 
@@ -593,10 +594,12 @@ class Collector:
             self._swept_bytes += swept_bytes
             self._finalizers += finalizers
             self._apply()
-            if running.reason == "limit" and after.live_bytes >= pacer.limit_plan().trigger_bytes:
-                # All that is there is in use. Collecting again at once would change nothing, and
-                # without a rest there would be nothing but collecting: at most half of the time.
-                self._rest_until_s = now_s + cycle.duration_s
+            if running.reason == "limit" and pacer.limit_plan().goal_bytes <= after.marked_bytes:
+                # What is in use exceeds the limit by itself. Collecting again at once would change
+                # nothing, and there would be nothing but collecting: at most half of the time.
+                cores_s = (assist_s + background_s + sweep_s) / pacer.cores
+                wall_s = now_s - running.began_s
+                self._rest_until_s = now_s + max(wall_s, 2 * cores_s - wall_s)
         self._trace(cycle)
         return cycle
 

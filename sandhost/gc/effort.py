@@ -52,6 +52,7 @@ def assist_ratio(
     expected_bytes: int,
     worst_bytes: int,
     percent: float | None,
+    ceiling_bytes: int,
 ) -> float:
     """Return the bytes of scan work that allocating one byte must do, or take from the background.
 
@@ -61,16 +62,18 @@ def assist_ratio(
         work_bytes: what has been scanned so far, roots and cells.
         expected_bytes: what the last cycle scanned.
         worst_bytes: all that there could be to scan.
+        ceiling_bytes: what the memory limit leaves to the heap; a goal is never pushed beyond it.
     """
+    ceiling_bytes = max(ceiling_bytes, goal_bytes)
     if work_bytes > expected_bytes:
         # The heap grows. Go on at the same pace towards the worst case, over a way that is longer
         # in proportion, but not beyond what the next cycle may use in any case.
         way = (goal_bytes - triggered_bytes) * worst_bytes / max(expected_bytes, 1)
         growth = 1 + (_PERCENT_WHEN_OFF if percent is None else percent) / 100
-        goal_bytes = int(min(triggered_bytes + way, growth * goal_bytes))
+        goal_bytes = int(min(triggered_bytes + way, growth * goal_bytes, ceiling_bytes))
         expected_bytes = worst_bytes
     if live_bytes > goal_bytes:  # too late: a last tenth, and everything must be done by then
-        goal_bytes = int(goal_bytes * _OVERSHOOT)
+        goal_bytes = int(min(goal_bytes * _OVERSHOOT, ceiling_bytes))
         expected_bytes = worst_bytes
     remaining = max(expected_bytes - work_bytes, _LEAST_WORK_BYTES)
     return remaining / max(goal_bytes - live_bytes, 1)

@@ -91,15 +91,14 @@ def plan(
         unswept_from_bytes: heap size at the last cycle's end while its sweep still runs.
     """
     goal, earliest = percent_goal_bytes, 0
+    if unswept_from_bytes is not None:
+        earliest = unswept_from_bytes + _SWEEP_DISTANCE_BYTES
+        goal = max(goal, earliest)
+    if triggered_bytes is not None:
+        goal = max(goal, triggered_bytes + _SMALLEST_RUNWAY_BYTES)
     limited = limit_goal_bytes < goal
-    if limited:
-        goal = limit_goal_bytes
-    else:  # only here may the goal move up: the limit stands
-        if unswept_from_bytes is not None:
-            earliest = unswept_from_bytes + _SWEEP_DISTANCE_BYTES
-            goal = max(goal, earliest)
-        if triggered_bytes is not None:
-            goal = max(goal, triggered_bytes + _SMALLEST_RUNWAY_BYTES)
+    if limited:  # whatever moved the goal up: the limit stands, and the trigger below it
+        goal, earliest = limit_goal_bytes, 0
     goal = min(goal, UNLIMITED)
     if goal == UNLIMITED or marked_bytes >= goal:
         return Plan(goal, goal, limited)

@@ -53,7 +53,7 @@ class CpuLimiter:
         """
         total_s = seconds * self.cores
         collector_s = assist_s + (total_s * GOAL_UTILIZATION if collecting else 0.0)
-        self._pour(collector_s, total_s - idle_s - collector_s)
+        self._pour(collector_s, max(total_s - idle_s - collector_s, 0.0))
 
     def stop(self, seconds: float) -> None:
         """Account for a time in which the collector let nobody run."""

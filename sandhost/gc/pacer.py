@@ -271,6 +271,7 @@ class Pacer:
         if self._triggered_bytes is None:
             self._assist_ratio = 0.0
             return
+        limit = self._memory_limit_bytes
         self._assist_ratio = effort.assist_ratio(
             goal_bytes=self.goal_bytes,
             triggered_bytes=self._triggered_bytes,
@@ -279,6 +280,7 @@ class Pacer:
             expected_bytes=self._expected_bytes,
             worst_bytes=self._scannable_bytes + self._roots_worst_bytes + self._globals_bytes,
             percent=self._percent,
+            ceiling_bytes=UNLIMITED if limit is None else limit - self._other_bytes,
         )
 
     def _planned(self, percent_goal_bytes: int) -> Plan:

@@ -1,6 +1,7 @@
-"""What one cycle was: a record, a line in Go's field order, a structured event.
+r"""What one cycle was: a record, a line in Go's field order, a structured event.
 
-    gc 7 @1.204s 3%: 0.051+12+0.84 ms clock, 0.051+1.1/11/0+0.84 ms cpu, 61->66->31 MB, 66 MB goal, 0 MB stacks, 0 MB globals, 2 P
+    gc 7 @1.204s 3%: 0.05+12+0.84 ms clock, 0.05+1.1/11/0+0.84 ms cpu, 61->66->31 MB, 66 MB goal, \
+        0 MB stacks, 0 MB globals, 2 P
 
 The fields are those of Go's `GODEBUG=gctrace=1` (its package documentation, runtime), in Go's units:
 number, seconds since the collector began, share of all core time spent on collecting since then; wall

@@ -48,6 +48,8 @@ class View(NamedTuple):
     limit_bytes: int | None
     limit_trigger_bytes: int
     """The heap size at which the memory limit wants one."""
+    limited: bool
+    """That is because of the memory limit."""
     growing: bool
     """False while collections are paused or the percent is off."""
 
@@ -97,8 +99,8 @@ class HeapGoal(Trigger):
     label = "heap goal"
 
     def due(self, view: View) -> bool:
-        """The heap has reached the pacer's trigger."""
-        return view.growing and view.live_bytes >= view.trigger_bytes
+        """The heap has reached the pacer's trigger, and it is not the limit's."""
+        return view.growing and not view.limited and view.live_bytes >= view.trigger_bytes
 
 
 class Period(Trigger):
@@ -185,7 +187,10 @@ class Triggers:
         if period is not None:
             self._all += (Period(period),)
         for request in (self.explicit, self.pressure):
-            request.wake = lambda: self.wake()
+            request.wake = self._woken
+
+    def _woken(self) -> None:
+        self.wake()
 
     def __iter__(self) -> Iterator[Trigger]:
         return iter(self._all)
