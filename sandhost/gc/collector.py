@@ -36,6 +36,8 @@ _LOOK_S = 0.005
 """How often a running cycle is looked at. Arbitrary: short beside the time to reach a goal."""
 _ADAPT_S = 1.0
 _FEWEST_CELLS = 64
+_UNKNOWN_CELL_BYTES = 128
+"""What reading a cell costs until a first cycle has shown it: a cell with some edges."""
 _ALL = 1 << 62
 _AFTER_FAILURE_S = 1.0
 _LOGGER = "sandhost.gc"
@@ -518,7 +520,11 @@ class Collector:
             before = self._heap.figures()
             self._account(before)
             trigger_bytes = self.pacer.trigger_bytes
-            self.pacer.start_cycle(before.live_bytes, periodic=reason == "period")
+            self.pacer.start_cycle(
+                before.live_bytes,
+                scannable_bytes=None if self._ended else before.live_cells * _UNKNOWN_CELL_BYTES,
+                periodic=reason == "period",
+            )
             self._apply()
             self._begun += 1
             for trigger in self.triggers:
@@ -531,15 +537,17 @@ class Collector:
         with self._lock:
             now = self._heap.figures()
             self._account(now)
-            self.pacer.revise(now.live_bytes, now.scan_work_bytes, now.roots_bytes)
+            self.pacer.revise(
+                now.live_bytes, now.scan_work_bytes - now.roots_bytes, now.roots_bytes
+            )
             self._apply()
 
     def _end(self) -> Cycle:
         running = self._running
         assert running is not None
+        after, before, now_s = self._heap.figures(), running.before, self._clock()
         finalizers = self._heap.run_finalizers()  # the user's code: outside the lock
         with self._lock:
-            now_s, after, before = self._clock(), self._heap.figures(), running.before
             self._account(after)
             pacer = self.pacer
             assist_s = (after.assist_ns - before.assist_ns) / 1e9
@@ -553,9 +561,11 @@ class Collector:
             allocated = after.alloc_bytes - before.alloc_bytes
             while_marking = int(allocated * mark_s / (mark_s + sweep_s)) if mark_s else allocated
             peak_bytes = before.live_bytes + while_marking
-            ratio = pacer.revise(peak_bytes, after.scan_work_bytes, after.roots_bytes)
+            scanned_bytes = after.scan_work_bytes - after.roots_bytes
+            ratio = pacer.revise(peak_bytes, scanned_bytes, after.roots_bytes)
             goal_bytes, limited = pacer.goal_bytes, pacer.limited
-            pacer.end_cycle(after.marked_bytes, utilization)
+            # Found, and born since: all that is there once the sweep is done.
+            pacer.end_cycle(after.live_bytes, utilization)
             swept_bytes = after.free_bytes - before.free_bytes
             self._collecting_s += assist_s + background_s + sweep_s
             cycle = Cycle(
@@ -574,7 +584,7 @@ class Collector:
                 swept_bytes=swept_bytes,
                 goal_bytes=goal_bytes,
                 trigger_bytes=running.trigger_bytes,
-                scanned_bytes=after.scan_work_bytes,
+                scanned_bytes=scanned_bytes,
                 roots_bytes=after.roots_bytes,
                 globals_bytes=pacer.globals_bytes,
                 utilization=utilization,
@@ -594,7 +604,7 @@ class Collector:
             self._swept_bytes += swept_bytes
             self._finalizers += finalizers
             self._apply()
-            if running.reason == "limit" and pacer.limit_plan().goal_bytes <= after.marked_bytes:
+            if running.reason == "limit" and pacer.limit_plan().goal_bytes <= after.live_bytes:
                 # What is in use exceeds the limit by itself. Collecting again at once would change
                 # nothing, and there would be nothing but collecting: at most half of the time.
                 cores_s = (assist_s + background_s + sweep_s) / pacer.cores

@@ -37,15 +37,15 @@ class HeapFigures(Protocol):
 
     @property
     def marked_bytes(self) -> int:
-        """Kept by the running cycle so far, or by the last one: marked, and allocated meanwhile."""
+        """Found by the running cycle so far, or by the last one; what was born meanwhile is not in it."""
 
     @property
     def scan_work_bytes(self) -> int:
-        """Cells scanned by the running cycle so far, or by the last one."""
+        """Read by the running cycle so far, or by the last one, roots included."""
 
     @property
     def roots_bytes(self) -> int:
-        """Roots scanned, likewise."""
+        """Of these, roots: what does not lie in the heap and had to be read."""
 
     @property
     def assist_ns(self) -> int:
@@ -70,19 +70,19 @@ class Heap(Protocol):
     All methods may be called from any thread; those of a cycle from one at a time.
     """
 
-    on_trigger: Callable[[], None] | None
+    on_trigger: Callable[[], object] | None
     """Called outside the heap's locks, on the allocating thread, when `live_bytes` passes the trigger."""
 
     def begin_cycle(self) -> None:
         """Begin to mark. From here on the barrier keeps what is unlinked, and new cells are marked."""
 
-    def mark(self, budget: int) -> bool:
-        """Scan about `budget` bytes; True: nothing grey is left for now."""
+    def mark(self, budget_bytes: int, /) -> bool:
+        """Read about so many bytes; True: nothing grey is left for now."""
 
     def finish_mark(self) -> None:
         """Mark what is left, which is little, and begin to sweep."""
 
-    def sweep(self, budget_cells: int) -> bool:
+    def sweep(self, budget_cells: int, /) -> bool:
         """Look at so many cells and free those that are not marked; True: the cycle is over."""
 
     def run_finalizers(self) -> int:
@@ -91,11 +91,11 @@ class Heap(Protocol):
     def run_cycle_async(self) -> None:
         """Run a whole cycle, without finalizers, on the heap's own thread."""
 
-    def wait(self, timeout_s: float) -> bool:
+    def wait(self, timeout_s: float, /) -> bool:
         """Wait for the end of the running cycle; False: it is not over yet."""
 
     def figures(self) -> HeapFigures:
         """Read everything at once."""
 
-    def set_goal(self, goal_bytes: int, trigger_bytes: int, assist_ratio: float) -> None:
-        """Take over what the pacer wants. The ratio is in bytes to scan for each byte allocated."""
+    def set_goal(self, goal_bytes: int, trigger_bytes: int, assist_ratio: float, /) -> None:
+        """Take over what the pacer wants. The ratio is in bytes to read for each byte allocated."""

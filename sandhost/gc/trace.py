@@ -42,16 +42,17 @@ class Cycle(NamedTuple):
     background_s: float
     live_before_bytes: int
     live_after_bytes: int
-    """When the cycle was over."""
+    """When the sweep was over: what the next goal is computed from."""
     peak_bytes: int
     """What was live when it began and what was allocated meanwhile."""
     marked_bytes: int
+    """Found reachable; what was allocated meanwhile stays too."""
     swept_bytes: int
     """Given back while it ran, by sweep and by hand."""
     goal_bytes: int
     trigger_bytes: int
     scanned_bytes: int
-    """Cells."""
+    """Read in the heap; a cell costs what reading it costs, not what it stands for."""
     roots_bytes: int
     globals_bytes: int
     utilization: float
@@ -87,7 +88,8 @@ def line(cycle: Cycle) -> str:
     clock = "+".join(map(_ms, (cycle.begin_s, cycle.mark_s, cycle.sweep_s)))
     marking = "/".join(map(_ms, (cycle.assist_s, cycle.background_s, 0.0)))
     heap = "->".join(
-        str(size >> 20) for size in (cycle.live_before_bytes, cycle.peak_bytes, cycle.marked_bytes)
+        str(size >> 20)
+        for size in (cycle.live_before_bytes, cycle.peak_bytes, cycle.live_after_bytes)
     )
     goal = min(cycle.goal_bytes, 2**63 - 1) >> 20
     return (

@@ -142,7 +142,6 @@ class SimHeap:
             self.cells.append(cell := Cell(size, colour))
         cell.edges = edges or []
         if self.phase == "mark":
-            self.marked += size
             for other in cell.edges:  # its edges are never scanned again
                 self.shade(other)
         before, self.live = self.live, self.live + size
@@ -275,7 +274,7 @@ class SimHeap:
             alloc_bytes=self.alloc_bytes,
             free_bytes=self.free_bytes,
             marked_bytes=self.marked,
-            scan_work_bytes=self.scanned,
+            scan_work_bytes=self.scanned + self.roots_scanned,
             roots_bytes=self.roots_scanned,
             assist_ns=self.assist_ns,
             mark_ns=self.mark_ns,
