@@ -34,7 +34,8 @@ __all__ = ["Collector", "CollectorStats"]
 
 _LOOK_S = 0.005
 """How often a running cycle is looked at. Arbitrary: short beside the time to reach a goal."""
-_ADAPT_S = 1.0
+_ADAPT_S = 0.25
+"""Shortest window: over less, what a cycle happens to leave says more than the growth."""
 _FEWEST_CELLS = 64
 _UNKNOWN_CELL_BYTES = 128
 """What reading a cell costs until a first cycle has shown it: a cell with some edges."""
@@ -110,7 +111,7 @@ class Collector:
         heap: what is collected; see protocol.py.
         pacer: decides when, and how hard. The collector's from now on: change it only through here.
         triggers: what may start a cycle; None: the built-in ones.
-        adaptive: sets the percent from the growth of the heap, a window a second.
+        adaptive: sets the percent from the growth of what cycles leave, in windows of 0.25 s or more.
         budget: of forced collections.
         other_bytes: returns what counts against the memory limit beside the heap.
         long_pause_s: a pause that lasts longer is logged and counted.
@@ -361,7 +362,6 @@ class Collector:
         with self._lock:
             if self._closed or not self._started:
                 return None
-            self._adapt()
             self._apply()
             pauses, view = self._overrides.pauses(), self._view()
         for pause in pauses:
@@ -384,7 +384,7 @@ class Collector:
 
     def _look(self, view: View, *, paused: bool) -> tuple[Due | None, float | None]:
         """Ask the triggers, without the lock; return who is due and when to look again."""
-        waits = [self._adapt_in_s(view.now_s), self._long_pause_in_s(view.now_s)]
+        waits = [self._long_pause_in_s(view.now_s)]
         due = None
         for trigger in self.triggers:
             if paused and not trigger.even_paused:
@@ -429,18 +429,13 @@ class Collector:
             growing=pacer.percent is not None,
         )
 
-    def _adapt(self) -> None:
-        now_s = self._clock()
-        if self._adaptive is None or now_s < self._sampled_s + _ADAPT_S:
+    def _adapt(self, now_s: float, live_bytes: int) -> None:
+        """Take a sample of the live heap, at the end of a cycle: at other times garbage is in it."""
+        elapsed_s = now_s - self._sampled_s
+        if self._adaptive is None or elapsed_s < _ADAPT_S:
             return
-        live_bytes = self._heap.figures().live_bytes
-        self._base = self._adaptive.observe(
-            now_s - self._sampled_s, live_bytes - self._sampled_bytes
-        )
+        self._base = self._adaptive.observe(elapsed_s, live_bytes - self._sampled_bytes)
         self._sampled_s, self._sampled_bytes = now_s, live_bytes
-
-    def _adapt_in_s(self, now_s: float) -> float | None:
-        return None if self._adaptive is None else max(self._sampled_s + _ADAPT_S - now_s, 0.0)
 
     def _long_pause_in_s(self, now_s: float) -> float | None:
         ends = [p.began_s + self._long_pause_s for p in self._overrides.pauses() if not p.reported]
@@ -603,6 +598,7 @@ class Collector:
             self._by_reason[running.reason] = self._by_reason.get(running.reason, 0) + 1
             self._swept_bytes += swept_bytes
             self._finalizers += finalizers
+            self._adapt(now_s, after.live_bytes)
             self._apply()
             if running.reason == "limit" and pacer.limit_plan().goal_bytes <= after.live_bytes:
                 # What is in use exceeds the limit by itself. Collecting again at once would change

@@ -103,7 +103,9 @@ class SimHeap:
         seed: int = 1,
     ) -> None:
         self.load, self.cores, self.scan_rate, self.root_size = load, cores, scan_rate, roots_bytes
-        self.on_trigger: Callable[[], None] | None = None
+        self.on_trigger: Callable[[], object] | None = None
+        self.on_time: Callable[[], None] | None = None
+        """Called when time has passed, for whoever watches."""
         self.now_s = 0.0
         self.random = random.Random(seed)
         self.cells: list[Cell] = []
@@ -290,12 +292,12 @@ class SimHeap:
 
     # ---- time ----
 
-    def run(self, seconds: float, until: Callable[[], bool] | None = None) -> None:
-        """Give the program the whole machine, until something has to be done."""
+    def run(self, seconds: float) -> None:
+        """Give the program the whole machine."""
         end = self.now_s + seconds
-        while self.now_s < end and not (until is not None and until()):
+        while self.now_s < end:
             self._program(self.cores * QUANTUM_S)
-            self.now_s += QUANTUM_S
+            self._pass(QUANTUM_S)
 
     def _share(self, seconds: float) -> None:
         """Let the collector and the program run side by side."""
@@ -303,7 +305,7 @@ class SimHeap:
         background = dedicated + fractional * self.cores
         if self.phase == "sweep":
             self._program((self.cores - background) * seconds)
-            self.now_s += seconds
+            self._pass(seconds)
             self.running = not self.sweep(int(SWEEP_CELLS_PER_S * seconds))
             return
         part_s = seconds / PARTS  # so that neither is far ahead of the other
@@ -314,10 +316,15 @@ class SimHeap:
             self.credit += done
             self.mark_ns += int(done / self.scan_rate * 1e9)
             self._program((self.cores - background) * part_s)
-            self.now_s += part_s
+            self._pass(part_s)
             if self._marked_all:
                 self.finish_mark()
                 return
+
+    def _pass(self, seconds: float) -> None:
+        self.now_s += seconds
+        if self.on_time is not None:
+            self.on_time()
 
     def _program(self, core_s: float) -> None:
         """Allocate with so much core time, assisting where the pacer wants it."""
@@ -350,10 +357,8 @@ class SimHeap:
             self.credit += max(done - need, 0)
 
 
-def simulate(
-    heap: SimHeap, collector: Collector, seconds: float, *, each: Callable[[], None] | None = None
-) -> None:
-    """Let program and collector run for so long. `each` is called after every quantum of the program."""
+def simulate(heap: SimHeap, collector: Collector, seconds: float) -> None:
+    """Let program and collector run for so long."""
     called = [False]
 
     def wake() -> None:
@@ -368,8 +373,5 @@ def simulate(
             called[0] = False
             wait_s = collector.turn()
             look_s = heap.now_s + (seconds if wait_s is None else wait_s)
-            called[0] = wait_s == 0
-            continue
-        heap.run(QUANTUM_S)
-        if each is not None:
-            each()
+        else:
+            heap.run(QUANTUM_S)

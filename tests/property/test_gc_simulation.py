@@ -171,7 +171,7 @@ def test_the_adaptive_percent_is_short_in_bursts_and_long_in_quiet() -> None:
         return 20 * MIB + 60e6 * min(t, 6)
 
     adaptive = AdaptivePercent()
-    run = Run(Load(lambda t: 30e6 if t < 6 else 2e6, live), adaptive=adaptive)
+    run = Run(Load(lambda t: 30e6 if t < 6 else 20e6, live), adaptive=adaptive)
     simulate(run.heap, run.collector, 6.0)
     growing = run.collector.percent
     simulate(run.heap, run.collector, 60.0)
