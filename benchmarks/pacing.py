@@ -16,11 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests"))
-
-from common import median
-from helpers.simheap import Load, SimHeap, simulate
+from common import RESULTS, median
 from pacing_picture import draw
 
 from sandhost.bench.machine import describe
@@ -29,6 +25,10 @@ from sandhost.gc.collector import Collector
 from sandhost.gc.pacer import Pacer
 from sandhost.gc.trace import Cycle
 from sandhost.gc.triggers import Policy, View
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from helpers.simheap import Load, SimHeap, simulate
 
 _MIB = 1 << 20
 _CORES = 4
@@ -122,14 +122,12 @@ def run(load: str, policy: str, seed: int, seconds: float) -> dict[str, Any]:
 
 def _beyond(policy: str, heap: SimHeap, cycles: list[Cycle]) -> float:
     """Return by how much the worst cycle, once settled, ended beyond the goal that it had."""
-    worst = 0.0
-    last_left = 0
+    worst, left = 0.0, 0
     for cycle, (live, goal) in zip(cycles, heap.at_mark_end, strict=False):
-        if policy == "fixed 100":
-            goal = max(2 * last_left, 4 * _MIB)
-        last_left = cycle.live_after_bytes
+        wanted = max(2 * left, 4 * _MIB) if policy == "fixed 100" else goal
+        left = cycle.live_after_bytes
         if cycle.began_s >= _SETTLED_S:
-            worst = max(worst, 100 * (live / goal - 1))
+            worst = max(worst, 100 * (live / wanted - 1))
     return worst
 
 
@@ -148,7 +146,7 @@ def main() -> None:
     """Simulate, print, write."""
     parser = argparse.ArgumentParser(description="Pacing policies on five loads, simulated.")
     parser.add_argument("--quick", action="store_true", help="one seed instead of five")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     seeds = range(1, 2 if options.quick else 6)
     rows = []
@@ -157,7 +155,9 @@ def main() -> None:
         for policy in POLICIES:
             runs = [run(load, policy, seed, _SECONDS) for seed in seeds]
             middle = {key: median([r[key] for r in runs]) for key in _COLUMNS}
-            ranges = {key: [min(r[key] for r in runs), max(r[key] for r in runs)] for key in _COLUMNS}
+            ranges = {
+                key: [min(r[key] for r in runs), max(r[key] for r in runs)] for key in _COLUMNS
+            }
             figures = "".join(f"{middle[key]:>20.3g}" for key in _COLUMNS)
             print(f"{load:11}{policy:18}{figures}", flush=True)
             rows.append(

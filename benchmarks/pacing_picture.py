@@ -31,7 +31,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
         grid = figure.add_gridspec(len(loads), 5, width_ratios=(4.2, 1, 1, 1, 1))
         for number, load in enumerate(loads):
             rows = [row for row in data["rows"] if row["load"] == load]
-            _heap(figure.add_subplot(grid[number, 0]), rows, last=number == len(loads) - 1)
+            _heap(figure.add_subplot(grid[number, 0]), rows, data["simulated"]["seconds"])
             for column, (key, title) in enumerate(_BARS, start=1):
                 axes = figure.add_subplot(grid[number, column])
                 _bars(axes, rows, key, title if number == 0 else None)
@@ -48,21 +48,29 @@ def draw(data: dict[str, Any], path: Path) -> None:
         figure.savefig(path, dpi=130)
 
 
-def _heap(axes: Any, rows: list[dict[str, Any]], *, last: bool) -> None:
+def _heap(axes: Any, rows: list[dict[str, Any]], seconds: float) -> None:
     held = rows[1]["curve"]
     axes.fill_between(held["s"], held["held_mib"], color=_HELD, linewidth=0, label="held")
     for row in rows:
         curve = row["curve"]
         colour = _COLOURS[row["policy"]]
-        axes.plot(curve["s"], curve["live_mib"], color=colour, linewidth=1.15, alpha=0.9, label=row["policy"])
-    axes.set_xlim(0, held["s"][-1])
+        axes.plot(
+            curve["s"],
+            curve["live_mib"],
+            color=colour,
+            linewidth=1.15,
+            alpha=0.9,
+            label=row["policy"],
+        )
+    axes.set_xlim(0, seconds)
     axes.set_ylim(0)
     axes.set_ylabel("MiB")
     axes.set_title(rows[0]["load"])
+    axes.xaxis.set_major_formatter("{x:g} s")
     if rows[0]["load"] == "steady":
-        axes.legend(ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8.5, borderpad=0)
-    if last:
-        axes.set_xlabel("simulated seconds")
+        axes.legend(
+            ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8.5, borderpad=0
+        )
     tidy(axes)
 
 
