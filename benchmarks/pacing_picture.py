@@ -39,7 +39,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
         figure.suptitle(
             f"When to collect: three policies on five loads, {s['seconds']:g} simulated seconds on "
             f"{s['cores']} cores\n"
-            "left: the heap over time above what the program holds (grey); right: median of "
+            "left: the heap over time, grey what the program holds of it; right: median of "
             f"{s['seeds']} runs, without the first 3 s",
             x=0.008,
             ha="left",

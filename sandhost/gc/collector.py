@@ -4,9 +4,10 @@
     period, policies ────►├─ turn(): who is due? ────┤   every 5 ms: figures ► pacer ► set_goal
     collect() ───────────►┘                          └─► finalizers, next goal, trace
 
-Cycles are numbered. A caller of `collect()` wants the first cycle that begins after its call, which is
-the next number; whoever finds nobody leading a cycle leads one, all others wait for their number. So
-however many call at once, the cycle that runs and the one after it serve them all.
+cycle.py runs one cycle; here is who asks for it. Cycles are numbered. A caller of `collect()` wants the
+first cycle that begins after its call, which is the next number; whoever finds nobody leading a cycle
+leads one, all others wait for their number. So however many call at once, the cycle that runs and the
+one after it serve them all.
 
 One lock guards the pacer, the settings and the counters, and is never held while the heap works.
 """
@@ -23,23 +24,17 @@ from typing import NamedTuple
 from .._log import get_logger
 from ..errors import GuestClosed
 from .adaptive import AdaptivePercent
-from .effort import GOAL_UTILIZATION
+from .cycle import Cycles
 from .guards import ForcedBudget, Override, Overrides
 from .pacer import Pacer, checked_percent
-from .protocol import Heap, HeapFigures
+from .protocol import Heap
 from .trace import Cycle, tracer
 from .triggers import Due, Trigger, Triggers, View
 
 __all__ = ["Collector", "CollectorStats"]
 
-_LOOK_S = 0.005
-"""How often a running cycle is looked at. Arbitrary: short beside the time to reach a goal."""
 _ADAPT_S = 0.25
 """Shortest window: over less, what a cycle happens to leave says more than the growth."""
-_FEWEST_CELLS = 64
-_UNKNOWN_CELL_BYTES = 128
-"""What reading a cell costs until a first cycle has shown it: a cell with some edges."""
-_ALL = 1 << 62
 _AFTER_FAILURE_S = 1.0
 _LOGGER = "sandhost.gc"
 
@@ -65,35 +60,6 @@ class CollectorStats(NamedTuple):
     finalizers: int
     collecting_s: float
     """Core time spent on marking and sweeping."""
-
-
-class _Running:
-    """A cycle that has begun and not ended."""
-
-    __slots__ = (
-        "before",
-        "began_s",
-        "begin_s",
-        "finished_mark",
-        "reason",
-        "stepped",
-        "trigger_bytes",
-    )
-
-    def __init__(
-        self,
-        reason: str,
-        began_s: float,
-        before: HeapFigures,
-        trigger_bytes: int,
-        *,
-        stepped: bool,
-    ) -> None:
-        self.reason, self.began_s, self.before = reason, began_s, before
-        self.trigger_bytes = trigger_bytes
-        self.stepped = stepped  # else it goes on by itself, whatever becomes of its leader
-        self.begin_s = 0.0
-        self.finished_mark = False
 
 
 def _daemon(run: Callable[[], None]) -> threading.Thread:
@@ -137,8 +103,6 @@ class Collector:
         self.pacer = pacer
         self.triggers = triggers or Triggers()
         self.budget = budget or ForcedBudget()
-        self.last: Cycle | None = None
-        """The cycle that ended last."""
         self._heap, self._adaptive, self._other_bytes = heap, adaptive, other_bytes
         self._long_pause_s = long_pause_s
         self._trace = trace or tracer()
@@ -149,17 +113,12 @@ class Collector:
         self.triggers.wake = self._wake.set
         self._started = self._closed = False
         self._leader: int | None = None  # the thread that is in a cycle
-        self._running: _Running | None = None
-        self._begun = self._ended = 0  # numbers of the last cycle that has; _ended <= _begun
+        self._cycles = Cycles(heap, pacer, clock, self._lock, self._apply, self._tell_triggers)
         self._base = pacer.percent
         self._overrides = Overrides()
-        self._made_s = self._accounted_s = self._ended_s = self._sampled_s = clock()
-        self._sampled_bytes = self._accounted_assist_ns = 0
-        self._rest_until_s = self._made_s
-        self._by_reason: dict[str, int] = {}
+        self._sampled_s, self._sampled_bytes = clock(), 0
         self._forced_calls = self._forced_shared = self._over_budget = self._deferred = 0
-        self._pauses = self._long_pauses = self._policy_errors = self._finalizers = 0
-        self._swept_bytes, self._collecting_s = 0, 0.0
+        self._pauses = self._long_pauses = self._policy_errors = 0
 
     # ---- beginning and end ----
 
@@ -170,7 +129,7 @@ class Collector:
             if self._started:
                 return
             self._started = True
-            self._ended_s = self._sampled_s = self._clock()
+            self._cycles.ended_s = self._sampled_s = self._clock()
             self._apply()
             self._heap.on_trigger = self._wake.set
         self._wake.set()
@@ -224,12 +183,12 @@ class Collector:
             if not self._started or self._leader == threading.get_ident():
                 self._defer()
                 return None
-            wanted = self._begun + 1
+            wanted = self._cycles.begun + 1
             while self._leader is not None:
                 self._lock.wait()
-                if self._ended >= wanted:
+                if self._cycles.ended >= wanted:
                     self._forced_shared += 1
-                    return self.last
+                    return self._cycles.last
                 self._check_open()
             now_s = self._clock()
             within = self.budget.take(now_s)
@@ -240,6 +199,7 @@ class Collector:
                 self._defer()
             else:
                 self._leader = threading.get_ident()
+        cycle = None if put_off else self._lead("explicit")
         if warn:
             get_logger(_LOGGER).warning(
                 "collections are forced too often",
@@ -247,7 +207,7 @@ class Collector:
                 period_s=self.budget.period_s,
                 over=self._over_budget,
             )
-        return None if put_off else self._lead("explicit")
+        return cycle
 
     def step(self, budget_bytes: int, reason: str = "step") -> bool:
         """Do about so much of a cycle on this thread, for schedules of one's own; True: it has ended.
@@ -262,10 +222,12 @@ class Collector:
             if not self._started or self._leader is not None:
                 return False
             self._leader = threading.get_ident()
-        try:
-            return self._step(budget_bytes, reason)
-        finally:
-            self._let_go()
+        return self._step(budget_bytes, reason)
+
+    @property
+    def last(self) -> Cycle | None:
+        """The cycle that ended last."""
+        return self._cycles.last
 
     @property
     def percent(self) -> float | None:
@@ -336,9 +298,10 @@ class Collector:
     def stats(self) -> CollectorStats:
         """Return what has been done so far."""
         with self._lock:
+            cycles = self._cycles
             return CollectorStats(
-                cycles=self._ended,
-                by_reason=dict(self._by_reason),
+                cycles=cycles.ended,
+                by_reason=dict(cycles.by_reason),
                 forced_calls=self._forced_calls,
                 forced_shared=self._forced_shared,
                 forced_over_budget=self._over_budget,
@@ -346,9 +309,9 @@ class Collector:
                 pauses=self._pauses,
                 long_pauses=self._long_pauses,
                 policy_errors=self._policy_errors,
-                swept_bytes=self._swept_bytes,
-                finalizers=self._finalizers,
-                collecting_s=self._collecting_s,
+                swept_bytes=cycles.swept_bytes,
+                finalizers=cycles.finalizers,
+                collecting_s=cycles.collecting_s,
             )
 
     # ---- the loop ----
@@ -370,16 +333,13 @@ class Collector:
         with self._lock:
             if self._leader is not None or self._closed:
                 return wait_s  # who leads wakes the loop at the end
-            if due is None and (self._running is None or self._running.stepped):
+            if due is None and not self._cycles.abandoned:
                 return wait_s
             self._leader = threading.get_ident()
         if due is None or due.budget_bytes is None:
             self._lead(due.label if due is not None else None)
             return 0.0
-        try:
-            self._step(due.budget_bytes, due.label)
-        finally:
-            self._let_go()
+        self._step(due.budget_bytes, due.label)
         return wait_s
 
     def _look(self, view: View, *, paused: bool) -> tuple[Due | None, float | None]:
@@ -392,7 +352,7 @@ class Collector:
             answer, wait_s = self._ask(trigger, view)
             waits.append(wait_s)
             if answer and due is None:
-                due = Due(trigger.label, None if answer is True else int(answer))
+                due = Due(trigger.label, None if answer is True else max(int(answer), 1))
         return due, min((wait for wait in waits if wait is not None), default=None)
 
     def _ask(self, trigger: Trigger, view: View) -> tuple[bool | int, float | None]:
@@ -404,8 +364,8 @@ class Collector:
             self.triggers.give_up(trigger)
             get_logger(_LOGGER).exception("a policy failed and is removed", label=trigger.label)
             return False, 0.0
-        if answer and trigger.label == "limit" and view.now_s < self._rest_until_s:
-            return False, self._rest_until_s - view.now_s
+        if answer and trigger.label == "limit" and view.now_s < self._cycles.rest_until_s:
+            return False, self._cycles.rest_until_s - view.now_s
         if answer and trigger is self.triggers.explicit and self.budget.defer:
             left_s = self.budget.wait_s(view.now_s)
             if left_s > 0:
@@ -417,8 +377,8 @@ class Collector:
         pacer = self.pacer
         return View(
             now_s=self._clock(),
-            last_cycle_s=self._ended_s,
-            cycles=self._ended,
+            last_cycle_s=self._cycles.ended_s,
+            cycles=self._cycles.ended,
             live_bytes=self._heap.figures().live_bytes,
             marked_bytes=pacer.marked_bytes,
             goal_bytes=pacer.goal_bytes,
@@ -429,8 +389,9 @@ class Collector:
             growing=pacer.percent is not None,
         )
 
-    def _adapt(self, now_s: float, live_bytes: int) -> None:
-        """Take a sample of the live heap, at the end of a cycle: at other times garbage is in it."""
+    def _adapt(self, cycle: Cycle) -> None:
+        """Sample the heap for the adaptive percent, after a cycle: at other times garbage is in it."""
+        now_s, live_bytes = self._cycles.ended_s, cycle.live_after_bytes
         elapsed_s = now_s - self._sampled_s
         if self._adaptive is None or elapsed_s < _ADAPT_S:
             return
@@ -456,53 +417,35 @@ class Collector:
         self._deferred += 1
         self.triggers.explicit.request()
 
-    # ---- one cycle, on the leader's thread ----
+    # ---- leading ----
 
     def _lead(self, reason: str | None) -> Cycle | None:
-        """Finish what was begun and left, then run a cycle (None: no other one)."""
+        """Finish what was begun before, which serves nobody who asks now; run a cycle, unless None."""
         try:
-            while self._running is not None:  # it began before, so it serves nobody who asks now
-                if self._running.stepped:
-                    self._step(_ALL, self._running.reason)
-                else:  # an interrupt took its leader away
-                    self._see_through()
-            if reason is None:
-                return self.last
-            running = self._begin(reason, stepped=False)
-            try:
-                self._heap.run_cycle_async()
-            except BaseException:
-                self._running = None
-                raise
-            running.begin_s = self._clock() - running.began_s
-            return self._see_through()
+            cycle = self._cycles.finish()
+            if cycle is not None:
+                self._record(cycle)
+            if reason is not None:
+                cycle = self._cycles.run(reason)
+                self._record(cycle)
+            return cycle
         finally:
             self._let_go()
 
-    def _see_through(self) -> Cycle:
-        while not self._heap.wait(_LOOK_S):
-            self._revise()
-        return self._end()
-
     def _step(self, budget_bytes: int, reason: str) -> bool:
-        heap, running = self._heap, self._running
-        if running is None:
-            running = self._begin(reason, stepped=True)
-            heap.begin_cycle()
-            running.begin_s = self._clock() - running.began_s
-            return False
-        if not running.finished_mark:
-            if heap.mark(budget_bytes):
-                heap.finish_mark()
-                running.finished_mark = True
-            self._revise()
-            return False
-        figures = heap.figures()
-        cell_bytes = max(figures.live_bytes // max(figures.live_cells, 1), 1)
-        if not heap.sweep(max(budget_bytes // cell_bytes, _FEWEST_CELLS)):
-            return False
-        self._end()
-        return True
+        try:
+            cycle = self._cycles.step(budget_bytes, reason)
+            if cycle is not None:
+                self._record(cycle)
+            return cycle is not None
+        finally:
+            self._let_go()
+
+    def _record(self, cycle: Cycle) -> None:
+        with self._lock:
+            self._adapt(cycle)
+            self._apply()
+        self._trace(cycle)
 
     def _let_go(self) -> None:
         with self._lock:
@@ -510,111 +453,9 @@ class Collector:
             self._lock.notify_all()
         self._wake.set()
 
-    def _begin(self, reason: str, *, stepped: bool) -> _Running:
-        with self._lock:
-            before = self._heap.figures()
-            self._account(before)
-            trigger_bytes = self.pacer.trigger_bytes
-            self.pacer.start_cycle(
-                before.live_bytes,
-                scannable_bytes=None if self._ended else before.live_cells * _UNKNOWN_CELL_BYTES,
-                periodic=reason == "period",
-            )
-            self._apply()
-            self._begun += 1
-            for trigger in self.triggers:
-                trigger.begun()
-            running = _Running(reason, self._clock(), before, trigger_bytes, stepped=stepped)
-            self._running = running
-            return running
-
-    def _revise(self) -> None:
-        with self._lock:
-            now = self._heap.figures()
-            self._account(now)
-            self.pacer.revise(
-                now.live_bytes, now.scan_work_bytes - now.roots_bytes, now.roots_bytes
-            )
-            self._apply()
-
-    def _end(self) -> Cycle:
-        running = self._running
-        assert running is not None
-        after, before, now_s = self._heap.figures(), running.before, self._clock()
-        finalizers = self._heap.run_finalizers()  # the user's code: outside the lock
-        with self._lock:
-            self._account(after)
-            pacer = self.pacer
-            assist_s = (after.assist_ns - before.assist_ns) / 1e9
-            background_s = (after.mark_ns - before.mark_ns) / 1e9
-            sweep_s = (after.sweep_ns - before.sweep_ns) / 1e9
-            mark_s = max(now_s - running.began_s - running.begin_s - sweep_s, 0.0)
-            utilization = GOAL_UTILIZATION
-            if mark_s > 0:
-                utilization = min((assist_s + background_s) / (mark_s * pacer.cores), 1.0)
-            # Nobody looked at the very end of marking: what was allocated until then, by its time.
-            allocated = after.alloc_bytes - before.alloc_bytes
-            while_marking = int(allocated * mark_s / (mark_s + sweep_s)) if mark_s else allocated
-            peak_bytes = before.live_bytes + while_marking
-            scanned_bytes = after.scan_work_bytes - after.roots_bytes
-            ratio = pacer.revise(peak_bytes, scanned_bytes, after.roots_bytes)
-            goal_bytes, limited = pacer.goal_bytes, pacer.limited
-            # Found, and born since: all that is there once the sweep is done.
-            pacer.end_cycle(after.live_bytes, utilization)
-            swept_bytes = after.free_bytes - before.free_bytes
-            self._collecting_s += assist_s + background_s + sweep_s
-            cycle = Cycle(
-                number=self._begun,
-                reason=running.reason,
-                began_s=running.began_s - self._made_s,
-                begin_s=running.begin_s,
-                mark_s=mark_s,
-                sweep_s=sweep_s,
-                assist_s=assist_s,
-                background_s=background_s,
-                live_before_bytes=before.live_bytes,
-                live_after_bytes=after.live_bytes,
-                peak_bytes=peak_bytes,
-                marked_bytes=after.marked_bytes,
-                swept_bytes=swept_bytes,
-                goal_bytes=goal_bytes,
-                trigger_bytes=running.trigger_bytes,
-                scanned_bytes=scanned_bytes,
-                roots_bytes=after.roots_bytes,
-                globals_bytes=pacer.globals_bytes,
-                utilization=utilization,
-                assist_ratio=ratio,
-                cons_mark=pacer.cons_mark,
-                percent=pacer.percent,
-                limited=limited,
-                limiting=pacer.limiter.limiting,
-                longest_stop_ns=after.longest_stop_ns,
-                finalizers=finalizers,
-                cores=pacer.cores,
-                spent=self._collecting_s / max((now_s - self._made_s) * pacer.cores, 1e-9),
-            )
-            self._running, self.last = None, cycle
-            self._ended, self._ended_s = self._begun, now_s
-            self._by_reason[running.reason] = self._by_reason.get(running.reason, 0) + 1
-            self._swept_bytes += swept_bytes
-            self._finalizers += finalizers
-            self._adapt(now_s, after.live_bytes)
-            self._apply()
-            if running.reason == "limit" and pacer.limit_plan().goal_bytes <= after.live_bytes:
-                # What is in use exceeds the limit by itself. Collecting again at once would change
-                # nothing, and there would be nothing but collecting: at most half of the time.
-                cores_s = (assist_s + background_s + sweep_s) / pacer.cores
-                wall_s = now_s - running.began_s
-                self._rest_until_s = now_s + max(wall_s, 2 * cores_s - wall_s)
-        self._trace(cycle)
-        return cycle
-
-    def _account(self, figures: HeapFigures) -> None:
-        """Tell the CPU limiter how time was spent since it was last told."""
-        now_s = self._clock()
-        assist_s = (figures.assist_ns - self._accounted_assist_ns) / 1e9
-        self.pacer.elapse(now_s - self._accounted_s, assist_s=assist_s)
-        self._accounted_s, self._accounted_assist_ns = now_s, figures.assist_ns
+    def _tell_triggers(self) -> None:
+        for trigger in self.triggers:
+            trigger.begun()
 
     def _apply(self) -> None:
         """Take over settings into the pacer, and what it wants into the heap."""

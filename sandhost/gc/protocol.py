@@ -71,7 +71,8 @@ class Heap(Protocol):
     """
 
     on_trigger: Callable[[], object] | None
-    """Called outside the heap's locks, on the allocating thread, when `live_bytes` passes the trigger."""
+    """Called outside the heap's locks, on the allocating thread, when `live_bytes` passes the trigger:
+    once after each `set_goal` that left it below. It only wakes somebody."""
 
     def begin_cycle(self) -> None:
         """Begin to mark. From here on the barrier keeps what is unlinked, and new cells are marked."""
