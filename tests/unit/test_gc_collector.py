@@ -104,6 +104,27 @@ def test_each_caller_gets_a_cycle_that_began_after_its_call(bench: Bench) -> Non
         assert cycle.forced
 
 
+def test_the_next_goal_counts_what_was_born_while_a_cycle_ran() -> None:
+    bench = Bench(STEADY)
+    simulate(bench.heap, bench.gc, 3.0)
+    last = bench.gc.last
+    assert last is not None
+    assert last.live_after_bytes > last.marked_bytes
+    assert bench.gc.pacer.marked_bytes == last.live_after_bytes
+
+
+def test_time_spent_on_assists_reaches_the_cpu_limiter(bench: Bench) -> None:
+    limiter = bench.gc.pacer.limiter
+    bench.gc.collect()
+    assert limiter.fill_s < 0.01
+    bench.heap.assist_ns += int(3e9)  # core time that guests spent meanwhile
+    bench.gc.collect()
+    assert limiter.fill_s == pytest.approx(3, abs=0.01)
+    bench.heap.now_s += 0.5  # the program's, on four cores
+    bench.gc.collect()
+    assert limiter.fill_s == pytest.approx(1, abs=0.02)
+
+
 def test_what_was_dropped_before_the_call_is_gone_after_it(bench: Bench) -> None:
     heap = bench.heap
     cells = [heap.hold(100 * KIB) for _ in range(16)]
@@ -565,6 +586,9 @@ def test_a_cycle_reads_like_gos_trace() -> None:
         ]
         assert int(match[18]) == 4
         assert bool(match[19]) == (cycle.reason == "explicit")
+    last = bench.cycles[-2]  # of those beside which the program allocated
+    assert last.live_after_bytes > last.marked_bytes > 0
+    assert bench.cycles[-1].live_before_bytes >= last.live_after_bytes
     total = sum(c.assist_s + c.background_s + c.sweep_s for c in bench.cycles)
     assert bench.cycles[-1].spent == pytest.approx(total / (4 * bench.heap.now_s), rel=0.01)
 
