@@ -170,12 +170,6 @@ class SimHeap:
         if self.phase == "mark":
             self.shade(bundle.root)
 
-    def unlink(self, cell: Cell, index: int) -> None:
-        """Remove an edge, through the barrier."""
-        other = cell.edges.pop(index)
-        if self.phase == "mark":
-            self.shade(other)
-
     def shade(self, cell: Cell) -> None:
         assert not cell.freed, "the program holds a cell that was freed"
         if cell.colour == WHITE:

@@ -44,9 +44,7 @@ def test_any_plan_keeps_its_bounds(
         unswept_from_bytes=unswept,
     )
     assert 0 <= plan.trigger_bytes <= plan.goal_bytes <= UNLIMITED
-    assert plan.goal_bytes >= min(
-        marked, plan.goal_bytes if plan.goal_bytes == UNLIMITED else marked
-    )
+    assert plan.goal_bytes >= marked
     assert plan.trigger_bytes >= marked or plan.goal_bytes == plan.trigger_bytes
     if limit is not None and limit_goal < goals.percent_goal(marked, roots, percent, minimum):
         assert plan.limited
@@ -125,7 +123,7 @@ class Histories(RuleBasedStateMachine):
         if pacer is None:
             return
         assert pacer.trigger_bytes <= pacer.goal_bytes <= UNLIMITED
-        assert pacer.goal_bytes >= min(pacer.marked_bytes, UNLIMITED)
+        assert pacer.goal_bytes >= pacer.marked_bytes
         assert pacer.limit_plan().trigger_bytes <= pacer.limit_plan().goal_bytes
         assert pacer.goal_bytes <= pacer.limit_plan().goal_bytes  # the limit wins
         assert math.isfinite(pacer.assist_ratio)
