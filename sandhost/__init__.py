@@ -3,7 +3,7 @@
     cli, bench, demo, doctor      what people use from a shell
     interpreters                  Python and JavaScript as guests
     host                          puts the parts together, owns their lifetimes
-    govern                        statistics
+    gc, govern                    when the handle heap is collected, and how hard; statistics
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
       aio, calls, hostcalls         and how they wait, on an event loop
     memory, regions, tenants,     a guest's bytes; what came back; who shares limits; what WASI gives;
