@@ -72,7 +72,9 @@ enum sh_status {
   SH_REGION_FULL,   /* no slot is free; limit: slots */
   SH_STACK,         /* the calling thread's own stack is too short; wanted, limit in bytes */
   SH_NATIVE,        /* an OS call failed: os_errno, operation */
-  SH_WASMTIME       /* wasmtime refused; message */
+  SH_WASMTIME,      /* wasmtime refused; message */
+  SH_INVALID_HANDLE, /* message says which and why */
+  SH_HANDLE_LIMIT   /* wanted, limit in handles; message */
 };
 
 enum sh_level { SH_LEVEL_GUEST, SH_LEVEL_TENANT, SH_LEVEL_HOST };
