@@ -5,6 +5,7 @@
  *   plugin   module + imports + images, ready to instantiate    plugin.c
  *   guest    one store, one instance, its regions               guest.c (life), call.c (use), memory.c (its bytes)
  *   snapshot what a guest was, to spawn others from             snapshot.c, state.c (globals, tables, segments)
+ *   heap     handles of guests, and their collector             heap.h has the map
  *
  * What Python calls for every guest is in crossings.c, and passes turnstile.c. WASI has a map of its own, wasi.h.
  *
@@ -67,6 +68,7 @@ void shi_ticker_advance(shi_ticker *ticker); /* every running guest checks its f
 
 struct sh_tenant {
   shi_account account;
+  shi_account handles, handle_bytes;
   uint64_t id;
   sh_tenant *next;
 };
@@ -76,6 +78,8 @@ struct sh_host {
   shi_ticker ticker; /* owns the engines */
   shi_pool *pool;
   shi_account account;
+  shi_account handles, handle_bytes;
+  sh_heap *heap;      /* of handles; NULL: nobody has asked for it. Set under `mutex` */
   sh_tenant *tenants; /* under `mutex` */
   pthread_mutex_t mutex;
   _Atomic bool closed;
@@ -134,6 +138,7 @@ struct sh_plugin {
   shi_import *imports;
   bool wasi;
   uint32_t wasi_memory;
+  bool releases; /* its guests release handles by hand: their memory is not scanned */
   uint32_t table_count;
   uint64_t largest_table;
   shi_state_plan state;
@@ -141,6 +146,7 @@ struct sh_plugin {
   _Atomic uint64_t guests_live, spawns, calls, host_calls, traps;
 };
 
+void shi_host_heap_free(sh_host *host); /* heap_guest.c */
 void shi_host_release(sh_host *host);
 void shi_plugin_release(sh_plugin *plugin);
 

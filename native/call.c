@@ -64,6 +64,7 @@ int shi_guest_begin(shi_guest *guest) {
       return shi_fail_wasmtime(error);
     }
   }
+  if (__builtin_expect(guest->holder != NULL, 0)) shi_guest_handles_begin(guest);
   shi_ticker_enter(&guest->plugin->host->ticker);
   return SH_OK;
 }
@@ -71,6 +72,7 @@ int shi_guest_begin(shi_guest *guest) {
 void shi_guest_finish(shi_guest *guest) {
   shi_thread_in_guest--;
   if (guest->depth > 1) return;
+  if (__builtin_expect(guest->holder != NULL, 0)) shi_guest_handles_finish(guest);
   shi_ticker_leave(&guest->plugin->host->ticker);
   if (guest->plugin->module->engine != SHI_ENGINE_FUEL) return;
   uint64_t left = 0, given = guest->limits.fuel ? guest->limits.fuel : UINT64_MAX;

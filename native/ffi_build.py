@@ -14,6 +14,7 @@ ffibuilder.cdef(
     extern "Python" {
       int _output(uint64_t guest, int stream, const uint8_t *bytes, size_t length);
       int _signals(void);
+      void _triggered(sh_heap *heap);
     }
     """
 )

@@ -135,6 +135,7 @@ static void give_up(shi_guest *guest, int policy, sh_reclaim *reclaim) {
 /* Every store that is ended goes through here, the half-made ones too. Adds to *reclaim. The guest is CLOSING, so that
  * nobody gets another view; those who have one are the callbacks of a start function that failed. */
 static void end(shi_guest *guest, int policy, sh_reclaim *reclaim) {
+  if (guest->holder) shi_guest_handles_end(guest);
   if (guest->store) wt.wasmtime_store_delete(guest->store);
   guest->store = NULL;
   for (uint32_t k = 0; k < guest->region_count; k++) atomic_store_explicit(&guest->sizes[k], 0, memory_order_release);
@@ -178,6 +179,8 @@ static int prepare(shi_guest *guest, sh_plugin *plugin, sh_snapshot *from, sh_te
   guest->stop = 0;
   guest->refused = false;
   guest->in_callback = false;
+  guest->holder = NULL;
+  guest->tenant = tenant;
   atomic_store_explicit(&guest->calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->host_calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->fuel_used, 0, memory_order_relaxed);

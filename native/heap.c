@@ -55,12 +55,12 @@ static void init_locks(shi_heap *heap) {
   pthread_condattr_destroy(&monotonic);
 }
 
-int shi_heap_create(uint64_t handles_limit, uint64_t bytes_limit, shi_heap **out) {
+int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out) {
   shi_heap *heap = calloc(1, sizeof *heap);
   if (!heap) return shi_fail_no_memory();
   heap->oldest_free = heap->newest_free = SHI_NONE;
-  heap->handles = (shi_account){.limit = handles_limit, .level = SHI_ACCOUNT_HOST};
-  heap->bytes = (shi_account){.limit = bytes_limit, .level = SHI_ACCOUNT_HOST};
+  heap->handles = handles;
+  heap->bytes = bytes;
   heap->goal_bytes = heap->trigger_bytes = UINT64_MAX;
   init_locks(heap);
   heap->pagemap.fd = -1;
@@ -161,7 +161,7 @@ static int holder_slot(shi_heap *heap, uint32_t *slot) {
 }
 
 shi_holder *shi_holder_new(shi_heap *heap, const shi_holder_request *request) {
-  shi_holder *holder = calloc(1, sizeof *holder);
+  shi_holder *holder = calloc(1, sizeof *holder + 2 * request->global_count * sizeof holder->globals[0]);
   if (!holder) {
     shi_fail_no_memory();
     return NULL;
@@ -169,11 +169,14 @@ shi_holder *shi_holder_new(shi_heap *heap, const shi_holder_request *request) {
   *holder = (shi_holder){
       .heap = heap,
       .first = SHI_NONE,
+      .guest = request->guest,
       .scans = request->scans,
+      .calls = request->in_call,
       .pieces = request->pieces,
       .context = request->context,
-      .handles = {.parent = request->handles ? request->handles : &heap->handles, .limit = request->handles_limit},
-      .bytes = {.parent = request->bytes ? request->bytes : &heap->bytes, .limit = request->bytes_limit},
+      .global_count = request->global_count,
+      .handles = {.parent = request->handles ? request->handles : heap->handles, .limit = request->handles_limit},
+      .bytes = {.parent = request->bytes ? request->bytes : heap->bytes, .limit = request->bytes_limit},
   };
   shi_heap_lock(heap);
   int status = holder_slot(heap, &holder->index);
@@ -214,10 +217,9 @@ static void land(shi_holder *holder) {
   holder->flight_count = 0;
 }
 
-void shi_holder_call_ends(shi_holder *holder, const uint64_t *globals, uint32_t global_count) {
+void shi_holder_call_ends(shi_holder *holder) {
   shi_heap_lock(holder->heap);
-  memcpy(holder->globals, globals, global_count * sizeof *globals);
-  holder->global_count = global_count;
+  memcpy(holder->globals, shi_holder_new_globals(holder), holder->global_count * sizeof holder->globals[0]);
   land(holder);
   atomic_fetch_add(&holder->calls, 1);
   shi_heap_unlock(holder->heap);
@@ -315,8 +317,8 @@ static int charge(shi_holder *holder, uint64_t cells, uint64_t bytes) {
 }
 
 static void look_at_trigger(shi_heap *heap) {
-  if (heap->live_bytes >= heap->trigger_bytes && heap->phase == SHI_HEAP_IDLE)
-    atomic_store_explicit(&heap->wants_cycle, true, memory_order_relaxed);
+  if (heap->live_bytes < heap->trigger_bytes || heap->phase != SHI_HEAP_IDLE) return;
+  if (!atomic_exchange_explicit(&heap->wants_cycle, true, memory_order_relaxed)) atomic_store(&heap->tells, true);
 }
 
 int shi_cell_resize(shi_heap *heap, uint32_t index, uint64_t size) {
@@ -491,13 +493,13 @@ int shi_cell_retain(shi_heap *heap, shi_holder *holder, uint64_t handle, uint64_
   return status;
 }
 
-int shi_cell_release(shi_heap *heap, shi_holder *holder, uint64_t handle) {
+int shi_cell_release(shi_heap *heap, shi_holder *holder, uint64_t handle, uint32_t *left) {
   shi_heap_lock(heap);
   shi_hot *cell = shi_cell_find(heap, holder, handle, 0);
   int status = cell ? SH_OK : SH_INVALID_HANDLE;
   uint32_t index = shi_index_of(handle);
   if (cell && !heap->cold[index].retained) status = shi_fail_handle(handle, "was released as often as it was owned");
-  if (status == SH_OK && --heap->cold[index].retained == 0) {
+  if (status == SH_OK && (*left = --heap->cold[index].retained) == 0) {
     bool edges_matter = heap->phase == SHI_HEAP_MARKING && cell->edged;
     if (!cell->linked && !heap->cold[index].pins && !cell->flight && !edges_matter)
       shi_cell_free(heap, index);

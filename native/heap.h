@@ -99,8 +99,6 @@ typedef struct shi_heap shi_heap;
 /* Where a holder's own bytes are: piece `k`. False: there is none. */
 typedef bool shi_pieces_fn(void *context, uint32_t k, const uint8_t **base, uint64_t *bytes);
 
-enum { SHI_GLOBALS_MOST = 64 };
-
 /* Invariant: `cells` is the length of the list at `first`, and what `handles` has in use; `bytes` the sum of the sizes. */
 typedef struct shi_holder {
   shi_heap *heap;
@@ -121,11 +119,13 @@ typedef struct shi_holder {
   uint64_t scan_at; /* offset in the piece */
   shi_pieces_fn *pieces;
   void *context;
-  uint64_t globals[SHI_GLOBALS_MOST]; /* as they were when its last call ended */
-  uint32_t global_count;
 
   double assist_owed; /* scan work in bytes */
   uint64_t assist_ns;
+
+  uint64_t guest; /* its id; 0: the host */
+  uint32_t global_count;
+  uint64_t globals[]; /* as they were when its last call ended; and again as many, for the thread inside to fill in */
 } shi_holder;
 
 /* ---- the heap ------------------------------------------------------------------------------------------------------- */
@@ -157,7 +157,7 @@ struct shi_heap {
   uint32_t *dropped; /* objects whose cells are gone; room for one a live object */
   uint32_t dropped_count, dropped_capacity, objects;
 
-  shi_account handles, bytes; /* the host's */
+  shi_account *handles, *bytes; /* the host's */
 
   enum shi_phase_of_heap phase;
   uint32_t mark : 1;
@@ -172,6 +172,7 @@ struct shi_heap {
   double assist_ratio; /* scan work for each byte allocated while marking */
   uint64_t goal_bytes, trigger_bytes;
   _Atomic bool wants_cycle; /* set once live bytes reach the trigger, until a cycle begins */
+  _Atomic bool tells;       /* the same, until it was told: see shi_heap_tell */
 
   uint64_t live_cells, live_bytes, allocs, frees, alloc_bytes, free_bytes;
   uint64_t marked_bytes, scan_work_bytes, roots_bytes;
@@ -186,8 +187,11 @@ struct shi_heap {
   bool has_thread, asked, running, stop;
 };
 
-int shi_heap_create(uint64_t handles_limit, uint64_t bytes_limit, shi_heap **out);
+/* The accounts outlive it. */
+int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out);
 void shi_heap_destroy(shi_heap *heap);
+/* Tells Python that a cycle is wanted, if it was not told yet (heap_door.c). No lock is held. */
+void shi_heap_tell(shi_heap *heap);
 
 /* The lock, for who is not to be kept waiting; and for who works through slices: between two, and whenever
  * `shi_heap_wanted`, lets the others in. */
@@ -200,9 +204,12 @@ void shi_heap_let_in(shi_heap *heap);
 
 /* `handles` and `bytes` are the parents of the new holder's accounts; NULL: the heap's own. NULL: no memory. */
 typedef struct {
+  uint64_t guest;
   bool scans;
+  bool in_call;
   shi_pieces_fn *pieces;
   void *context;
+  uint32_t global_count;
   shi_account *handles, *bytes;
   uint64_t handles_limit, bytes_limit;
 } shi_holder_request;
@@ -210,9 +217,11 @@ shi_holder *shi_holder_new(shi_heap *heap, const shi_holder_request *request);
 /* All its cells are gone when this returns, in slices; and the holder. Not the host's. */
 void shi_holder_close(shi_holder *holder);
 
-/* The outermost call of a guest begins and ends: what it received or returned is a root until then. */
+/* The outermost call of a guest begins and ends: what it received or returned is a root until then. Before it ends, its
+ * globals are filled in at `shi_holder_new_globals`. */
 void shi_holder_call_begins(shi_holder *holder);
-void shi_holder_call_ends(shi_holder *holder, const uint64_t *globals, uint32_t global_count);
+static inline uint64_t *shi_holder_new_globals(shi_holder *holder) { return holder->globals + holder->global_count; }
+void shi_holder_call_ends(shi_holder *holder);
 
 typedef struct {
   uint32_t kind, object, label;
@@ -231,7 +240,7 @@ int shi_cell_size(shi_heap *heap, shi_holder *holder, uint64_t handle, uint64_t 
 int shi_cell_retain(shi_heap *heap, shi_holder *holder, uint64_t handle, uint64_t *out);
 /* Counts one owner less, and says SH_INVALID_HANDLE if there was none. A cell that nobody owns and no cell ever referred
  * to is gone at once; others when a collection finds that nothing refers to them. */
-int shi_cell_release(shi_heap *heap, shi_holder *holder, uint64_t handle);
+int shi_cell_release(shi_heap *heap, shi_holder *holder, uint64_t handle, uint32_t *left);
 int shi_cell_weak(shi_heap *heap, shi_holder *holder, uint64_t handle, uint64_t *out);
 int shi_cell_pin(shi_heap *heap, uint64_t handle, int by); /* 1 or -1 */
 /* It is on its way to its owner, through a call: a root until that ends. Of a holder that scans; others own handles. */

@@ -66,6 +66,8 @@ sh_host *sh_host_new(const sh_host_options *options) {
   host->options = *options;
   host->references = 1;
   host->account = (shi_account){.limit = options->memory_limit, .level = SHI_ACCOUNT_HOST};
+  host->handles = (shi_account){.limit = options->handles, .level = SHI_ACCOUNT_HOST};
+  host->handle_bytes = (shi_account){.limit = options->handle_bytes, .level = SHI_ACCOUNT_HOST};
   pthread_mutex_init(&host->mutex, NULL);
   if (new_pool(host) != SH_OK) goto no_pool;
   for (int k = 0; k < SHI_ENGINES; k++) host->ticker.engines[k] = new_engine(options, k == SHI_ENGINE_FUEL);
@@ -97,6 +99,7 @@ int sh_host_close(sh_host *host) {
 
 static void free_host(sh_host *host) {
   shi_process_remove(host);
+  shi_host_heap_free(host);
   shi_ticker_stop(&host->ticker);
   for (int k = 0; k < SHI_ENGINES; k++) wt.wasm_engine_delete(host->ticker.engines[k]);
   shi_pool_destroy(host->pool);
@@ -123,12 +126,19 @@ sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit) {
   sh_tenant *tenant = calloc(1, sizeof *tenant);
   if (!tenant) return shi_fail_no_memory(), NULL;
   tenant->account = (shi_account){.parent = &host->account, .limit = memory_limit, .level = SHI_ACCOUNT_TENANT};
+  tenant->handles = (shi_account){.parent = &host->handles, .limit = UINT64_MAX, .level = SHI_ACCOUNT_TENANT};
+  tenant->handle_bytes = (shi_account){.parent = &host->handle_bytes, .limit = UINT64_MAX, .level = SHI_ACCOUNT_TENANT};
   pthread_mutex_lock(&host->mutex);
   tenant->id = host->tenants ? host->tenants->id + 1 : 1;
   tenant->next = host->tenants;
   host->tenants = tenant;
   pthread_mutex_unlock(&host->mutex);
   return tenant;
+}
+
+void sh_tenant_limit_handles(sh_tenant *tenant, uint64_t handles, uint64_t handle_bytes) {
+  tenant->handles.limit = handles;
+  tenant->handle_bytes.limit = handle_bytes;
 }
 
 uint64_t sh_tenant_used(const sh_tenant *tenant) { return atomic_load(&tenant->account.used); }

@@ -7,11 +7,17 @@
 
 static const uint64_t no_limit = UINT64_MAX;
 
-static shi_heap *open_heap(void) {
+static shi_account host_handles, host_bytes; /* the host's */
+
+static shi_heap *open_heap_within(uint64_t handles_limit, uint64_t bytes_limit) {
   shi_heap *heap;
-  CHECK_EQ(shi_heap_create(no_limit, no_limit, &heap), SH_OK);
+  host_handles = (shi_account){.limit = handles_limit, .level = SHI_ACCOUNT_HOST};
+  host_bytes = (shi_account){.limit = bytes_limit, .level = SHI_ACCOUNT_HOST};
+  CHECK_EQ(shi_heap_create(&host_handles, &host_bytes, &heap), SH_OK);
   return heap;
 }
+
+static shi_heap *open_heap(void) { return open_heap_within(no_limit, no_limit); }
 
 static void close_heap(shi_heap *heap) {
   shi_heap_check(heap);
@@ -38,6 +44,11 @@ static uint64_t cell(shi_holder *holder) {
   return handle;
 }
 
+static int release(shi_heap *heap, shi_holder *holder, uint64_t handle) {
+  uint32_t left;
+  return shi_cell_release(heap, holder, handle, &left);
+}
+
 /* No use of it reaches a cell. */
 static void is_refused(shi_heap *heap, shi_holder *holder, uint64_t handle) {
   uint32_t object = 12345;
@@ -46,7 +57,7 @@ static void is_refused(shi_heap *heap, shi_holder *holder, uint64_t handle) {
   CHECK_EQ(object, 12345);
   CHECK_EQ(shi_cell_size(heap, holder, handle, &out), SH_INVALID_HANDLE);
   CHECK_EQ(shi_cell_retain(heap, holder, handle, &out), SH_INVALID_HANDLE);
-  CHECK_EQ(shi_cell_release(heap, holder, handle), SH_INVALID_HANDLE);
+  CHECK_EQ(release(heap, holder, handle), SH_INVALID_HANDLE);
   CHECK_EQ(shi_cell_weak(heap, holder, handle, &out), SH_INVALID_HANDLE);
   CHECK_EQ(shi_list_push(heap, holder, handle, 0), SH_INVALID_HANDLE);
   CHECK_EQ(shi_map_put(heap, holder, handle, 0, 0), SH_INVALID_HANDLE);
@@ -76,12 +87,12 @@ static void a_released_handle_never_reaches_the_cell_that_follows(void) {
   shi_heap *heap = open_heap();
   shi_holder *holder = holder_of(heap, no_limit, no_limit);
   uint64_t stale = cell(holder), reused = 0;
-  CHECK_EQ(shi_cell_release(heap, holder, stale), SH_OK);
+  CHECK_EQ(release(heap, holder, stale), SH_OK);
   is_refused(heap, holder, stale);
   for (int k = 0; k < 3 * SHI_QUARANTINE && !reused; k++) {
     uint64_t next = cell(holder);
     if (shi_index_of(next) == shi_index_of(stale)) reused = next;
-    CHECK_EQ(shi_cell_release(heap, holder, next), SH_OK);
+    CHECK_EQ(release(heap, holder, next), SH_OK);
     is_refused(heap, holder, stale);
   }
   CHECK(reused);
@@ -94,9 +105,9 @@ static void freed_cells_wait_in_line(void) {
   shi_holder *holder = holder_of(heap, no_limit, no_limit);
   uint64_t handles[SHI_QUARANTINE + 2];
   for (int k = 0; k < SHI_QUARANTINE + 2; k++) handles[k] = cell(holder);
-  for (int k = 0; k < SHI_QUARANTINE; k++) CHECK_EQ(shi_cell_release(heap, holder, handles[k]), SH_OK);
+  for (int k = 0; k < SHI_QUARANTINE; k++) CHECK_EQ(release(heap, holder, handles[k]), SH_OK);
   CHECK_EQ(shi_index_of(cell(holder)), SHI_QUARANTINE + 2); /* not yet used again */
-  CHECK_EQ(shi_cell_release(heap, holder, handles[SHI_QUARANTINE]), SH_OK);
+  CHECK_EQ(release(heap, holder, handles[SHI_QUARANTINE]), SH_OK);
   CHECK_EQ(shi_index_of(cell(holder)), 0); /* the one that waited longest */
   close_heap(heap);
 }
@@ -108,7 +119,7 @@ static void a_cell_is_retired_before_its_generation_comes_again(void) {
   uint32_t index = shi_index_of(first);
   heap->hot[index].tag = KIND << 24 | (SHI_GENERATIONS - 1);
   uint64_t last = (uint64_t)heap->hot[index].tag << 32 | index;
-  CHECK_EQ(shi_cell_release(heap, holder, last), SH_OK);
+  CHECK_EQ(release(heap, holder, last), SH_OK);
   CHECK_EQ(heap->retired, 1);
   CHECK_EQ(heap->free_count, 0);
   is_refused(heap, holder, first);
@@ -132,7 +143,7 @@ static void what_was_never_given_out_is_refused(void) {
   uint64_t seed = 42;
   for (int k = 0; k < 100000; k++) {
     seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
-    if (seed != handle) CHECK(shi_cell_release(heap, holder, seed) == SH_INVALID_HANDLE);
+    if (seed != handle) CHECK(release(heap, holder, seed) == SH_INVALID_HANDLE);
   }
   CHECK_EQ(heap->live_cells, 1);
   close_heap(heap);
@@ -156,9 +167,9 @@ static void a_handle_is_released_as_often_as_it_is_owned(void) {
   uint64_t handle = cell(holder), out;
   CHECK_EQ(shi_cell_retain(heap, holder, handle, &out), SH_OK);
   CHECK_EQ(out, handle);
-  CHECK_EQ(shi_cell_release(heap, holder, handle), SH_OK);
+  CHECK_EQ(release(heap, holder, handle), SH_OK);
   CHECK_EQ(shi_cell_size(heap, holder, handle, &out), SH_OK);
-  CHECK_EQ(shi_cell_release(heap, holder, handle), SH_OK);
+  CHECK_EQ(release(heap, holder, handle), SH_OK);
   is_refused(heap, holder, handle);
   CHECK_EQ(heap->frees, 1);
   close_heap(heap);
@@ -170,22 +181,21 @@ static void a_cell_that_a_list_refers_to_outlives_its_release(void) {
   uint64_t handle = cell(holder), list, out;
   CHECK_EQ(shi_list_new(holder, 0, &list), SH_OK);
   CHECK_EQ(shi_list_push(heap, holder, list, handle), SH_OK);
-  CHECK_EQ(shi_cell_release(heap, holder, handle), SH_OK);
-  CHECK_EQ(shi_cell_release(heap, holder, handle), SH_INVALID_HANDLE); /* twice: nobody loses anything */
+  CHECK_EQ(release(heap, holder, handle), SH_OK);
+  CHECK_EQ(release(heap, holder, handle), SH_INVALID_HANDLE); /* twice: nobody loses anything */
   CHECK_EQ(shi_list_get(heap, holder, list, 0, &out), SH_OK);
   CHECK_EQ(out, handle);
-  CHECK_EQ(shi_cell_release(heap, holder, handle), SH_OK); /* what was read is owned */
+  CHECK_EQ(release(heap, holder, handle), SH_OK); /* what was read is owned */
   CHECK_EQ(shi_list_get(heap, holder, list, 1, &out), SH_INVALID_HANDLE);
   close_heap(heap);
 }
 
 static void limits_hold_for_guest_tenant_and_host(void) {
-  shi_heap *heap;
-  CHECK_EQ(shi_heap_create(5, 1000, &heap), SH_OK);
-  shi_account handles = {.parent = &heap->handles, .limit = 4, .level = SHI_ACCOUNT_TENANT};
-  shi_account bytes = {.parent = &heap->bytes, .limit = 500, .level = SHI_ACCOUNT_TENANT};
+  shi_heap *heap = open_heap_within(5, 1000);
+  shi_account of_tenant = {.parent = &host_handles, .limit = 4, .level = SHI_ACCOUNT_TENANT};
+  shi_account bytes_of_tenant = {.parent = &host_bytes, .limit = 500, .level = SHI_ACCOUNT_TENANT};
   const shi_holder_request request = {
-      .handles = &handles, .bytes = &bytes, .handles_limit = 3, .bytes_limit = 300};
+      .handles = &of_tenant, .bytes = &bytes_of_tenant, .handles_limit = 3, .bytes_limit = 300};
   shi_holder *a = shi_holder_new(heap, &request), *b = shi_holder_new(heap, &request);
   shi_holder *c = holder_of(heap, no_limit, no_limit);
   uint64_t handle, first = cell(a);
@@ -202,12 +212,12 @@ static void limits_hold_for_guest_tenant_and_host(void) {
   cell(c);
   CHECK_EQ(new_cell(c, 0, SHI_NONE, &handle), SH_HANDLE_LIMIT);
   CHECK_EQ(shi_error()->limit, 5);
-  CHECK_EQ(shi_cell_release(heap, a, first), SH_OK);
+  CHECK_EQ(release(heap, a, first), SH_OK);
   cell(c); /* what one gives back another may take */
   shi_holder_close(a);
   shi_holder_close(b);
-  CHECK_EQ(handles.used, 0);
-  CHECK_EQ(bytes.used, 0);
+  CHECK_EQ(of_tenant.used, 0);
+  CHECK_EQ(bytes_of_tenant.used, 0);
   close_heap(heap);
 }
 
@@ -221,7 +231,7 @@ static void containers_are_as_large_as_what_they_hold(void) {
   CHECK_EQ(status, SH_OUT_OF_MEMORY);
   CHECK_EQ(shi_cell_size(heap, holder, list, &size), SH_OK);
   CHECK(size >= (uint64_t)pushed * 8 && size <= 4096);
-  CHECK_EQ(shi_cell_release(heap, holder, list), SH_OK);
+  CHECK_EQ(release(heap, holder, list), SH_OK);
   CHECK_EQ(holder->bytes.used, 10);
   CHECK_EQ(shi_map_new(holder, &map), SH_OK);
   status = SH_OK;
@@ -257,7 +267,7 @@ static void what_the_os_refuses_changes_nothing(void) {
   shi_heap *heap = NULL;
   for (uint32_t skip = 0; skip < 2; skip++) {
     sh_fault_inject(SH_OS_MMAP, skip, 1, ENOMEM);
-    CHECK_EQ(shi_heap_create(no_limit, no_limit, &heap), SH_NATIVE);
+    CHECK_EQ(shi_heap_create(&host_handles, &host_bytes, &heap), SH_NATIVE);
   }
   sh_fault_inject(SH_OS_MMAP, 0, 0, 0);
   heap = open_heap();

@@ -1,0 +1,25 @@
+;; hoarder: keeps handles in its memory and a global, and never releases one
+(module
+  (import "env" "open" (func $open (param i32) (result i64)))
+  (import "env" "read" (func $read (param i64) (result i32)))
+  (import "sandhost" "list_new" (func $list_new (result i64)))
+  (import "sandhost" "list_push" (func $list_push (param i64 i64)))
+  (memory (export "memory") 4)
+  (global $kept (mut i64) (i64.const 0))
+  (func (export "open_at") (param $at i32) (param $what i32)
+    (i64.store (local.get $at) (call $open (local.get $what))))
+  (func (export "open_in_global") (param $what i32) (global.set $kept (call $open (local.get $what))))
+  (func (export "read_global") (result i32) (call $read (global.get $kept)))
+  (func (export "read_at") (param $at i32) (result i32) (call $read (i64.load (local.get $at))))
+  (func (export "forget_at") (param $at i32) (i64.store (local.get $at) (i64.const 0)))
+  (func (export "ring_at") (param $at i32) ;; two lists that refer to each other
+    (local $other i64)
+    (i64.store (local.get $at) (call $list_new))
+    (local.set $other (call $list_new))
+    (call $list_push (i64.load (local.get $at)) (local.get $other))
+    (call $list_push (local.get $other) (i64.load (local.get $at))))
+  (func (export "churn") (param $count i32)
+    (loop $again
+      (drop (call $read (call $open (local.get $count))))
+      (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+      (br_if $again (local.get $count)))))
