@@ -79,7 +79,7 @@ struct sh_host {
   shi_pool *pool;
   shi_account account;
   shi_account handles, handle_bytes;
-  sh_heap *heap;      /* of handles; NULL: nobody has asked for it. Set under `mutex` */
+  sh_heap *heap; /* of handles; NULL: nobody has asked for it. Set under `mutex` */
   sh_tenant *tenants; /* under `mutex` */
   pthread_mutex_t mutex;
   _Atomic bool closed;

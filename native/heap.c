@@ -378,9 +378,7 @@ int shi_cell_add(shi_heap *heap, shi_holder *holder, const shi_cell_request *req
   return status;
 }
 
-static uint64_t handle_of(const shi_heap *heap, uint32_t index) {
-  return (uint64_t)heap->hot[index].tag << 32 | index;
-}
+static uint64_t handle_of(const shi_heap *heap, uint32_t index) { return (uint64_t)heap->hot[index].tag << 32 | index; }
 
 int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_edges *edges, uint64_t *handle) {
   shi_heap *heap = holder->heap;
@@ -549,8 +547,7 @@ int shi_cell_lend(shi_heap *heap, uint64_t handle) {
   shi_heap_lock(heap);
   shi_hot *cell = shi_cell_find(heap, NULL, handle, 0);
   int status = cell ? SH_OK : SH_INVALID_HANDLE;
-  if (cell && heap->holders[cell->owner]->scans)
-    status = fly(heap, heap->holders[cell->owner], shi_index_of(handle));
+  if (cell && heap->holders[cell->owner]->scans) status = fly(heap, heap->holders[cell->owner], shi_index_of(handle));
   shi_heap_unlock(heap);
   return status;
 }

@@ -141,10 +141,15 @@ uint32_t sh_heap_dropped(sh_heap *heap, uint32_t *objects, uint32_t room) {
 void sh_heap_get_figures(sh_heap *heap, uint64_t *out) {
   shi_heap_lock(heap);
   const uint64_t figures[SH_HEAP_FIGURES] = {
-      heap->live_bytes,     heap->live_cells,      heap->goal_bytes,  heap->allocs,   heap->frees,
-      heap->alloc_bytes,    heap->free_bytes,      heap->marked_bytes, heap->scan_work_bytes, heap->roots_bytes,
-      heap->assist_ns,      heap->mark_ns,         heap->sweep_ns,    atomic_load(&heap->longest_stop_ns),
-      heap->cycles,         (uint64_t)heap->phase, heap->dropped_count,
+      heap->live_bytes,      heap->live_cells,
+      heap->goal_bytes,      heap->allocs,
+      heap->frees,           heap->alloc_bytes,
+      heap->free_bytes,      heap->marked_bytes,
+      heap->scan_work_bytes, heap->roots_bytes,
+      heap->assist_ns,       heap->mark_ns,
+      heap->sweep_ns,        atomic_load(&heap->longest_stop_ns),
+      heap->cycles,          (uint64_t)heap->phase,
+      heap->dropped_count,
   };
   shi_heap_unlock(heap);
   for (uint32_t k = 0; k < SH_HEAP_FIGURES; k++) out[k] = figures[k];

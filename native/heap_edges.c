@@ -31,8 +31,8 @@ static uint64_t bytes_of(uint32_t kind, uint32_t capacity) {
 }
 
 static int too_many(void) {
-  return shi_fail_limit(SH_HANDLE_LIMIT, SHI_EDGES_MOST + 1, SHI_EDGES_MOST,
-                        "a handle refers to at most %d others", SHI_EDGES_MOST);
+  return shi_fail_limit(SH_HANDLE_LIMIT, SHI_EDGES_MOST + 1, SHI_EDGES_MOST, "a handle refers to at most %d others",
+                        SHI_EDGES_MOST);
 }
 
 /* Containers are as large as their edges; an object of the application's is as large as it says. */

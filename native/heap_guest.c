@@ -11,7 +11,8 @@
 /* ---- the host's heap, the guest's holder ------------------------------------------------------------------------------ */
 
 sh_heap *sh_host_heap(sh_host *host) {
-  if (atomic_load(&shi_forked)) return shi_fail(SH_FORKED, "this process was forked from the one that has the handles"), NULL;
+  if (atomic_load(&shi_forked))
+    return shi_fail(SH_FORKED, "this process was forked from the one that has the handles"), NULL;
   pthread_mutex_lock(&host->mutex);
   if (!host->heap) shi_heap_create(&host->handles, &host->handle_bytes, &host->heap);
   sh_heap *heap = host->heap;
@@ -121,17 +122,13 @@ static int record_new(call *of) {
   return fields ? shi_list_new(of->holder, fields, result(of)) : shi_fail(SH_INVALID_HANDLE, "a record without fields");
 }
 
-static int entry_get(call *of) {
-  return shi_list_get(of->heap, of->holder, argument(of, 0), small(of, 1), result(of));
-}
+static int entry_get(call *of) { return shi_list_get(of->heap, of->holder, argument(of, 0), small(of, 1), result(of)); }
 static int entry_set(call *of) {
   return shi_list_set(of->heap, of->holder, argument(of, 0), small(of, 1), argument(of, 2));
 }
 
 static int map_new(call *of) { return shi_map_new(of->holder, result(of)); }
-static int map_get(call *of) {
-  return shi_map_get(of->heap, of->holder, argument(of, 0), argument(of, 1), result(of));
-}
+static int map_get(call *of) { return shi_map_get(of->heap, of->holder, argument(of, 0), argument(of, 1), result(of)); }
 static int map_put(call *of) {
   return shi_map_put(of->heap, of->holder, argument(of, 0), argument(of, 1), argument(of, 2));
 }
@@ -206,8 +203,9 @@ int sh_plugin_handles(sh_plugin *plugin, int releases) {
   for (size_t k = 0; k < sizeof functions / sizeof functions[0]; k++) {
     const function *one = &functions[k];
     wasm_functype_t *type = shi_functype(one->params, one->results);
-    wasmtime_error_t *error = wt.wasmtime_linker_define_func_unchecked(
-        plugin->linker, module, sizeof module - 1, one->name, strlen(one->name), type, run, (void *)(uintptr_t)one, NULL);
+    wasmtime_error_t *error =
+        wt.wasmtime_linker_define_func_unchecked(plugin->linker, module, sizeof module - 1, one->name,
+                                                 strlen(one->name), type, run, (void *)(uintptr_t)one, NULL);
     wt.wasm_functype_delete(type);
     if (error) return shi_fail_wasmtime(error);
   }

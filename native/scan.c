@@ -114,7 +114,8 @@ uint64_t shi_scan_slice(shi_heap *heap, shi_holder *holder) {
   uint32_t found_count, calls = atomic_load(&holder->calls), count = heap->count;
   const uint8_t *base;
   if (holder->scan_calls != calls + 1) begin_again(holder, calls + 1); /* 0: none has begun */
-  if (!holder->pieces || !holder->pieces(holder->context, holder->scan_piece, &base, &bytes)) return finish(heap, holder);
+  if (!holder->pieces || !holder->pieces(holder->context, holder->scan_piece, &base, &bytes))
+    return finish(heap, holder);
   uint64_t from = holder->scan_at, to = bytes - from < SLICE_BYTES ? bytes : from + SLICE_BYTES;
   heap->scanning = holder;
   shi_heap_unlock(heap);

@@ -133,8 +133,8 @@ class Host:
 
         Its types come from its annotations (`int`, `float`, `bytes` for v128, a tuple for several
         results, `Handle[T]` for objects), or from `signature="(i32, i64) -> f64"`. A parameter
-        annotated `sandhost.Guest` receives the calling guest. What it raises comes out of the guest's call. It must not switch
-        greenlets.
+        annotated `sandhost.Guest` receives the calling guest. What it raises comes out of the guest's
+        call. It must not switch greenlets.
 
         Raises:
             ConfigError: the types cannot be told.

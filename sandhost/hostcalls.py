@@ -176,7 +176,6 @@ class HostFunction:
             raise MemoryError
         return number, held
 
-
     def _handles(self, host: Any) -> tuple[Any, ...]:
         """Return what C needs for handles: kinds by position (0: no handle), heap, and the ways back."""
         params, results = (
@@ -225,7 +224,9 @@ def _number(native: Any) -> int:
 
 def _names(annotations: Sequence[Any]) -> str:
     classes = [handle_class(annotation) for annotation in annotations]
-    return ", ".join(f"Handle[{c.__name__}]" if c else a.__name__ for c, a in zip(classes, annotations))
+    return ", ".join(
+        f"Handle[{c.__name__}]" if c else a.__name__ for c, a in zip(classes, annotations)
+    )
 
 
 def _crosses(annotation: Any) -> bool:

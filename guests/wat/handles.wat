@@ -1,4 +1,4 @@
-;; handles: holds host objects, releases them by hand, and tries what it should not
+;; handles: holds host objects, releases them by hand, and tries what it should not.
 (module
   (import "env" "open" (func $open (param i32) (result i64)))
   (import "env" "read" (func $read (param i64) (result i32)))

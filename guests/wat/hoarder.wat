@@ -1,9 +1,10 @@
-;; hoarder: keeps handles in its memory and a global, and never releases one
+;; hoarder: keeps handles in its memory and a global, and never releases one.
 (module
   (import "env" "open" (func $open (param i32) (result i64)))
   (import "env" "read" (func $read (param i64) (result i32)))
   (import "sandhost" "list_new" (func $list_new (result i64)))
   (import "sandhost" "list_push" (func $list_push (param i64 i64)))
+  (import "sandhost" "list_pop" (func $list_pop (param i64) (result i64)))
   (memory (export "memory") 4)
   (global $kept (mut i64) (i64.const 0))
   (func (export "open_at") (param $at i32) (param $what i32)
@@ -12,6 +13,11 @@
   (func (export "read_global") (result i32) (call $read (global.get $kept)))
   (func (export "read_at") (param $at i32) (result i32) (call $read (i64.load (local.get $at))))
   (func (export "forget_at") (param $at i32) (i64.store (local.get $at) (i64.const 0)))
+  (func (export "list_at") (param $at i32) (i64.store (local.get $at) (call $list_new)))
+  (func (export "push_at") (param $list i32) (param $entry i32)
+    (call $list_push (i64.load (local.get $list)) (i64.load (local.get $entry))))
+  (func (export "pop_at") (param $list i32) (param $to i32)
+    (i64.store (local.get $to) (call $list_pop (i64.load (local.get $list)))))
   (func (export "ring_at") (param $at i32) ;; two lists that refer to each other
     (local $other i64)
     (i64.store (local.get $at) (call $list_new))

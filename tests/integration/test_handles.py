@@ -89,7 +89,9 @@ def test_the_end_of_a_guest_releases_all_it_holds(plugin, host, opened):
         assert other.call("read", kept) == 7
 
 
-@pytest.mark.parametrize("use", ["read", "retain", "release", "weak", "kind", "size", "length", "list_pop"])
+@pytest.mark.parametrize(
+    "use", ["read", "retain", "release", "weak", "kind", "size", "length", "list_pop"]
+)
 @pytest.mark.parametrize("what", ["released", "foreign", "forged", "zero", "negative"])
 def test_what_is_no_handle_of_the_guest_is_refused(plugin, host, use, what):
     with plugin.spawn() as guest, plugin.spawn() as other:
@@ -349,7 +351,9 @@ def test_no_finalizer_runs_in_a_guests_call(host):
         heap.release(heap.new(1, finalize=gone.append))
         assert heap.run_finalizers() == 0
 
-    with host.load(b'(module (import "env" "f" (func $f)) (func (export "go") (call $f)))').spawn() as guest:
+    with host.load(
+        b'(module (import "env" "f" (func $f)) (func (export "go") (call $f)))'
+    ).spawn() as guest:
         guest.call("go")
         assert gone == []
         assert heap.run_finalizers() == 1

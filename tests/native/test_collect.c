@@ -399,8 +399,7 @@ static void *mutate(void *seed_of) {
 static void guests_mutate_while_the_thread_marks(void) {
   open_heap(false);
   pthread_t threads[MUTATORS];
-  for (uintptr_t k = 0; k < MUTATORS; k++)
-    CHECK_EQ(pthread_create(&threads[k], NULL, mutate, (void *)(k + 1)), 0);
+  for (uintptr_t k = 0; k < MUTATORS; k++) CHECK_EQ(pthread_create(&threads[k], NULL, mutate, (void *)(k + 1)), 0);
   for (int k = 0; k < 30; k++) {
     CHECK_EQ(shi_cycle_start(heap), SH_OK);
     CHECK(shi_cycle_wait(heap, UINT64_C(60000000000)));
