@@ -485,3 +485,17 @@ def test_allocating_guests_help_to_mark(plugin, host):
         heap.finish_mark()
         while not heap.sweep():
             pass
+
+
+def test_a_guest_in_c_keeps_objects_on_the_hosts_side(tables, opened):
+    with tables.load(guest_file("catalog")).spawn() as guest:
+        guest.call("_initialize")
+        for key in (1, 2**40):
+            for number in range(10):
+                guest.call("add", key, number + key % 7)
+        assert guest.call("count", 2**40) == 10
+        assert guest.call("total", 1) == sum(range(1, 11))
+        guest.call("drop", 1)
+        assert cycle(tables).live_cells == 12, "the map, a list and what is in it"
+        assert len(alive(opened)) == 10
+        assert guest.call("count", 1) == 0

@@ -23,6 +23,7 @@ import sandhost
 
 SLOTS = 4  # words of memory in which a guest that does not release keeps handles
 MOST = 4  # guests
+APART = 40  # cells of the table between two of the model: a step of the marker then sees one or two
 
 
 class Thing:
@@ -121,6 +122,8 @@ class Machine(RuleBasedStateMachine):
         assert handle not in self.cells
         assert handle not in self.gone
         cell = self.cells[handle] = Cell(owner, is_list)
+        for _ in range(APART):
+            self.heap.release(self.heap.new(None, size=0))
         return cell
 
     def slot_value(self, owner: Owner, slot: int) -> int:
@@ -215,6 +218,34 @@ class Machine(RuleBasedStateMachine):
             return
         self.heap.unlink(source, target)
         entries.remove(target)
+
+    @rule(source=st.integers(0, 99), which=st.integers(0, 99), to=st.integers(0, 99))
+    def move_an_edge(self, source, which, to):
+        source = self.choose(
+            source, lambda cell: not cell.is_list and set(cell.entries) - self.gone
+        )
+        if source is None:
+            return
+        entries = self.cells[source].entries
+        present = [entry for entry in entries if entry not in self.gone]
+        target = present[which % len(present)]
+        to = self.choose(to, lambda cell: not cell.is_list)
+        self.heap.link(to, target)
+        self.cells[to].entries.append(target)
+        self.heap.unlink(source, target)
+        entries.remove(target)
+
+    @rule(which=st.integers(0, 99), to=st.integers(0, 99))
+    def turn_a_root_into_an_edge(self, which, to):
+        target = self.choose(which, lambda cell: cell.owners > 0)
+        to = self.choose(to, lambda cell: not cell.is_list)
+        if target is None or to is None:
+            return
+        self.heap.link(to, target)
+        self.cells[to].entries.append(target)
+        for _ in range(self.cells[target].owners):
+            self.heap.release(target)
+        self.cells[target].owners = 0
 
     @rule(which=st.integers(0, 99), entry=st.integers(0, 99))
     def push(self, which, entry):
@@ -374,7 +405,7 @@ class Machine(RuleBasedStateMachine):
 
 Histories = Machine.TestCase
 Histories.settings = settings(
-    max_examples=150,
+    max_examples=100,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
