@@ -139,6 +139,15 @@ typedef struct {
   uint64_t count;
 } shi_stack; /* of grey cells */
 
+/* Memory answers late. So a cell waits between the stack and its visit, and an edge between the visit and what it leads
+ * to, while what they need is fetched: rings, of which the oldest entry is taken and replaced. */
+enum { SHI_VISITS_AHEAD = 16, SHI_EDGES_AHEAD = 32 };
+typedef struct {
+  uint32_t visits[SHI_VISITS_AHEAD], first_visit, visit_count;
+  uint64_t edges[SHI_EDGES_AHEAD]; /* 0: no edge */
+  uint32_t next_edge, edge_count;
+} shi_ahead;
+
 /* Invariant: allocs - frees == live_cells, alloc_bytes - free_bytes == live_bytes, and
  * live_cells + free_count + retired == count. */
 struct shi_heap {
@@ -166,6 +175,7 @@ struct shi_heap {
   uint64_t cycle;
   uint32_t cursor, walk_end; /* of the walk over all cells, for roots or to sweep; what is born meanwhile is black */
   shi_stack stack;
+  shi_ahead ahead;
   uint32_t partial, partial_left; /* the cell whose edges are being followed, and how many are left */
   shi_holder *scanning;           /* its memory is being read by a thread that does not hold the lock */
 

@@ -16,7 +16,7 @@
 #include "heap.h"
 
 enum { WALK = 16, VISIT = 48, EDGE = 8 };
-enum { EDGES_AT_ONCE = 64, WALKED_AT_ONCE = 64, AHEAD = 8 };
+enum { EDGES_AT_ONCE = 64, WALKED_AT_ONCE = 64 };
 
 /* ---- the stack of grey cells: parts, so that it grows without copying ----------------------------------------------- */
 
@@ -105,34 +105,61 @@ static uint64_t walk(shi_heap *heap) {
   return work;
 }
 
+/* The cell to be visited; one that will be in a while has its edges fetched. False: none is left. */
+static bool next_visit(shi_heap *heap, uint32_t *index) {
+  shi_ahead *ahead = &heap->ahead;
+  while (ahead->visit_count < SHI_VISITS_AHEAD && pop(&heap->stack, index)) {
+    ahead->visits[(ahead->first_visit + ahead->visit_count++) % SHI_VISITS_AHEAD] = *index;
+    __builtin_prefetch(&heap->cold[*index]);
+  }
+  if (ahead->visit_count == 0) return false;
+  if (ahead->visit_count > SHI_VISITS_AHEAD / 2) {
+    uint32_t later = ahead->visits[(ahead->first_visit + SHI_VISITS_AHEAD / 2) % SHI_VISITS_AHEAD];
+    if (heap->hot[later].edged) __builtin_prefetch(heap->cold[later].edges);
+  }
+  *index = ahead->visits[ahead->first_visit];
+  ahead->first_visit = (ahead->first_visit + 1) % SHI_VISITS_AHEAD;
+  ahead->visit_count--;
+  return true;
+}
+
+static void follow_later(shi_heap *heap, uint64_t handle) {
+  shi_ahead *ahead = &heap->ahead;
+  uint64_t *entry = &ahead->edges[ahead->next_edge];
+  __builtin_prefetch(&heap->hot[shi_index_of(handle)]);
+  if (*entry) shi_shade_handle(heap, *entry);
+  ahead->edge_count += (handle != 0) - (uint32_t)(*entry != 0);
+  *entry = handle;
+  ahead->next_edge = (ahead->next_edge + 1) % SHI_EDGES_AHEAD;
+}
+
 static uint64_t drain(shi_heap *heap) {
   uint64_t work = 0;
   if (heap->partial_left == 0) {
     uint32_t index;
-    if (!pop(&heap->stack, &index)) return 0;
     work = VISIT;
+    if (!next_visit(heap, &index)) {
+      for (int k = 0; k < SHI_EDGES_AHEAD; k++) follow_later(heap, 0);
+      return work;
+    }
     if (!heap->hot[index].grey) return work; /* freed meanwhile */
     heap->hot[index].grey = 0;
     heap->partial = index;
     heap->partial_left = heap->cold[index].edges->count;
-    if (heap->stack.top) {
-      uint32_t next = heap->stack.top->cells[heap->stack.top->used - 1];
-      __builtin_prefetch(&heap->cold[next]);
-    }
   }
   const shi_edges *edges = heap->cold[heap->partial].edges;
   if (heap->partial_left > edges->count) heap->partial_left = edges->count; /* some were taken off the end */
   uint32_t left = heap->partial_left, end = left > EDGES_AT_ONCE ? left - EDGES_AT_ONCE : 0;
   work += (uint64_t)(left - end) * EDGE;
-  for (; left > end; left--) {
-    if (left > AHEAD) __builtin_prefetch(&heap->hot[shi_index_of(edges->to[left - 1 - AHEAD])]);
-    shi_shade_handle(heap, edges->to[left - 1]);
-  }
+  for (; left > end; left--) follow_later(heap, edges->to[left - 1]);
   heap->partial_left = end;
   return work;
 }
 
-static bool drained(const shi_heap *heap) { return heap->partial_left == 0 && heap->stack.top == NULL; }
+static bool drained(const shi_heap *heap) {
+  return heap->partial_left == 0 && heap->stack.top == NULL && heap->ahead.visit_count == 0 &&
+         heap->ahead.edge_count == 0;
+}
 
 static shi_holder *next_to_scan(const shi_heap *heap) {
   for (uint32_t k = 0; k < heap->holder_count; k++) {

@@ -338,6 +338,30 @@ class Machine(RuleBasedStateMachine):
             self.inside = lambda: None
 
     @precondition(lambda self: self.heap.figures().phase == "marking")
+    @rule(
+        changes=st.lists(
+            st.tuples(
+                st.sampled_from(["edge", "root", "pop", "new", "weak"]),
+                *[st.integers(0, 99)] * 3,
+            ),
+            max_size=20,
+        )
+    )
+    def mark_step_by_step_between_changes(self, changes):
+        for change, one, two, three in changes:
+            self.heap.mark(1)
+            if change == "edge":
+                self.move_an_edge(source=one, which=two, to=three)
+            elif change == "root":
+                self.turn_a_root_into_an_edge(which=one, to=two)
+            elif change == "pop":
+                self.pop(which=one)
+            elif change == "new":
+                self.new_thing(number=one)
+            else:
+                self.retain(which=one, by_weak=True)
+
+    @precondition(lambda self: self.heap.figures().phase == "marking")
     @rule()
     def finish_mark(self):
         self.heap.finish_mark()
