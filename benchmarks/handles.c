@@ -62,7 +62,8 @@ static double mark_rate(uint64_t *cells, uint64_t count, shi_holder *holder, boo
   uint64_t seed = 1, best = UINT64_MAX;
   for (uint64_t k = 0; k < count; k++)
     for (int e = 0; e < EDGES; e++)
-      must(shi_link(heap, holder, cells[k], cells[random ? next_random(&seed) % count : (k + 1 + (uint64_t)e) % count]));
+      must(
+          shi_link(heap, holder, cells[k], cells[random ? next_random(&seed) % count : (k + 1 + (uint64_t)e) % count]));
   for (int round = 0; round < 5; round++) {
     must(shi_mark_begin(heap));
     uint64_t begun = cpu_ns();
@@ -130,7 +131,8 @@ static void waits(shi_holder *holder, const uint64_t *cells, uint64_t count, boo
   atomic_store(&over, true);
   if (cycles) pthread_join(thread, NULL);
   qsort(ns, OPERATIONS, sizeof *ns, by_value);
-  printf("  \"%s\": {\"p50_ns\": %llu, \"p99_ns\": %llu, \"p999_ns\": %llu, \"p99999_ns\": %llu, \"max_ns\": %llu, \"cycles\": %llu},\n",
+  printf("  \"%s\": {\"p50_ns\": %llu, \"p99_ns\": %llu, \"p999_ns\": %llu, \"p99999_ns\": %llu, \"max_ns\": %llu, "
+         "\"cycles\": %llu},\n",
          title, (unsigned long long)ns[OPERATIONS / 2], (unsigned long long)ns[OPERATIONS / 100 * 99],
          (unsigned long long)ns[OPERATIONS / 1000 * 999], (unsigned long long)ns[OPERATIONS / 100000 * 99999],
          (unsigned long long)ns[OPERATIONS - 1], (unsigned long long)(heap->cycles - before));
@@ -152,8 +154,8 @@ int main(int argc, char **argv) {
     must(shi_cell_release(heap, holder, new_cell(holder), &left));
   }
   double pair_ns = (double)(cpu_ns() - begun) / OPERATIONS;
-  printf("{\n  \"cells\": %llu,\n  \"bytes_per_handle\": %.1f,\n  \"new_release_ns\": %.1f,\n", (unsigned long long)count,
-         each, pair_ns);
+  printf("{\n  \"cells\": %llu,\n  \"bytes_per_handle\": %.1f,\n  \"new_release_ns\": %.1f,\n",
+         (unsigned long long)count, each, pair_ns);
   printf("  \"mark_edges_per_s\": {\"in_order\": %.0f,", mark_rate(cells, count, holder, false));
   printf(" \"random\": %.0f},\n", mark_rate(cells, count, holder, true));
   printf("  \"scan_bytes_per_ns\": {\"zeros\": %.2f, \"text\": %.2f, \"random\": %.2f},\n", scan_rate("zeros"),

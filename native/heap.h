@@ -156,7 +156,7 @@ struct shi_heap {
 
   shi_hot *hot;
   shi_cold *cold;
-  uint32_t count;     /* cells that were ever used */
+  uint32_t count; /* cells that were ever used */
   uint32_t committed; /* cells whose memory is accessible */
   uint32_t oldest_free, newest_free, free_count, retired;
 
@@ -171,18 +171,18 @@ struct shi_heap {
   enum shi_phase_of_heap phase;
   uint32_t mark : 1;
   bool overflow; /* there was no memory for the stack: some grey cells are not on it ... */
-  bool regrey;   /* ... and this walk puts them back */
+  bool regrey; /* ... and this walk puts them back */
   uint64_t cycle;
   uint32_t cursor, walk_end; /* of the walk over all cells, for roots or to sweep; what is born meanwhile is black */
   shi_stack stack;
   shi_ahead ahead;
   uint32_t partial, partial_left; /* the cell whose edges are being followed, and how many are left */
-  shi_holder *scanning;           /* its memory is being read by a thread that does not hold the lock */
+  shi_holder *scanning; /* its memory is being read by a thread that does not hold the lock */
 
   double assist_ratio; /* scan work for each byte allocated while marking */
   uint64_t goal_bytes, trigger_bytes;
   _Atomic bool wants_cycle; /* set once live bytes reach the trigger, until a cycle begins */
-  _Atomic bool tells;       /* the same, until it was told: see shi_heap_tell */
+  _Atomic bool tells; /* the same, until it was told: see shi_heap_tell */
 
   uint64_t live_cells, live_bytes, allocs, frees, alloc_bytes, free_bytes;
   uint64_t marked_bytes, scan_work_bytes, roots_bytes;
