@@ -272,15 +272,23 @@ class Machine(RuleBasedStateMachine):
     def scanned_owner(self, number: int) -> Owner | None:
         return self.owner(number, lambda owner: owner.scanned)
 
-    @rule(number=st.integers(0, 20), slot=st.integers(0, SLOTS - 1), is_list=st.booleans())
-    def new_in_memory(self, number, slot, is_list):
+    @rule(
+        number=st.integers(0, 20),
+        slot=st.integers(0, SLOTS - 1),
+        is_list=st.booleans(),
+        pinned=st.booleans(),
+    )
+    def new_in_memory(self, number, slot, is_list, pinned):
         owner = self.scanned_owner(number)
         if owner is None:
             return
         at = 8 * slot + 8
         self.call(owner, "list_at", at) if is_list else self.call(owner, "open_at", at, 0)
         owner.memory[slot] = self.slot_value(owner, slot)
-        self.add(owner.memory[slot], owner, is_list)
+        cell = self.add(owner.memory[slot], owner, is_list)
+        if pinned and is_list:
+            self.heap.pin(owner.memory[slot])
+            cell.pins = 1
 
     @rule(number=st.integers(0, 20), slot=st.integers(0, SLOTS - 1))
     def forget(self, number, slot):
@@ -308,6 +316,19 @@ class Machine(RuleBasedStateMachine):
         elif not pops and owner.memory[other]:
             self.call(owner, "push_at", 8 * slot + 8, 8 * other + 8)
             entries.append(owner.memory[other])
+
+    @rule(which=st.integers(0, 99), slot=st.integers(0, SLOTS - 1))
+    def hide_in_a_pinned_list(self, which, slot):
+        items = self.choose(which, lambda cell: cell.is_list and cell.pins and cell.owner.scanned)
+        if items is None or items not in self.cells[items].owner.memory:
+            return
+        owner = self.cells[items].owner
+        entry = owner.memory[slot]
+        if entry and entry != items:
+            self.call(owner, "push_at", 8 * owner.memory.index(items) + 8, 8 * slot + 8)
+            self.cells[items].entries.append(entry)
+            self.call(owner, "forget_at", 8 * slot + 8)
+            owner.memory[slot] = 0
 
     # ---- the collector ----
 
@@ -341,7 +362,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         changes=st.lists(
             st.tuples(
-                st.sampled_from(["edge", "root", "pop", "new", "weak"]),
+                st.sampled_from(["edge", "root", "pop", "new", "weak", "hide"]),
                 *[st.integers(0, 99)] * 3,
             ),
             max_size=20,
@@ -356,6 +377,8 @@ class Machine(RuleBasedStateMachine):
                 self.turn_a_root_into_an_edge(which=one, to=two)
             elif change == "pop":
                 self.pop(which=one)
+            elif change == "hide":
+                self.hide_in_a_pinned_list(which=one, slot=two % SLOTS)
             elif change == "new":
                 self.new_thing(number=one)
             else:
