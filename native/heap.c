@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "bridge.h"
 
@@ -34,6 +35,12 @@ void shi_heap_let_in(shi_heap *heap) {
   /* A mutex is not fair: who unlocks and locks again may keep it. Who waits may sleep, and then needs a while. */
   for (int tries = 0; tries < 100 && shi_heap_wanted(heap); tries++) sched_yield();
   pthread_mutex_lock(&heap->mutex);
+}
+
+uint64_t shi_thread_cpu_ns(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 /* ---- the heap ------------------------------------------------------------------------------------------------------ */

@@ -114,7 +114,7 @@ typedef struct shi_holder {
 
   _Atomic uint32_t calls; /* odd: a thread is in the guest */
   uint64_t scanned_in;    /* the cycle in which its memory was scanned, or it was born */
-  bool keeps_all;         /* it could not be scanned in this cycle: what it owns stays */
+  uint64_t kept_in;       /* the cycle in which it could not be scanned: what it owns stays */
   uint32_t scan_calls, scan_piece;
   uint64_t scan_at; /* offset in the piece */
   shi_pieces_fn *pieces;
@@ -177,11 +177,12 @@ struct shi_heap {
   shi_stack stack;
   shi_ahead ahead;
   uint32_t partial, partial_left; /* the cell whose edges are being followed, and how many are left */
+  uint32_t scan_cursor; /* holders before this one are scanned, or keep all they own */
   shi_holder *scanning; /* its memory is being read by a thread that does not hold the lock */
 
   double assist_ratio; /* scan work for each byte allocated while marking */
   uint64_t goal_bytes, trigger_bytes;
-  _Atomic bool wants_cycle; /* set once live bytes reach the trigger, until a cycle begins */
+  _Atomic bool wants_cycle; /* live bytes have reached the trigger, and no cycle has begun */
   _Atomic bool tells; /* the same, until it was told: see shi_heap_tell */
 
   uint64_t live_cells, live_bytes, allocs, frees, alloc_bytes, free_bytes;
@@ -200,6 +201,8 @@ struct shi_heap {
 /* The accounts outlive it. */
 int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out);
 void shi_heap_destroy(shi_heap *heap);
+/* CPU time of the calling thread: what a busy machine gives to others is not the collector's. */
+uint64_t shi_thread_cpu_ns(void);
 /* Tells Python that a cycle is wanted, if it was not told yet (heap_door.c). No lock is held. */
 void shi_heap_tell(shi_heap *heap);
 

@@ -1,4 +1,6 @@
 /* What Python calls of the handle heap. */
+#include <string.h>
+
 #include "guest.h"
 #include "heap.h"
 
@@ -126,6 +128,8 @@ void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, doub
   heap->goal_bytes = goal;
   heap->trigger_bytes = trigger_bytes;
   heap->assist_ratio = assist_ratio;
+  atomic_store(&heap->wants_cycle, heap->phase == SHI_HEAP_IDLE && heap->live_bytes >= trigger_bytes);
+  atomic_store(&heap->tells, false); /* who sets the goal sees the figures */
   shi_heap_unlock(heap);
 }
 
@@ -139,6 +143,8 @@ uint32_t sh_heap_dropped(sh_heap *heap, uint32_t *objects, uint32_t room) {
 }
 
 void sh_heap_get_figures(sh_heap *heap, uint64_t *out) {
+  memset(out, 0, SH_HEAP_FIGURES * sizeof *out);
+  if (atomic_load(&shi_forked)) return; /* who holds the lock is not here */
   shi_heap_lock(heap);
   const uint64_t figures[SH_HEAP_FIGURES] = {
       heap->live_bytes,      heap->live_cells,

@@ -99,7 +99,7 @@ static uint64_t walk(shi_heap *heap) {
   for (; heap->cursor < end; heap->cursor++) {
     shi_hot *cell = &heap->hot[heap->cursor];
     if (cell->tag >> 24 == 0) continue;
-    if (cell->root || heap->holders[cell->owner]->keeps_all) shi_shade(heap, heap->cursor);
+    if (cell->root || heap->holders[cell->owner]->kept_in == heap->cycle) shi_shade(heap, heap->cursor);
     if (__builtin_expect(heap->regrey && cell->grey, 0) && !push(&heap->stack, heap->cursor)) heap->overflow = true;
   }
   return work;
@@ -161,10 +161,10 @@ static bool drained(const shi_heap *heap) {
          heap->ahead.edge_count == 0;
 }
 
-static shi_holder *next_to_scan(const shi_heap *heap) {
-  for (uint32_t k = 0; k < heap->holder_count; k++) {
-    shi_holder *holder = heap->holders[k];
-    if (holder && !holder->closed && !holder->keeps_all && !scanned(heap, holder)) return holder;
+static shi_holder *next_to_scan(shi_heap *heap) {
+  for (; heap->scan_cursor < heap->holder_count; heap->scan_cursor++) {
+    shi_holder *holder = heap->holders[heap->scan_cursor];
+    if (holder && !holder->closed && holder->kept_in != heap->cycle && !scanned(heap, holder)) return holder;
   }
   return NULL;
 }
@@ -182,7 +182,7 @@ static uint64_t walk_or_drain(shi_heap *heap) {
 
 static uint64_t scan_or_keep(shi_heap *heap, shi_holder *holder) {
   if (atomic_load(&holder->calls) % 2 == 0) return shi_scan_slice(heap, holder);
-  holder->keeps_all = true;
+  holder->kept_in = heap->cycle;
   heap->cursor = 0;
   return WALK;
 }
@@ -201,8 +201,7 @@ int shi_mark_begin(shi_heap *heap) {
     heap->overflow = heap->regrey = false;
     heap->partial_left = 0;
     heap->marked_bytes = heap->scan_work_bytes = heap->roots_bytes = 0;
-    for (uint32_t k = 0; k < heap->holder_count; k++)
-      if (heap->holders[k]) heap->holders[k]->keeps_all = false;
+    heap->scan_cursor = 0;
     atomic_store_explicit(&heap->wants_cycle, false, memory_order_relaxed);
   }
   shi_heap_unlock(heap);
@@ -210,7 +209,7 @@ int shi_mark_begin(shi_heap *heap) {
 }
 
 bool shi_mark(shi_heap *heap, uint64_t budget) {
-  uint64_t begun_ns = shi_now_ns();
+  uint64_t begun_ns = shi_thread_cpu_ns();
   pthread_mutex_lock(&heap->mutex);
   bool over = heap->phase != SHI_HEAP_MARKING;
   for (uint64_t done = 0; !over && done < budget;) {
@@ -228,7 +227,7 @@ bool shi_mark(shi_heap *heap, uint64_t budget) {
     heap->scan_work_bytes += work;
     if (shi_heap_wanted(heap)) shi_heap_let_in(heap);
   }
-  heap->mark_ns += shi_now_ns() - begun_ns;
+  heap->mark_ns += shi_thread_cpu_ns() - begun_ns;
   pthread_mutex_unlock(&heap->mutex);
   return over;
 }

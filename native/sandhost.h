@@ -353,7 +353,7 @@ int sh_heap_wait(sh_heap *heap, uint64_t timeout_ns);
  * for each byte. */
 void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, double assist_ratio);
 int sh_heap_wants_cycle(sh_heap *heap);
-/* Called once for each cycle that is wanted, from whichever thread allocates. */
+/* Called when live bytes reach the trigger, once for each cycle or goal, by the thread that allocates. */
 typedef void (*sh_trigger_fn)(sh_heap *heap);
 void sh_heap_set_trigger(sh_trigger_fn callback);
 /* Takes objects whose cells are gone, up to `room`; none while the thread is in a host function. */

@@ -124,7 +124,6 @@ uint64_t shi_scan_slice(shi_heap *heap, shi_holder *holder) {
   heap->scanning = NULL;
   if (heap->phase != SHI_HEAP_MARKING || heap->cycle != cycle || holder->closed) return 1;
   shade_own(heap, holder, found, found_count);
-  heap->roots_bytes += stopped - from;
   if (atomic_load(&holder->calls) == calls) {
     holder->scan_at = stopped;
     if (stopped == bytes) {
@@ -132,5 +131,7 @@ uint64_t shi_scan_slice(shi_heap *heap, shi_holder *holder) {
       holder->scan_at = 0;
     }
   }
-  return (stopped - from) / READ_PER_WORK + 8;
+  uint64_t work = (stopped - from) / READ_PER_WORK + 8;
+  heap->roots_bytes += work;
+  return work;
 }

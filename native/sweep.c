@@ -8,7 +8,7 @@ enum { SWEPT_AT_ONCE = 32 };
 enum { MARK_SLICE = 256 << 10, SWEEP_SLICE = 4096 }; /* of the thread: bytes, cells. Arbitrary */
 
 bool shi_sweep(shi_heap *heap, uint64_t budget_cells) {
-  uint64_t begun_ns = shi_now_ns();
+  uint64_t begun_ns = shi_thread_cpu_ns();
   pthread_mutex_lock(&heap->mutex);
   bool over = heap->phase != SHI_HEAP_SWEEPING;
   for (uint64_t done = 0; !over && done < budget_cells; done += SWEPT_AT_ONCE) {
@@ -25,7 +25,7 @@ bool shi_sweep(shi_heap *heap, uint64_t budget_cells) {
       over = heap->phase != SHI_HEAP_SWEEPING; /* another thread sweeps too */
     }
   }
-  heap->sweep_ns += shi_now_ns() - begun_ns;
+  heap->sweep_ns += shi_thread_cpu_ns() - begun_ns;
   pthread_mutex_unlock(&heap->mutex);
   return over;
 }

@@ -97,11 +97,13 @@ class HeapFigures(NamedTuple):
     marked_bytes: int
     """Found by the last or current cycle; what was born meanwhile is not in it."""
     scan_work_bytes: int
-    """Read by the last or current cycle."""
+    """Read by the last or current cycle; guests' memory counts for a quarter, as it reads so fast."""
     roots_bytes: int
-    """Of guests' memory among them."""
+    """Of guests' memory among them, so counted."""
     assist_ns: int
+    """That allocating guests spent on marking."""
     mark_ns: int
+    """CPU time of marking elsewhere."""
     sweep_ns: int
     longest_stop_ns: int
     """That a thread waited for the collector, or worked for it, at once."""
@@ -131,8 +133,8 @@ class HandleHeap:
         self._labels: list[str] = [""]
         self._label_numbers: dict[str, int] = {"": 0}
         self.on_trigger: Callable[[], object] | None = None
-        """Called when allocation reaches the trigger, once for each cycle that is wanted, by the
-        thread that allocates, in the middle of its call: it may wake others, not collect."""
+        """Called when allocation reaches the trigger, once for each cycle or goal, by the thread that
+        allocates, in the middle of its call: it may wake others, not collect."""
         self.kind(object)
         _heaps[_address(self.native)] = self
 
@@ -414,7 +416,7 @@ class HandleHeap:
 
     @property
     def wants_cycle(self) -> bool:
-        """Whether live bytes have reached the trigger since the last cycle began."""
+        """Whether live bytes have reached the trigger, and no cycle has begun since."""
         return bool(lib.sh_heap_wants_cycle(self.native))
 
     def run_finalizers(self) -> int:
