@@ -159,6 +159,18 @@ class Machine(RuleBasedStateMachine):
         cell = self.add(handle, owner, False)
         cell.owners, cell.in_flight = int(not owner.scanned), owner.scanned
 
+    @rule(parents=st.lists(st.integers(0, 99), min_size=1, max_size=8))
+    def new_children(self, parents):
+        for which in parents:
+            parent = self.choose(which, lambda cell: not cell.is_list)
+            handle = self.heap.new(Thing())
+            self.add(handle, self.owners[0], False).owners = 1
+            if parent is not None:
+                self.heap.link(parent, handle)
+                self.cells[parent].entries.append(handle)
+                self.heap.release(handle)
+                self.cells[handle].owners = 0
+
     @rule(number=st.integers(0, 20))
     def new_list_by_hand(self, number):
         owner = self.owner(number, lambda owner: owner.guest is not None and not owner.scanned)
@@ -358,19 +370,22 @@ class Machine(RuleBasedStateMachine):
             self.call(owner, "read_at", 8 * slot + 8)
             self.inside = lambda: None
 
-    @precondition(lambda self: self.heap.figures().phase == "marking")
     @rule(
         changes=st.lists(
             st.tuples(
                 st.sampled_from(["edge", "root", "pop", "new", "weak", "hide"]),
                 *[st.integers(0, 99)] * 3,
             ),
-            max_size=20,
+            min_size=10,
+            max_size=30,
         )
     )
     def mark_step_by_step_between_changes(self, changes):
+        if self.heap.figures().phase == "idle":
+            self.begin()
         for change, one, two, three in changes:
-            self.heap.mark(1)
+            if self.heap.figures().phase == "marking":
+                self.heap.mark(1)
             if change == "edge":
                 self.move_an_edge(source=one, which=two, to=three)
             elif change == "root":
@@ -383,6 +398,7 @@ class Machine(RuleBasedStateMachine):
                 self.new_thing(number=one)
             else:
                 self.retain(which=one, by_weak=True)
+            self.what_can_be_reached_is_there()
 
     @precondition(lambda self: self.heap.figures().phase == "marking")
     @rule()
