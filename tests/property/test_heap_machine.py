@@ -378,9 +378,10 @@ class Machine(RuleBasedStateMachine):
             ),
             min_size=10,
             max_size=30,
-        )
+        ),
+        ends=st.booleans(),
     )
-    def mark_step_by_step_between_changes(self, changes):
+    def mark_step_by_step_between_changes(self, changes, ends):
         if self.heap.figures().phase == "idle":
             self.begin()
         for change, one, two, three in changes:
@@ -399,6 +400,10 @@ class Machine(RuleBasedStateMachine):
             else:
                 self.retain(which=one, by_weak=True)
             self.what_can_be_reached_is_there()
+        if ends:
+            if self.heap.figures().phase == "marking":
+                self.finish_mark()
+            self.sweep(budget=2**20)
 
     @precondition(lambda self: self.heap.figures().phase == "marking")
     @rule()
