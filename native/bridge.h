@@ -7,6 +7,7 @@
  *                                                               table.c (who gets which struct)
  *   fiber    a guest's call that can wait                       fiber.c; workers.c runs it, port.c tells the event loop
  *   snapshot what a guest was, to spawn others from             snapshot.c, state.c (globals, tables, segments)
+ *   heap     handles of guests, and their collector             heap.h has the map
  *
  * What Python calls for every guest is in crossings.c, and passes turnstile.c. WASI has a map of its own, wasi.h.
  *
@@ -78,6 +79,7 @@ void shi_ticker_advance(shi_ticker *ticker); /* every running guest checks its f
 struct sh_tenant {
   shi_account account;
   shi_credits credits;
+  shi_account handles, handle_bytes;
   uint64_t id;
   sh_tenant *next;
 };
@@ -91,6 +93,8 @@ struct sh_host {
   wasmtime_linker_t *fiber_linkers[SHI_ENGINES];
   shi_workers workers;
   shi_account account;
+  shi_account handles, handle_bytes;
+  sh_heap *heap; /* of handles; NULL: nobody has asked for it. Set under `mutex` */
   sh_tenant *tenants; /* under `mutex` */
   pthread_mutex_t mutex;
   _Atomic bool closed;
@@ -175,6 +179,7 @@ struct sh_plugin {
   shi_import *imports;
   bool wasi;
   uint32_t wasi_memory;
+  bool releases; /* its guests release handles by hand: their memory is not scanned */
   uint32_t table_count;
   uint64_t largest_table;
   shi_state_plan state;
@@ -183,6 +188,7 @@ struct sh_plugin {
   shi_counters counters;
 };
 
+void shi_host_heap_free(sh_host *host); /* heap_guest.c */
 void shi_host_release(sh_host *host);
 shi_pool *shi_host_stacks(sh_host *host); /* NULL: it cannot be made; see shi_error() */
 void shi_plugin_release(sh_plugin *plugin);

@@ -47,13 +47,17 @@ int shi_guest_arm(shi_guest *guest) {
   guest->deadline_ns = guest->limits.deadline_ns ? now + guest->limits.deadline_ns : 0;
   guest->signals_due_ns = now + signals_every_ns;
   wt.wasmtime_context_set_epoch_deadline(guest->context, 1);
-  if (guest->plugin->module->engine != SHI_ENGINE_FUEL) return SH_OK;
-  wasmtime_error_t *error =
-      wt.wasmtime_context_set_fuel(guest->context, guest->limits.fuel ? guest->limits.fuel : UINT64_MAX);
-  return error ? shi_fail_wasmtime(error) : SH_OK;
+  if (guest->plugin->module->engine == SHI_ENGINE_FUEL) {
+    wasmtime_error_t *error =
+        wt.wasmtime_context_set_fuel(guest->context, guest->limits.fuel ? guest->limits.fuel : UINT64_MAX);
+    if (error) return shi_fail_wasmtime(error);
+  }
+  if (__builtin_expect(guest->holder != NULL, 0)) shi_guest_handles_begin(guest);
+  return SH_OK;
 }
 
 void shi_guest_disarm(shi_guest *guest) {
+  if (__builtin_expect(guest->holder != NULL, 0)) shi_guest_handles_finish(guest);
   if (guest->plugin->module->engine != SHI_ENGINE_FUEL) return;
   uint64_t left = 0, given = guest->limits.fuel ? guest->limits.fuel : UINT64_MAX;
   wasmtime_error_t *error = wt.wasmtime_context_get_fuel(guest->context, &left);

@@ -15,6 +15,7 @@ ffibuilder.cdef(
       int _output(uint64_t guest, int stream, const uint8_t *bytes, size_t length, int may_wait);
       int _input(uint64_t guest, uint64_t length);
       int _signals(void);
+      void _triggered(sh_heap *heap);
     }
     """
 )

@@ -122,6 +122,7 @@ static void give_up(shi_guest *guest, int policy, sh_reclaim *reclaim) {
  * nobody gets another view; those who have one are the callbacks of a start function that failed. True: put it. */
 static bool end(shi_guest *guest, int policy, sh_reclaim *reclaim) {
   shi_fiber_end(guest);
+  if (guest->holder) shi_guest_handles_end(guest);
   if (guest->store) wt.wasmtime_store_delete(guest->store);
   guest->store = NULL;
   shi_fiber_give_back(guest, policy, reclaim);
@@ -168,6 +169,8 @@ static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits)
   guest->refused = false;
   guest->in_callback = false;
   shi_fiber_forget(guest);
+  guest->holder = NULL;
+  guest->tenant = tenant;
   atomic_store_explicit(&guest->calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->host_calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->fuel_used, 0, memory_order_relaxed);

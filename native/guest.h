@@ -71,6 +71,9 @@ typedef struct shi_guest {
   shi_stream streams[2]; /* kept of stdout and of stderr */
   int32_t exit_status;   /* with stop == SH_EXIT */
 
+  struct shi_holder *holder; /* of its handles (heap.h); NULL: it was never given one */
+  sh_tenant *tenant;         /* NULL: none */
+
   bool in_callback; /* Python runs on the guest's thread, and not for a host function */
   uint64_t born_ns;
   _Atomic uint64_t calls, host_calls, fuel_used; /* written by the thread inside, read by any */
@@ -153,6 +156,8 @@ wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *guest, ui
 
 /* hostcall.c: whether what the host functions of this thread have on the stack is still there. */
 bool shi_stack_is_ours(void);
+/* Whether this thread is in a host function, and so in a guest's call. */
+bool shi_within_host_function(void);
 /* Python is entered on the guest's thread for another reason than a host function. A fault there is the
  * host's, nested calls count from there, and the guest itself cannot be used. Returns what ends gets. */
 uint32_t shi_host_code_begins(shi_guest *guest);
@@ -164,6 +169,12 @@ void shi_output_free(shi_guest *guest);
 
 /* wasi.c; the rest is in wasi.h */
 int shi_wasi_define(sh_plugin *plugin);
+
+/* heap_guest.c: the guest's handles. Made when the first is given; the rest only of a guest that has a holder. */
+struct shi_holder *shi_guest_holder(shi_guest *guest, bool in_call);
+void shi_guest_handles_begin(shi_guest *guest);
+void shi_guest_handles_finish(shi_guest *guest);
+void shi_guest_handles_end(shi_guest *guest); /* before its memory goes */
 
 /* creator.c: wasmtime asks for memory in the middle of an instantiation; this says for whom. */
 void shi_creator_expect(shi_guest *guest); /* NULL: nobody, every request is refused */

@@ -110,6 +110,8 @@ sh_host *sh_host_new(const sh_host_options *options) {
   shi_credits_init(&host->guest_credits);
   host->account = (shi_account){.limit = options->memory_limit, .level = SHI_ACCOUNT_HOST, .credits = &host->credits};
   host->guests = (shi_account){.limit = UINT64_MAX, .credits = &host->guest_credits};
+  host->handles = (shi_account){.limit = options->handles, .level = SHI_ACCOUNT_HOST};
+  host->handle_bytes = (shi_account){.limit = options->handle_bytes, .level = SHI_ACCOUNT_HOST};
   pthread_mutex_init(&host->mutex, NULL);
   host->stack_bytes = stack_bytes_of(options);
   if (new_pool(host, shi_memory_reservation, shi_memory_guard, &host->pool) != SH_OK) goto no_pool;
@@ -143,6 +145,7 @@ int sh_host_close(sh_host *host) {
 static void free_host(sh_host *host) {
   shi_process_remove(host);
   shi_workers_stop(&host->workers);
+  shi_host_heap_free(host);
   shi_ticker_stop(&host->ticker);
   delete_engines(host);
   shi_pool_destroy(host->pool);
@@ -175,12 +178,19 @@ sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit) {
   shi_credits_init(&tenant->credits);
   tenant->account = (shi_account){
       .parent = &host->account, .limit = memory_limit, .level = SHI_ACCOUNT_TENANT, .credits = &tenant->credits};
+  tenant->handles = (shi_account){.parent = &host->handles, .limit = UINT64_MAX, .level = SHI_ACCOUNT_TENANT};
+  tenant->handle_bytes = (shi_account){.parent = &host->handle_bytes, .limit = UINT64_MAX, .level = SHI_ACCOUNT_TENANT};
   pthread_mutex_lock(&host->mutex);
   tenant->id = host->tenants ? host->tenants->id + 1 : 1;
   tenant->next = host->tenants;
   host->tenants = tenant;
   pthread_mutex_unlock(&host->mutex);
   return tenant;
+}
+
+void sh_tenant_limit_handles(sh_tenant *tenant, uint64_t handles, uint64_t handle_bytes) {
+  tenant->handles.limit = handles;
+  tenant->handle_bytes.limit = handle_bytes;
 }
 
 uint64_t sh_tenant_used(const sh_tenant *tenant) { return shi_account_used(&tenant->account); }

@@ -64,6 +64,8 @@ bool shi_stack_is_ours(void) {
   return (uintptr_t)__builtin_frame_address(0) < innermost_frame && found->intact == (uintptr_t)found;
 }
 
+bool shi_within_host_function(void) { return innermost != NULL; }
+
 static void end_process(void) {
   fputs("sandhost: a host function returned before one that was called later in the same thread; greenlets cannot be "
         "switched in host functions\n",

@@ -23,6 +23,12 @@ typedef struct {
   Py_ssize_t guest_at; /* which argument is the guest; -1: none */
   Py_ssize_t arguments, result_count;
   bool asynchronous; /* what it returns is awaited */
+  /* Of a function that takes or returns handles; else the first is NULL. */
+  const char *param_kinds, *result_kinds; /* by position; 0: no handle */
+  sh_heap *heap;
+  PyObject *objects; /* the heap's list of what its cells stand for */
+  PyObject *wrap;    /* (guest id, object, kind) -> handle */
+  PyObject *refusal; /* () -> the exception for what this thread's last use of a handle met */
 } binding;
 
 /* Under the interpreter's lock, as all of this. */
@@ -64,6 +70,15 @@ int sh_python_bind(uint32_t number, void *tuple) {
     made->asynchronous = PyObject_IsTrue(PyTuple_GetItem(tuple, 6)) == 1;
     made->arguments = (Py_ssize_t)strlen(made->params) + (made->guest_at >= 0);
     made->result_count = (Py_ssize_t)strlen(made->results);
+    bool handles = PyTuple_Size(tuple) > 7;
+    made->param_kinds = handles ? PyBytes_AsString(PyTuple_GetItem(tuple, 7)) : NULL;
+    if (handles) {
+      made->result_kinds = PyBytes_AsString(PyTuple_GetItem(tuple, 8));
+      made->heap = PyLong_AsVoidPtr(PyTuple_GetItem(tuple, 9));
+      made->objects = PyTuple_GetItem(tuple, 10);
+      made->wrap = PyTuple_GetItem(tuple, 11);
+      made->refusal = PyTuple_GetItem(tuple, 12);
+    }
     made->held = tuple;
   }
   PyGILState_Release(gil);
@@ -90,6 +105,20 @@ static PyObject *from_cell(char type, const int64_t *cell) {
     memcpy(&real, cell, sizeof real);
     return PyFloat_FromDouble(real);
   }
+}
+
+/* Between the check and the list nobody else runs: places are given away again by Python only. */
+static PyObject *from_handle(const binding *bound, uint64_t guest, char kind, const int64_t *cell) {
+  int64_t place = sh_handle_object(bound->heap, guest, (uint64_t)*cell, (uint32_t)kind);
+  if (place >= 0) {
+    PyObject *object = PyList_GetItem(bound->objects, (Py_ssize_t)place);
+    Py_XINCREF(object);
+    return object;
+  }
+  PyObject *error = PyObject_CallObject(bound->refusal, NULL);
+  if (error) PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+  Py_XDECREF(error);
+  return NULL;
 }
 
 static bool integer_to_cell(char type, PyObject *value, int64_t *cell) {
@@ -134,15 +163,31 @@ static bool to_cell(char type, PyObject *value, int64_t *cell) {
   return true;
 }
 
-static bool to_cells(const binding *bound, PyObject *result, int64_t *cells) {
+static bool handle_to_cell(const binding *bound, uint64_t guest, char kind, PyObject *value, int64_t *cell) {
+  PyObject *id = PyLong_FromUnsignedLongLong(guest), *number = PyLong_FromLong(kind);
+  PyObject *handle = id && number ? PyObject_CallFunctionObjArgs(bound->wrap, id, value, number, NULL) : NULL;
+  bool made = handle && integer_to_cell('l', handle, cell);
+  Py_XDECREF(handle);
+  Py_XDECREF(number);
+  Py_XDECREF(id);
+  return made;
+}
+
+static bool result_to_cell(const binding *bound, uint64_t guest, Py_ssize_t k, PyObject *value, int64_t *cells) {
+  char kind = bound->param_kinds ? bound->result_kinds[k] : 0;
+  return kind ? handle_to_cell(bound, guest, kind, value, cells + 2 * k)
+              : to_cell(bound->results[k], value, cells + 2 * k);
+}
+
+static bool to_cells(const binding *bound, uint64_t guest, PyObject *result, int64_t *cells) {
   if (bound->result_count == 0) return true;
-  if (bound->result_count == 1) return to_cell(bound->results[0], result, cells);
+  if (bound->result_count == 1) return result_to_cell(bound, guest, 0, result, cells);
   PyObject *values = PySequence_Tuple(result);
   if (!values) return false;
   bool fit = PyTuple_Size(values) == bound->result_count;
   if (!fit) PyErr_Format(PyExc_ValueError, "%zd values are expected", bound->result_count);
   for (Py_ssize_t k = 0; k < bound->result_count && fit; k++)
-    fit = to_cell(bound->results[k], PyTuple_GetItem(values, k), cells + 2 * k);
+    fit = result_to_cell(bound, guest, k, PyTuple_GetItem(values, k), cells);
   Py_DECREF(values);
   return fit;
 }
@@ -171,15 +216,17 @@ static void explain(const binding *bound, PyObject *result) {
   Py_XDECREF(error);
 }
 
-static PyObject *arguments_of(const binding *bound, PyObject *guest_id, const int64_t *cells) {
+static PyObject *arguments_of(const binding *bound, uint64_t guest, PyObject *guest_id, const int64_t *cells) {
   PyObject *arguments = PyTuple_New(bound->arguments);
-  const char *type = bound->params;
+  const char *type = bound->params, *kind = bound->param_kinds;
   for (Py_ssize_t k = 0; arguments && k < bound->arguments; k++) {
     PyObject *value;
     if (k == bound->guest_at) {
       value = PyObject_CallFunctionObjArgs(bound->guest_of, guest_id, NULL);
     } else {
-      value = from_cell(*type++, cells);
+      value = kind && *kind ? from_handle(bound, guest, *kind, cells) : from_cell(*type, cells);
+      if (kind) kind++;
+      type++;
       cells += 2;
     }
     if (!value) Py_CLEAR(arguments);
@@ -195,8 +242,8 @@ static bool keep(PyObject *by_guest, uint64_t guest, PyObject *thing) {
   return kept;
 }
 
-static bool finish(const binding *bound, PyObject *result, int64_t *cells) {
-  bool fits = to_cells(bound, result, cells);
+static bool finish(const binding *bound, uint64_t guest, PyObject *result, int64_t *cells) {
+  bool fits = to_cells(bound, guest, result, cells);
   if (!fits) explain(bound, result);
   return fits;
 }
@@ -204,13 +251,13 @@ static bool finish(const binding *bound, PyObject *result, int64_t *cells) {
 static bool run(const binding *bound, uint64_t guest, int64_t *cells) {
   PyObject *guest_id = NULL;
   if (bound->guest_at >= 0 && !(guest_id = PyLong_FromUnsignedLongLong(guest))) return false;
-  PyObject *arguments = arguments_of(bound, guest_id, cells);
+  PyObject *arguments = arguments_of(bound, guest, guest_id, cells);
   Py_XDECREF(guest_id);
   if (!arguments) return false;
   PyObject *result = PyObject_CallObject(bound->function, arguments);
   Py_DECREF(arguments);
   if (!result) return false;
-  bool done = bound->asynchronous ? keep(awaited, guest, result) : finish(bound, result, cells);
+  bool done = bound->asynchronous ? keep(awaited, guest, result) : finish(bound, guest, result, cells);
   Py_DECREF(result);
   return done;
 }
@@ -253,7 +300,7 @@ int sh_python_answer(uint64_t guest, uint32_t number, void *answer, int64_t *cel
   binding bound;
   bool done = false;
   if (hold(number, &bound)) {
-    done = finish(&bound, answer, cells);
+    done = finish(&bound, guest, answer, cells);
     Py_DECREF(bound.held);
   }
   if (!done) keep_exception(guest);

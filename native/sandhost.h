@@ -73,7 +73,9 @@ enum sh_status {
   SH_REGION_FULL,   /* no slot is free; limit: slots */
   SH_STACK,         /* the calling thread's own stack is too short; wanted, limit in bytes */
   SH_NATIVE,        /* an OS call failed: os_errno, operation */
-  SH_WASMTIME       /* wasmtime refused; message */
+  SH_WASMTIME,      /* wasmtime refused; message */
+  SH_INVALID_HANDLE, /* message says which and why */
+  SH_HANDLE_LIMIT   /* wanted, limit; message */
 };
 
 enum sh_level { SH_LEVEL_GUEST, SH_LEVEL_TENANT, SH_LEVEL_HOST };
@@ -131,6 +133,8 @@ typedef struct {
   uint64_t optimize;          /* 0: compile fast, 1: run fast */
   uint32_t workers;           /* most threads for calls on fibers; 0: they run where they are polled */
   uint32_t numa_bind;
+  uint64_t handles;      /* of all guests and the host itself */
+  uint64_t handle_bytes; /* that those stand for; UINT64_MAX: none */
 } sh_host_options;
 
 sh_host *sh_host_new(const sh_host_options *options);
@@ -146,6 +150,7 @@ void sh_exiting(void);
 int sh_leaving(void);
 
 sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit); /* freed with the host */
+void sh_tenant_limit_handles(sh_tenant *tenant, uint64_t handles, uint64_t handle_bytes); /* before its first guest */
 uint64_t sh_tenant_used(const sh_tenant *tenant);
 uint64_t sh_tenant_peak(const sh_tenant *tenant);
 
@@ -168,6 +173,10 @@ int sh_plugin_import(sh_plugin *plugin, const char *module, const char *name, co
                      uint32_t callback_id, int asynchronous);
 /* The memory that WASI calls use by pointer. */
 int sh_plugin_wasi(sh_plugin *plugin, uint32_t memory_index);
+/* The imports of module "sandhost". `releases`: it imports "release", so that its guests' memory need not be scanned. */
+int sh_plugin_handles(sh_plugin *plugin, int releases);
+/* Import `k` of that module with its types; NULL: there is none. */
+const char *sh_handle_import(uint32_t k, const char **params, const char **results);
 int sh_plugin_export(sh_plugin *plugin, const char *name, size_t name_length, const char *params, const char *results);
 int sh_plugin_tables(sh_plugin *plugin, uint32_t count, uint64_t largest_minimum);
 /* What of an instance changes beside its memories, in the order in which snapshots number it. Letters: i l f d v for
@@ -191,6 +200,8 @@ typedef struct {
   uint64_t deadline_ns;    /* per call; 0: none */
   uint64_t fuel;           /* per call; 0: not counted */
   uint64_t table_elements; /* per table; 8 bytes each, all tables together no more than `memory` */
+  uint64_t handles;        /* held at once */
+  uint64_t handle_bytes;   /* that those stand for; UINT64_MAX: none */
 } sh_limits;
 
 typedef struct {
@@ -341,6 +352,54 @@ int sh_snapshot_set_global(sh_snapshot *snapshot, uint32_t position, const sh_gl
 int sh_snapshot_set_table(sh_snapshot *snapshot, uint32_t position, const uint32_t *functions, uint64_t size);
 int sh_snapshot_set_dropped(sh_snapshot *snapshot, uint32_t position);
 int sh_snapshot_set_wasi(sh_snapshot *snapshot, const uint8_t *bytes, size_t length);
+
+/* ---- handles --------------------------------------------------------------------------------------------------- */
+
+/* The handle heap of a host, made when it is first asked for, as old as the host: see heap.h. NULL: see sh_take_error. */
+typedef struct shi_heap sh_heap;
+sh_heap *sh_host_heap(sh_host *host);
+
+/* A handle for `object` (an index; UINT32_MAX: none) to a guest, or to the host itself (0). 0: see sh_take_error. */
+uint64_t sh_handle_new(sh_heap *heap, uint64_t guest, uint32_t kind, uint64_t size, uint32_t object, uint32_t label);
+/* The object of a handle of that guest (0: whosever) and kind (0: whatever). -1: see sh_take_error. */
+int64_t sh_handle_object(sh_heap *heap, uint64_t guest, uint64_t handle, uint32_t kind);
+int sh_handle_retain(sh_heap *heap, uint64_t handle, uint64_t *out); /* of a weak one: its target, or 0 */
+int sh_handle_release(sh_heap *heap, uint64_t handle);
+int sh_handle_weak(sh_heap *heap, uint64_t handle, uint64_t *out);
+int sh_handle_pin(sh_heap *heap, uint64_t handle, int by); /* 1 or -1 */
+int sh_handle_lend(sh_heap *heap, uint64_t handle); /* a root until its owner's next call ends, or this one */
+int sh_handle_link(sh_heap *heap, uint64_t from, uint64_t to);
+int sh_handle_unlink(sh_heap *heap, uint64_t from, uint64_t to);
+typedef struct {
+  uint64_t size;
+  uint64_t guest; /* 0: the host */
+  uint32_t kind, owners, pins, label, in_call;
+} sh_handle_info;
+int sh_handle_get_info(sh_heap *heap, uint64_t handle, sh_handle_info *out);
+
+/* A cycle step by step: begin, mark until it gives 1, finish (SH_BUSY: mark on), sweep until it gives 1. SH_BUSY: one is
+ * under way. Budgets are bytes of scan work, and cells. */
+int sh_heap_begin(sh_heap *heap);
+int sh_heap_mark(sh_heap *heap, uint64_t budget);
+int sh_heap_finish_mark(sh_heap *heap);
+int sh_heap_sweep(sh_heap *heap, uint64_t cells);
+/* The same by a thread. `wait` gives 1 when no such cycle is under way any more. */
+int sh_heap_start(sh_heap *heap);
+int sh_heap_wait(sh_heap *heap, uint64_t timeout_ns);
+/* Live bytes that reach `trigger` want a cycle; guests that allocate while marking do `assist_ratio` bytes of scan work
+ * for each byte. */
+void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, double assist_ratio);
+int sh_heap_wants_cycle(sh_heap *heap);
+/* Called when live bytes reach the trigger, once for each cycle or goal, by the thread that allocates. */
+typedef void (*sh_trigger_fn)(sh_heap *heap);
+void sh_heap_set_trigger(sh_trigger_fn callback);
+/* Takes objects whose cells are gone, up to `room`; none while the thread is in a host function. */
+uint32_t sh_heap_dropped(sh_heap *heap, uint32_t *objects, uint32_t room);
+/* live bytes, live cells, goal bytes; counters: allocs, frees, alloc bytes, free bytes; of the last or current cycle:
+ * marked bytes, scan work bytes, roots bytes; counters: assist ns, mark ns, sweep ns; longest stop ns, cycles, phase (0
+ * idle, 1 marking, 2 sweeping), objects to be taken. */
+enum { SH_HEAP_FIGURES = 17 };
+void sh_heap_get_figures(sh_heap *heap, uint64_t *out);
 
 /* ---- callbacks into Python ------------------------------------------------------------------------------------- */
 

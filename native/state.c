@@ -95,6 +95,14 @@ static bool recognize(shi_guest *guest, const known_functions *known, wasmtime_v
 
 /* ---- capture -------------------------------------------------------------------------------------------------------- */
 
+uint64_t shi_state_integer(shi_guest *guest, uint32_t index) {
+  wasmtime_extern_t global;
+  wasmtime_val_t value;
+  if (get_export(guest, "global", index, "", &global) != SH_OK) return shi_error_forget(), 0;
+  wt.wasmtime_global_get(guest->context, &global.of.other, &value);
+  return (uint64_t)value.of.i64;
+}
+
 static int read_global(shi_guest *guest, const known_functions *known, const shi_state_item *item, sh_global *out) {
   wasmtime_extern_t global;
   int status = get_export(guest, "global", item->index, "", &global);

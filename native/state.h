@@ -62,6 +62,8 @@ void shi_state_plan_free(shi_state_plan *plan);
 
 /* Of a guest that the caller is inside of, between calls. Fails by name where something cannot be captured. */
 int shi_state_capture(shi_guest *guest, shi_state *state);
+/* The value of an i64 global, by its index in the module. */
+uint64_t shi_state_integer(shi_guest *guest, uint32_t index);
 /* Makes a fresh instance, in the middle of its spawn, what was captured. */
 int shi_state_restore(shi_guest *guest, shi_state *state);
 /* Calls the start function of a fresh instance. */

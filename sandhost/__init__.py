@@ -7,7 +7,7 @@
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
       aio, calls, hostcalls         and how they wait, on an event loop
     memory, regions, tenants,     a guest's bytes; what came back; who shares limits; what WASI gives;
-      wasi, modules               reading and compiling modules
+      wasi, modules, heap         reading and compiling modules; objects that guests hold by number
     _ffi, _wasmtime               the doors to C and to wasmtime's library
     errors, limits, units, _log   the ground
 
@@ -48,6 +48,7 @@ from .wasi import Dir, Wasi
 if typing.TYPE_CHECKING:
     from . import aio, interpreters
     from .guest import Guest, GuestStats
+    from .heap import Handle, HandleHeap, HandleInfo, HeapFigures
     from .memory import GuestMemory
     from .plugin import Plugin, PluginStats
     from .snapshot import Snapshot
@@ -68,6 +69,10 @@ __all__ = [
     "GuestMemory",
     "GuestStats",
     "GuestTrap",
+    "Handle",
+    "HandleHeap",
+    "HandleInfo",
+    "HeapFigures",
     "Host",
     "HostCallError",
     "InvalidHandle",
@@ -97,6 +102,10 @@ __all__ = [
 _MADE_BY_HOSTS = {
     "Guest": ".guest",
     "GuestStats": ".guest",
+    "Handle": ".heap",
+    "HandleHeap": ".heap",
+    "HandleInfo": ".heap",
+    "HeapFigures": ".heap",
     "GuestMemory": ".memory",
     "Plugin": ".plugin",
     "PluginStats": ".plugin",

@@ -15,6 +15,7 @@ from .errors import (
     GuestClosed,
     GuestExit,
     GuestTrap,
+    InvalidHandle,
     LimitExceeded,
     ModuleError,
     NativeError,
@@ -134,6 +135,8 @@ def failure(reported: Any = None) -> SandhostError:
             f"a table starts with {error.wanted} elements; the limit is {error.limit}, "
             "raise Limits(table_elements=...), or memory, which bounds all tables together"
         )
+    if status == lib.SH_HANDLE_LIMIT:
+        return LimitExceeded(f"{message}; raise Limits(handles=...), or release some")
     if status == lib.SH_CANCELLED:
         return GuestCancelled("the call was cancelled before the guest returned")
     if status == lib.SH_STACK:
@@ -152,5 +155,6 @@ _PLAIN: dict[int, type[SandhostError]] = {
     lib.SH_BUSY: GuestBusy,
     lib.SH_ARGUMENT: ConfigError,
     lib.SH_WAITS: ConfigError,
+    lib.SH_INVALID_HANDLE: InvalidHandle,
     lib.SH_CANCELLED: GuestCancelled,
 }

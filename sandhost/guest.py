@@ -99,6 +99,11 @@ class Guest:
         state = "closed" if self._reclaim is not None else f"id {self._id:#x}"
         return f"<sandhost.Guest of {self.plugin.name!r}, {state}>"
 
+    @property
+    def id(self) -> int:
+        """What C and `HandleInfo.guest` call it; 0 once closed."""
+        return self._id
+
     # ---- calls ----
 
     def call(self, name: str, *arguments: Any) -> Any:

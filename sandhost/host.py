@@ -22,6 +22,7 @@ from .units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
     from .guest import Guest
+    from .heap import HandleHeap
     from .hostcalls import HostFunction
     from .modules.cache import CompileCache
     from .plugin import Plugin
@@ -36,6 +37,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _SMALLEST_STACK, _LARGEST_STACK = 64 << 10, 1536 << 10
 _CLOSE_PATIENCE_S = 0.1
 _MOST_WORKERS = 64
+_MOST_HANDLES = 1 << 26
 _MOST_GUESTS = 28_000  # 4 GiB of address space each, in 47 bits
 
 
@@ -51,6 +53,8 @@ class Host:
         max_guests: most linear memories alive at once, 1 to 28,000.
         stack: bytes of stack for a guest's calls, 64 KiB to 1.5 MiB.
         tenant_memory: memory limit of a tenant that was not given one of its own.
+        handles: handles that guests and the application may hold at once, up to 67,108,864.
+        handle_memory: bytes that the objects behind them may count for; None: no limit.
         cache: False keeps compiled code out of the cache directory (`$SANDHOST_CACHE_DIR`, else
             `~/.cache/sandhost`).
         optimize: False compiles faster and runs slower.
@@ -74,6 +78,8 @@ class Host:
         warm_idle: float | str = 10.0,
         stack: int | str = "512 KiB",
         tenant_memory: int | str | None = None,
+        handles: int = 10_000_000,
+        handle_memory: int | str | None = None,
         cache: bool = True,
         cache_limit: int | str = "2 GiB",
         optimize: bool = True,
@@ -89,6 +95,8 @@ class Host:
         stack_bytes = parse_bytes(stack)
         if not _SMALLEST_STACK <= stack_bytes <= _LARGEST_STACK:
             raise ConfigError(f"stack is {stack!r}; give 64 KiB to 1.5 MiB")
+        if not isinstance(handles, int) or not 0 <= handles <= _MOST_HANDLES:
+            raise ConfigError(f"handles is {handles!r}; give 0 to {_MOST_HANDLES}")
         options = ffi.new(
             "sh_host_options *",
             {
@@ -102,12 +110,15 @@ class Host:
                 "optimize": optimize,
                 "workers": workers,
                 "numa_bind": numa_bind,
+                "handles": handles,
+                "handle_bytes": _limit(handle_memory),
             },
         )
         self._tenant_memory = None if tenant_memory is None else parse_bytes(tenant_memory)
         self._optimize = optimize
         self._cache_limit = parse_bytes(cache_limit) if cache else None
         self._cache: CompileCache | None = None
+        self._handles: HandleHeap | None = None
         self._functions: dict[tuple[str, str], HostFunction] = {}
         self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
@@ -130,9 +141,10 @@ class Host:
         """Define a host function: `@host.function("env", "log")`. Define before load.
 
         Its types come from its annotations (`int`, `float`, `bytes` for v128, a tuple for several
-        results), or from `signature="(i32, i64) -> f64"`. A parameter annotated `sandhost.Guest`
-        receives the calling guest. What it raises comes out of the guest's call. It must not switch
-        greenlets. A coroutine function (`async def`) can be reached by `guest.call_async` only.
+        results, `Handle[T]` for objects), or from `signature="(i32, i64) -> f64"`. A parameter
+        annotated `sandhost.Guest` receives the calling guest. What it raises comes out of the guest's
+        call. It must not switch greenlets. A coroutine function (`async def`) can be reached by
+        `guest.call_async` only.
 
         Raises:
             ConfigError: the types cannot be told.
@@ -220,8 +232,20 @@ class Host:
                 return plugin
         return None
 
-    def tenant(self, name: str, memory_limit: int | str | None = None) -> Tenant:
-        """Return the tenant of this name; the first call makes it, with its memory limit.
+    def tenant(
+        self,
+        name: str,
+        memory_limit: int | str | None = None,
+        *,
+        handles: int | None = None,
+        handle_memory: int | str | None = None,
+    ) -> Tenant:
+        """Return the tenant of this name; the first call makes it, with its limits.
+
+        Args:
+            memory_limit: bytes that its guests' memories may have committed.
+            handles: handles that its guests may hold at once.
+            handle_memory: bytes that the objects behind those may count for.
 
         Raises:
             ConfigError: it exists with another limit, or the name is no text.
@@ -239,12 +263,27 @@ class Host:
                     native = lib.sh_tenant_new(self.native, UNLIMITED if limit is None else limit)
                     if not native:
                         raise failure()
+                    most = UNLIMITED if handles is None else handles
+                    lib.sh_tenant_limit_handles(native, most, _limit(handle_memory))
                     tenant = self._tenants[name] = Tenant(name, limit, native, self.native)
         if limit is not None and tenant.memory_limit != limit:
             raise ConfigError(
                 f"tenant {name!r} exists with the memory limit {tenant.memory_limit}, not {limit}"
             )
         return tenant
+
+    # ---- handles ----
+
+    @property
+    def handles(self) -> HandleHeap:
+        """The handle heap: objects of the application that guests hold by number."""
+        if self._handles is None:
+            from .heap import HandleHeap
+
+            with self._lock:
+                if self._handles is None:
+                    self._handles = HandleHeap(self.native)
+        return self._handles
 
     # ---- figures ----
 
@@ -284,6 +323,8 @@ class Host:
         for _ in range(2):  # a guest that the first round has cancelled is ended in the second
             self._end_mapped()
             if not lib.sh_host_close(self.native):
+                if self._handles is not None:
+                    self._handles.run_finalizers()
                 return
             error = failure()
         raise error

@@ -18,18 +18,21 @@ from typing import Any
 
 from ._ffi import ffi, lib
 from .errors import ConfigError, HostCallError, ModuleError
-from .modules.types import FuncType
+from .heap import handle_class
+from .modules.types import FuncType, Import
 
 if typing.TYPE_CHECKING:
     from .guest import Guest
 
 __all__ = [
+    "HANDLE_MODULE",
     "LETTERS",
     "Binding",
     "HostFunction",
     "awaited",
     "bindings",
     "interrupted",
+    "is_handle_import",
     "pending",
     "spawning",
     "unbind",
@@ -37,6 +40,9 @@ __all__ = [
 
 LETTERS = {"i32": "i", "i64": "l", "f32": "f", "f64": "d", "v128": "v"}
 """How C spells value types; anything else is a reference, "r"."""
+
+HANDLE_MODULE = "sandhost"
+"""What guests import retain, release, weak, kind, size and containers from; see native/heap_guest.c."""
 
 _ACCEPTS = {int: ("i32", "i64"), float: ("f32", "f64"), bytes: ("v128",)}
 
@@ -79,8 +85,8 @@ class HostFunction:
     """A Python function under the name that guests import.
 
     Parameters and results are `int` (i32 or i64, as the guest imports it), `float` (f32 or f64) and
-    `bytes` (v128); several results are a tuple. A parameter annotated `sandhost.Guest` is no wasm
-    parameter: it receives the calling guest.
+    `bytes` (v128); several results are a tuple. `sandhost.Handle[T]` crosses as an i64 that stands for
+    a T. A parameter annotated `sandhost.Guest` is no wasm parameter: it receives the calling guest.
     """
 
     def __init__(
@@ -91,7 +97,7 @@ class HostFunction:
         """It can be called only by `call_async`, and answers when its coroutine has ended."""
         self.explicit = None if signature is None else _parse_signature(signature)
         self.wants_guest: int | None = None
-        self._accepted: tuple[list[type], list[type]] | None = None
+        self._accepted: tuple[list[Any], list[Any]] | None = None
         if not callable(function):
             raise ConfigError(f"host function {module}.{name}: {function!r} is not callable")
         if self.explicit is None:
@@ -99,14 +105,14 @@ class HostFunction:
         else:
             self.wants_guest = _guest_parameter(function)
 
-    def _read_annotations(self) -> tuple[list[type], list[type]]:
+    def _read_annotations(self) -> tuple[list[Any], list[Any]]:
         where = f"host function {self.module}.{self.name}"
         try:
             self.wants_guest = _guest_parameter(self.function)
             hints = _hints(self.function, self.wants_guest)
         except NameError as error:
             raise ConfigError(f"{where}: its annotations cannot be read: {error}") from error
-        params: list[type] = []
+        params: list[Any] = []
         for position, (name, parameter) in enumerate(
             inspect.signature(self.function).parameters.items()
         ):
@@ -114,9 +120,10 @@ class HostFunction:
                 raise ConfigError(f"{where}: parameter {name} is not positional")
             if position == self.wants_guest:
                 continue
-            if hints.get(name) not in _ACCEPTS:
+            if not _crosses(hints.get(name)):
                 raise ConfigError(
-                    f"{where}: annotate parameter {name} with int, float, bytes or sandhost.Guest, "
+                    f"{where}: annotate parameter {name} with int, float, bytes, "
+                    "sandhost.Handle[...] or sandhost.Guest, "
                     'or give signature="(i32, ...) -> ..."'
                 )
             params.append(hints[name])
@@ -124,9 +131,10 @@ class HostFunction:
         several = typing.get_origin(returned) is tuple
         results = list(typing.get_args(returned)) if several else [returned]
         results = [] if results == [type(None)] else results
-        if any(result not in _ACCEPTS for result in results):
+        if not all(map(_crosses, results)):
             raise ConfigError(
-                f"{where}: annotate the result with int, float, bytes, a tuple or None"
+                f"{where}: annotate the result with int, float, bytes, sandhost.Handle[...], "
+                "a tuple or None"
             )
         return params, results
 
@@ -150,8 +158,8 @@ class HostFunction:
                 f"the host function of that name is {ours}"
             )
 
-    def bind(self, wanted: FuncType) -> tuple[int, object]:
-        """Make the function callable from C, for the imported type.
+    def bind(self, wanted: FuncType, host: Any) -> tuple[int, object]:
+        """Make the function callable from C, for the imported type, and for handles of a host.
 
         Returns the number by which C calls it until `unbind`, and what somebody has to hold until
         then. It is not held here: a host function may refer to what holds the plugin.
@@ -164,6 +172,7 @@ class HostFunction:
             "".join(LETTERS[t] for t in wanted.params).encode(),
             "".join(LETTERS[t] for t in wanted.results).encode(),
             self.asynchronous,
+            *self._handles(host),
         )
         try:
             number = _free.pop()
@@ -172,6 +181,35 @@ class HostFunction:
         if lib.sh_python_bind(number, _address(held)):
             raise MemoryError
         return number, held
+
+    def _handles(self, host: Any) -> tuple[Any, ...]:
+        """Return what C needs for handles: kinds by position (0: no handle), heap, and the ways back."""
+        params, results = (
+            [handle_class(annotation) for annotation in side] for side in self._accepted or ((), ())
+        )
+        if not any(params) and not any(results):
+            return ()
+        heap = host.handles
+        kinds = (bytes(heap.kind(cls) if cls else 0 for cls in side) for side in (params, results))
+        return *kinds, _number(heap.native), heap.objects, heap.wrap, heap.refusal
+
+
+def is_handle_import(wanted: Import) -> bool:
+    """Whether C defines this import: it is one of module "sandhost", and has its type."""
+    return wanted.module == HANDLE_MODULE and _handle_imports().get(wanted.name) == wanted.type
+
+
+@functools.cache
+def _handle_imports() -> dict[str, FuncType]:
+    found: dict[str, FuncType] = {}
+    params, results = ffi.new("char *[1]"), ffi.new("char *[1]")
+    types_of = {letter: name for name, letter in LETTERS.items()}
+    while name := lib.sh_handle_import(len(found), params, results):
+        sides = (ffi.string(side[0]).decode() for side in (params, results))
+        found[ffi.string(name).decode()] = FuncType(
+            *(tuple(types_of[letter] for letter in side) for side in sides)
+        )
+    return found
 
 
 def unbind(numbers: Sequence[int]) -> None:
@@ -186,12 +224,24 @@ def _address(thing: object) -> Any:
     return ffi.cast("void *", id(thing))
 
 
-def _names(types: Sequence[type]) -> str:
-    return ", ".join(t.__name__ for t in types)
+def _number(native: Any) -> int:
+    return int(ffi.cast("uintptr_t", native))
 
 
-def _fits(ours: Sequence[type], wanted: Sequence[str]) -> bool:
-    return len(ours) == len(wanted) and all(w in _ACCEPTS[o] for o, w in zip(ours, wanted))
+def _names(annotations: Sequence[Any]) -> str:
+    classes = [handle_class(annotation) for annotation in annotations]
+    return ", ".join(
+        f"Handle[{c.__name__}]" if c else a.__name__ for c, a in zip(classes, annotations)
+    )
+
+
+def _crosses(annotation: Any) -> bool:
+    return handle_class(annotation) is not None or annotation in _ACCEPTS
+
+
+def _fits(ours: Sequence[Any], wanted: Sequence[str]) -> bool:
+    accepted = (("i64",) if handle_class(o) else _ACCEPTS[o] for o in ours)
+    return len(ours) == len(wanted) and all(w in a for a, w in zip(accepted, wanted))
 
 
 def _guest_parameter(function: Callable[..., Any]) -> int | None:
@@ -211,7 +261,7 @@ def _hints(function: Callable[..., Any], guest_at: int | None) -> dict[str, Any]
     up from outside.
     """
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(function, include_extras=True)
     except NameError:
         if guest_at is None:
             raise
@@ -219,7 +269,7 @@ def _hints(function: Callable[..., Any], guest_at: int | None) -> dict[str, Any]
     guest = list(inspect.signature(plain).parameters)[guest_at]
     others = {name: hint for name, hint in plain.__annotations__.items() if name != guest}
     without = types.SimpleNamespace(__annotations__=others)
-    return typing.get_type_hints(without, getattr(plain, "__globals__", {}))
+    return typing.get_type_hints(without, getattr(plain, "__globals__", {}), include_extras=True)
 
 
 def _parse_signature(signature: str) -> FuncType:

@@ -18,6 +18,8 @@ class _Fields(NamedTuple):
     deadline: float | str | None
     fuel: int | None
     table_elements: int
+    handles: int
+    handle_memory: int | str | None
 
 
 class Limits(_Fields):
@@ -30,6 +32,9 @@ class Limits(_Fields):
         fuel: instructions, roughly, that one call may execute. Needs `host.load(..., fuel=True)`.
         table_elements: elements that each table may have. All tables together take no more bytes, 8
             an element, than `memory`.
+        handles: handles that the guest may hold at once.
+        handle_memory: bytes (or "16 MiB") that the objects behind them may count for; None: only
+            tenant and host limit it.
 
     Raises:
         ConfigError: a value cannot be meant.
@@ -43,20 +48,31 @@ class Limits(_Fields):
         deadline: float | str | None = None,
         fuel: int | None = None,
         table_elements: int = 1_000_000,
+        handles: int = 1_000_000,
+        handle_memory: int | str | None = "256 MiB",
     ) -> Limits:
         """Check the values."""
-        limits = super().__new__(cls, memory, deadline, fuel, table_elements)
+        limits = super().__new__(
+            cls, memory, deadline, fuel, table_elements, handles, handle_memory
+        )
         if fuel is not None and not (isinstance(fuel, int) and 0 < fuel < 2**63):
             raise ConfigError(f"fuel is {fuel!r}; give a positive number of instructions")
         if not (isinstance(table_elements, int) and 0 <= table_elements < 2**63):
             raise ConfigError(f"table_elements is {table_elements!r}; give a number of elements")
-        _ = limits.memory_bytes, limits.deadline_ns
+        if not (isinstance(handles, int) and 0 <= handles < 2**63):
+            raise ConfigError(f"handles is {handles!r}; give a number of handles")
+        _ = limits.memory_bytes, limits.deadline_ns, limits.handle_bytes
         return limits
 
     @property
     def memory_bytes(self) -> int:
         """The memory limit in bytes, `UNLIMITED` for none."""
         return UNLIMITED if self.memory is None else parse_bytes(self.memory)
+
+    @property
+    def handle_bytes(self) -> int:
+        """The limit of `handle_memory` in bytes, `UNLIMITED` for none."""
+        return UNLIMITED if self.handle_memory is None else parse_bytes(self.handle_memory)
 
     @property
     def deadline_ns(self) -> int:

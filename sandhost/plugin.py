@@ -10,7 +10,16 @@ from ._ffi import failure, ffi, lib
 from .calls import Cells, Invoker, call_failure, make_invoker, no_such_function
 from .errors import ConfigError, ModuleError, printable
 from .guest import Guest
-from .hostcalls import LETTERS, Binding, HostFunction, bindings, spawning, unbind
+from .hostcalls import (
+    HANDLE_MODULE,
+    LETTERS,
+    Binding,
+    HostFunction,
+    bindings,
+    is_handle_import,
+    spawning,
+    unbind,
+)
 from .limits import UNLIMITED, Limits
 from .modules.compiled import Compiled
 from .modules.describe import WASI_MODULE, ModuleInfo
@@ -132,12 +141,15 @@ class Plugin:
         if self.uses_wasi:  # first, so that a host function may stand in for one of it
             exported = [e.index for e in self.info.exports if e.kind == "memory"]
             self._do(lib.sh_plugin_wasi(self._native, exported[0] if exported else 0))
+        self._add_handles()
         missing = []
         seen = set()
         for wanted in self.info.imports:
             key = (wanted.module, wanted.name)
             function = functions.get(key)
             if wanted.kind == "memory" or (wanted.module == WASI_MODULE and function is None):
+                continue
+            if function is None and is_handle_import(wanted):
                 continue
             if function is None or not isinstance(wanted.type, FuncType):
                 missing.append(wanted)
@@ -146,6 +158,11 @@ class Plugin:
                 self._add_function(function, wanted.type)
         if missing:
             raise ModuleError(_describe_missing(missing, functions))
+
+    def _add_handles(self) -> None:
+        names = {wanted.name for wanted in self.info.imports if wanted.module == HANDLE_MODULE}
+        if names:
+            self._do(lib.sh_plugin_handles(self._native, "release" in names))
 
     def _add_function(self, function: HostFunction, wanted: FuncType) -> None:
         function.check(wanted)
@@ -157,7 +174,7 @@ class Plugin:
                 f"the module imports {function.module}.{function.name} as {wanted}; "
                 "references cannot cross"
             )
-        number, adapter = function.bind(wanted)
+        number, adapter = function.bind(wanted, self._host)
         self._numbers.append(number)
         self._adapters.append(adapter)
         self._calls_back |= function.wants_guest is not None
@@ -406,7 +423,14 @@ class Plugin:
     def _native_limits(self, limits: Limits) -> Any:
         return ffi.new(
             "sh_limits *",
-            (limits.memory_bytes, limits.deadline_ns, limits.fuel or 0, limits.table_elements),
+            (
+                limits.memory_bytes,
+                limits.deadline_ns,
+                limits.fuel or 0,
+                limits.table_elements,
+                limits.handles,
+                limits.handle_bytes,
+            ),
         )
 
     # ---- snapshots ----

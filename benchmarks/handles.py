@@ -1,0 +1,140 @@
+"""What handles cost: to create, pass and release one over a host call; and the heap by itself, in C.
+
+    python benchmarks/handles.py            # some two minutes, into benchmarks/results/
+    python benchmarks/handles.py --quick
+
+The heap by itself is `handles.c`, built with the sources of native/; it needs a C compiler. Rates are per
+second of CPU time. Waits are by the clock: on a busy machine the longest are the scheduler's, which is
+why they stand beside the same operations without a collector. Exits with 1 while a figure is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from time import thread_time_ns
+from typing import Any
+
+from common import HERE, RESULTS, Claim, Row, in_turn, median
+
+import sandhost
+from sandhost.bench.machine import describe
+
+_CHURN = """(module
+  (import "env" "open" (func $open (param i32) (result i64)))
+  (import "env" "read" (func $read (param i64) (result i32)))
+  (import "sandhost" "release" (func $release (param i64) (result i32)))
+  (func (export "run") (param $count i32) (local $handle i64)
+    (loop $again
+      (local.set $handle (call $open (local.get $count)))
+      (drop (call $read (local.get $handle)))
+      {release}
+      (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+      (br_if $again (local.get $count)))))"""
+_RELEASE = "(drop (call $release (local.get $handle)))"
+
+
+class Thing:
+    """What a handle stands for."""
+
+
+def over_the_call(quick: bool) -> Row:
+    """Create, pass and release a handle, less the same two host calls with plain integers."""
+    count, rounds = (20_000, 5) if quick else (100_000, 15)
+    thing = Thing()
+    with sandhost.Host() as host:
+        host.handles.kind(Thing, size=64)
+
+        @host.function("env", "open")
+        def open_plain(number: int) -> int:
+            return number
+
+        @host.function("env", "read")
+        def read_plain(_number: int) -> int:
+            return 0
+
+        plain = host.load(_CHURN.format(release="").encode())
+
+        @host.function("env", "open")
+        def open_thing(_number: int) -> sandhost.Handle[Thing]:
+            return thing
+
+        @host.function("env", "read")
+        def read_thing(_thing: sandhost.Handle[Thing]) -> int:
+            return 0
+
+        handles = host.load(_CHURN.format(release=_RELEASE).encode())
+        with plain.spawn() as without, handles.spawn() as with_handles:
+
+            def each(guest: sandhost.Guest) -> float:
+                begun = thread_time_ns()
+                guest.call("run", count)
+                taken = (thread_time_ns() - begun) / count / 1000
+                host.handles.run_finalizers()
+                return taken
+
+            took = in_turn(
+                {"integers": lambda: each(without), "handles": lambda: each(with_handles)}, rounds
+            )
+    pairs = [h - i for h, i in zip(took["handles"], took["integers"])]
+    detail = {name: median(values) for name, values in took.items()}
+    claim = Claim("create + pass + release", median(pairs), "µs", 1.5)
+    return Row("a handle, over the host calls", "CPU time; median of rounds", [claim], detail)
+
+
+def build() -> Path:
+    """Compile handles.c with the native sources."""
+    native = HERE.parent / "native"
+    out = Path(tempfile.mkdtemp(prefix="handles")) / "handles"
+    sources = [path for path in native.glob("*.c") if path.name != "python.c"]
+    flags = ["-std=gnu11", "-O3", "-DNDEBUG", "-D_GNU_SOURCE", "-I", native]
+    command = ["cc", *flags, HERE / "handles.c", *sources, "-o", out, "-lpthread", "-ldl"]
+    subprocess.run(command, check=True)
+    return out
+
+
+def heap_alone(program: Path, cells: int, rounds: int) -> Row:
+    """Run the C program several times."""
+    runs: list[dict[str, Any]] = [
+        json.loads(subprocess.run([program, str(cells)], check=True, capture_output=True).stdout)
+        for _ in range(rounds)
+    ]
+    mark = median([run["mark_edges_per_s"]["random"] for run in runs]) / 1e6
+    scan = median([min(run["scan_bytes_per_ns"].values()) for run in runs])
+    waits = "operations_while_cycles_run"
+    stop = median([run[waits]["p999_ns"] for run in runs]) / 1000
+    claims = [
+        Claim("native bytes a handle", runs[0]["bytes_per_handle"], "bytes", 64),
+        Claim("marking, random edges", mark, "million/s", 20, at_most=False),
+        Claim("scan of memory", scan, "GB/s", 5, at_most=False),
+        Claim("an operation while cycles run, p99.9", stop, "µs", 200),
+    ]
+    return Row(
+        f"the heap with {cells:,} handles", "handles.c; median of runs", claims, {"runs": runs}
+    )
+
+
+def main() -> int:
+    """Run the benchmark; return an exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a rough look")
+    quick = parser.parse_args().quick
+    program = build()
+    rows = [over_the_call(quick), heap_alone(program, 1_000_000, 1 if quick else 3)]
+    if not quick:
+        rows.append(heap_alone(program, 10_000_000, 1))
+    for row in rows:
+        print(row.what)
+        for claim in row.claims:
+            print(f"  {'' if claim.reached else 'MISSED '}{claim.what}: {claim}")
+    result = {"machine": describe(), "rows": [row.as_json() for row in rows]}
+    if not quick:
+        (RESULTS / "handles.json").write_text(json.dumps(result, indent=2) + "\n")
+    return 0 if all(row.reached for row in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

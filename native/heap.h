@@ -1,0 +1,325 @@
+/* The handle heap: what guests hold instead of Python objects, and what finds out that nobody holds it any more.
+ *
+ *   handle, 64 bits      63..56 kind | 55..32 generation | 31..0 index
+ *                        never negative as an i64: kinds are 1 to 127
+ *
+ *   hot    [ tag | owner | bits, size ] 16 bytes a cell, four to a cache line: all that a check, a mark or a sweep of a
+ *                                       cell without edges reads
+ *   cold   [ edges or target | object | retained | pins | label | neighbours ] 32 bytes a cell
+ *
+ * Both are flat arrays in address space reserved once, so a cell never moves and growing copies nothing. A free cell has
+ * kind 0, which no handle has, and the generation that comes next. Cells are used again in the order in which they were
+ * freed, and not before SHI_QUARANTINE others wait behind them; one whose generation would wrap is never used again.
+ *
+ *   files   heap.c table, ownership, limits       heap_edges.c what cells refer to; the barrier
+ *           mark.c who is reachable               sweep.c      who is not, and the whole cycle in a thread
+ *           scan.c handles in a guest's memory    heap_guest.c what guests import       heap_door.c what Python calls
+ *
+ * One lock for all. What guests do under it takes less than a microsecond; who marks or sweeps holds it for a slice, and
+ * gives it away as soon as somebody waits. Nothing of Python's is entered under it.
+ *
+ * Colours: white is `mark != heap->mark`, grey is marked and `grey`, black is marked and not. begin turns heap->mark over,
+ * so that all become white at once. The barrier is the one of a snapshot at the beginning: an edge or a root that goes
+ * away while marking shades what it led to; cells are born black. What a guest keeps in its own memory no barrier sees:
+ * until that memory was scanned in this cycle, what it stores in a cell is shaded as well (as in Go's hybrid barrier).
+ */
+#ifndef SANDHOST_HEAP_H
+#define SANDHOST_HEAP_H
+
+#include <pthread.h>
+
+#include "os.h"
+#include "region.h"
+
+/* ---- cells -------------------------------------------------------------------------------------------------------- */
+
+enum shi_kind {
+  SHI_KIND_LIST = 1,
+  SHI_KIND_MAP,
+  SHI_KIND_RECORD,
+  SHI_KIND_WEAK, /* of a cell it does not keep alive */
+  SHI_KIND_FIRST = 8, /* the application's own */
+  SHI_KIND_LAST = 127
+};
+
+enum {
+  SHI_CELLS_MOST = 1 << 26,       /* a heap; its address space is 3 GiB. Arbitrary */
+  SHI_CELLS_STEP = 4096,          /* made accessible at once */
+  SHI_QUARANTINE = 1024,          /* free cells that wait before one is used again. Arbitrary */
+  SHI_EDGES_MOST = 1 << 16,       /* of one cell, so that nothing done to one takes longer than a slice */
+  SHI_GENERATIONS = 1 << 24
+};
+#define SHI_NONE UINT32_MAX /* no cell, no object */
+
+typedef struct {
+  uint32_t tag; /* the handle's upper half */
+  uint32_t owner;
+  uint64_t size : 48; /* bytes as accounted */
+  uint64_t mark : 1;
+  uint64_t grey : 1;   /* marked, its edges not yet followed: on the stack, unless heap->overflow */
+  uint64_t edged : 1;  /* cold.edges is set */
+  uint64_t linked : 1; /* some cell has had an edge to it: only a collection can tell whether one still has */
+  uint64_t flight : 1; /* in owner->flight */
+  uint64_t root : 1;   /* == retained || pins || flight */
+} shi_hot;
+
+typedef struct {
+  uint32_t count;    /* entries of `to`, 0 where there is none */
+  uint32_t capacity; /* room in `to`, and in what follows it in a map: the keys */
+  uint32_t used;     /* entries that are not 0, of a map */
+  uint32_t spare;
+  uint64_t to[]; /* handles: a cell that is gone meanwhile has another tag, and the edge is none */
+} shi_edges;
+
+typedef struct {
+  union {
+    shi_edges *edges;
+    uint64_t target; /* of a weak one */
+  };
+  uint32_t object; /* index in Python's list, or SHI_NONE */
+  uint32_t retained;
+  uint32_t pins;
+  uint32_t label;          /* index in Python's list of labels; 0: none */
+  uint32_t next, previous; /* of the same owner; of a free cell: who was freed after it */
+} shi_cold;
+
+_Static_assert(sizeof(shi_hot) == 16, "four hot entries share a cache line");
+_Static_assert(sizeof(shi_cold) == 32, "two cold entries share a cache line");
+_Static_assert(sizeof(shi_hot) + sizeof(shi_cold) <= 64, "a handle takes at most 64 native bytes");
+_Static_assert(offsetof(shi_hot, tag) == 0 && offsetof(shi_hot, owner) == 4, "a check reads one word");
+
+static inline uint32_t shi_index_of(uint64_t handle) { return (uint32_t)handle; }
+static inline uint32_t shi_tag_of(uint64_t handle) { return (uint32_t)(handle >> 32); }
+static inline uint32_t shi_kind_of(uint64_t handle) { return (uint32_t)(handle >> 56); }
+
+/* ---- who owns cells ------------------------------------------------------------------------------------------------ */
+
+typedef struct shi_heap shi_heap;
+
+/* Where a holder's own bytes are: piece `k`. False: there is none. */
+typedef bool shi_pieces_fn(void *context, uint32_t k, const uint8_t **base, uint64_t *bytes);
+
+/* Invariant: `cells` is the length of the list at `first`, and what `handles` has in use; `bytes` the sum of the sizes. */
+typedef struct shi_holder {
+  shi_heap *heap;
+  uint32_t index; /* in heap->holders; 0: the host */
+  uint32_t first; /* cell; SHI_NONE: no cell */
+  uint32_t cells;
+  bool scans;  /* it does not release by hand: handles in its memory are roots */
+  bool closed; /* no use of its handles is valid any more */
+  shi_account handles, bytes;
+
+  uint32_t *flight; /* received or returned by a call that is not over */
+  uint32_t flight_count, flight_capacity;
+
+  _Atomic uint32_t calls; /* odd: a thread is in the guest */
+  uint64_t scanned_in;    /* the cycle in which its memory was scanned, or it was born */
+  uint64_t kept_in;       /* the cycle in which it could not be scanned: what it owns stays */
+  uint32_t scan_calls, scan_piece;
+  uint64_t scan_at; /* offset in the piece */
+  shi_pieces_fn *pieces;
+  void *context;
+
+  double assist_owed; /* scan work in bytes */
+  uint64_t assist_ns;
+
+  uint64_t guest; /* its id; 0: the host */
+  uint32_t global_count;
+  uint64_t globals[]; /* as they were when its last call ended; and again as many, for the thread inside to fill in */
+} shi_holder;
+
+/* ---- the heap ------------------------------------------------------------------------------------------------------- */
+
+enum shi_phase_of_heap { SHI_HEAP_IDLE, SHI_HEAP_MARKING, SHI_HEAP_SWEEPING };
+
+typedef struct shi_stack_part shi_stack_part;
+
+typedef struct {
+  shi_stack_part *top, *spare;
+  uint64_t count;
+} shi_stack; /* of grey cells */
+
+/* Memory answers late. So a cell waits between the stack and its visit, and an edge between the visit and what it leads
+ * to, while what they need is fetched: rings, of which the oldest entry is taken and replaced. */
+enum { SHI_VISITS_AHEAD = 16, SHI_EDGES_AHEAD = 32 };
+typedef struct {
+  uint32_t visits[SHI_VISITS_AHEAD], first_visit, visit_count;
+  uint64_t edges[SHI_EDGES_AHEAD]; /* 0: no edge */
+  uint32_t next_edge, edge_count;
+} shi_ahead;
+
+/* Invariant: allocs - frees == live_cells, alloc_bytes - free_bytes == live_bytes, and
+ * live_cells + free_count + retired == count. */
+struct shi_heap {
+  pthread_mutex_t mutex;
+  _Atomic uint32_t waiting; /* threads that want the lock from who marks or sweeps */
+
+  shi_hot *hot;
+  shi_cold *cold;
+  uint32_t count; /* cells that were ever used */
+  uint32_t committed; /* cells whose memory is accessible */
+  uint32_t oldest_free, newest_free, free_count, retired;
+
+  shi_holder **holders;
+  uint32_t holder_count, holder_capacity, holder_hint; /* none is free below the hint */
+
+  uint32_t *dropped; /* objects whose cells are gone; room for one a live object */
+  uint32_t dropped_count, dropped_capacity, objects;
+
+  shi_account *handles, *bytes; /* the host's */
+
+  enum shi_phase_of_heap phase;
+  uint32_t mark : 1;
+  bool overflow; /* there was no memory for the stack: some grey cells are not on it ... */
+  bool regrey; /* ... and this walk puts them back */
+  uint64_t cycle;
+  uint32_t cursor, walk_end; /* of the walk over all cells, for roots or to sweep; what is born meanwhile is black */
+  shi_stack stack;
+  shi_ahead ahead;
+  uint32_t partial, partial_left; /* the cell whose edges are being followed, and how many are left */
+  uint32_t scan_cursor; /* holders before this one are scanned, or keep all they own */
+  shi_holder *scanning; /* its memory is being read by a thread that does not hold the lock */
+
+  double assist_ratio; /* scan work for each byte allocated while marking */
+  uint64_t goal_bytes, trigger_bytes;
+  _Atomic bool wants_cycle; /* live bytes have reached the trigger, and no cycle has begun */
+  _Atomic bool tells; /* the same, until it was told: see shi_heap_tell */
+
+  uint64_t live_cells, live_bytes, allocs, frees, alloc_bytes, free_bytes;
+  uint64_t marked_bytes, scan_work_bytes, roots_bytes;
+  uint64_t assist_ns, mark_ns, sweep_ns;
+  _Atomic uint64_t longest_stop_ns;
+  uint64_t cycles;
+
+  shi_os_pagemap pagemap;
+
+  pthread_t thread; /* runs whole cycles: see sweep.c */
+  pthread_cond_t wake, done;
+  bool has_thread, asked, running, stop;
+};
+
+/* The accounts outlive it. */
+int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out);
+void shi_heap_destroy(shi_heap *heap);
+/* CPU time of the calling thread: what a busy machine gives to others is not the collector's. */
+uint64_t shi_thread_cpu_ns(void);
+/* Tells Python that a cycle is wanted, if it was not told yet (heap_door.c). No lock is held. */
+void shi_heap_tell(shi_heap *heap);
+
+/* The lock, for who is not to be kept waiting; and for who works through slices: between two, and whenever
+ * `shi_heap_wanted`, lets the others in. */
+void shi_heap_lock(shi_heap *heap);
+void shi_heap_unlock(shi_heap *heap);
+static inline bool shi_heap_wanted(shi_heap *heap) {
+  return atomic_load_explicit(&heap->waiting, memory_order_relaxed) != 0;
+}
+void shi_heap_let_in(shi_heap *heap);
+
+/* `handles` and `bytes` are the parents of the new holder's accounts; NULL: the heap's own. NULL: no memory. */
+typedef struct {
+  uint64_t guest;
+  bool scans;
+  bool in_call;
+  shi_pieces_fn *pieces;
+  void *context;
+  uint32_t global_count;
+  shi_account *handles, *bytes;
+  uint64_t handles_limit, bytes_limit;
+} shi_holder_request;
+shi_holder *shi_holder_new(shi_heap *heap, const shi_holder_request *request);
+/* All its cells are gone when this returns, in slices; and the holder. Not the host's. */
+void shi_holder_close(shi_holder *holder);
+
+/* The outermost call of a guest begins and ends: what it received or returned is a root until then. Before it ends, its
+ * globals are filled in at `shi_holder_new_globals`. */
+void shi_holder_call_begins(shi_holder *holder);
+static inline uint64_t *shi_holder_new_globals(shi_holder *holder) { return holder->globals + holder->global_count; }
+void shi_holder_call_ends(shi_holder *holder);
+
+typedef struct {
+  uint32_t kind, object, label;
+  uint64_t size;
+} shi_cell_request;
+/* A new cell is owned once by its holder: retained, or in flight where the holder scans. */
+int shi_cell_new(shi_holder *holder, const shi_cell_request *request, uint64_t *handle);
+/* With edges, which it takes over unless it fails. */
+int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_edges *edges, uint64_t *handle);
+
+/* What follows takes the lock, and `handle` from anyone: SH_INVALID_HANDLE unless it is live and `holder`'s (NULL: whose
+ * it is is not asked). `kind` 0: any. */
+int shi_cell_object(shi_heap *heap, shi_holder *holder, uint64_t handle, uint32_t kind, uint32_t *object);
+int shi_cell_size(shi_heap *heap, shi_holder *holder, uint64_t handle, uint64_t *size);
+/* Counts one more owner; of a weak handle gives the cell it stands for, *out 0: it is gone. */
+int shi_cell_retain(shi_heap *heap, shi_holder *holder, uint64_t handle, uint64_t *out);
+/* Counts one owner less, and says SH_INVALID_HANDLE if there was none. A cell that nobody owns and no cell ever referred
+ * to is gone at once; others when a collection finds that nothing refers to them. */
+int shi_cell_release(shi_heap *heap, shi_holder *holder, uint64_t handle, uint32_t *left);
+int shi_cell_weak(shi_heap *heap, shi_holder *holder, uint64_t handle, uint64_t *out);
+int shi_cell_pin(shi_heap *heap, uint64_t handle, int by); /* 1 or -1 */
+/* It is on its way to its owner, through a call: a root until that ends. Of a holder that scans; others own handles. */
+int shi_cell_lend(shi_heap *heap, uint64_t handle);
+
+/* Under the lock: one more owner, as a result of a call has. */
+int shi_cell_own(shi_heap *heap, uint64_t handle);
+/* Counts more or less than `size` for a cell; SH_HANDLE_LIMIT or SH_OUT_OF_MEMORY. Under the lock. */
+int shi_cell_resize(shi_heap *heap, uint32_t index, uint64_t size);
+
+/* Under the lock: NULL unless live and the holder's, else its hot entry. Records the error. */
+shi_hot *shi_cell_find(shi_heap *heap, const shi_holder *holder, uint64_t handle, uint32_t kind);
+int shi_fail_handle(uint64_t handle, const char *why); /* "handle 0x... " and why */
+/* Under the lock. */
+int shi_cell_add(shi_heap *heap, shi_holder *holder, const shi_cell_request *request, uint32_t *index);
+void shi_cell_free(shi_heap *heap, uint32_t index);
+
+/* ---- edges (heap_edges.c) -------------------------------------------------------------------------------------------- */
+
+int shi_link(shi_heap *heap, shi_holder *holder, uint64_t from, uint64_t to);
+int shi_unlink(shi_heap *heap, shi_holder *holder, uint64_t from, uint64_t to); /* one; SH_ARGUMENT: there is none */
+
+/* Lists and records: `fields` 0 makes a list. An entry is a handle or 0. What is read is owned as any result is. */
+int shi_list_new(shi_holder *holder, uint32_t fields, uint64_t *out);
+int shi_list_push(shi_heap *heap, shi_holder *holder, uint64_t list, uint64_t entry);
+int shi_list_pop(shi_heap *heap, shi_holder *holder, uint64_t list, uint64_t *out);
+int shi_list_get(shi_heap *heap, shi_holder *holder, uint64_t list, uint64_t at, uint64_t *out);
+int shi_list_set(shi_heap *heap, shi_holder *holder, uint64_t list, uint64_t at, uint64_t entry);
+/* Maps: keys are any 64 bits. */
+int shi_map_new(shi_holder *holder, uint64_t *out);
+int shi_map_get(shi_heap *heap, shi_holder *holder, uint64_t map, uint64_t key, uint64_t *out); /* 0: no such key */
+int shi_map_put(shi_heap *heap, shi_holder *holder, uint64_t map, uint64_t key, uint64_t entry); /* 0 takes it out */
+int shi_container_length(shi_heap *heap, shi_holder *holder, uint64_t container, uint64_t *out);
+
+/* ---- the collector ---------------------------------------------------------------------------------------------------- */
+
+/* SH_BUSY: a cycle is under way. */
+int shi_mark_begin(shi_heap *heap);
+/* Does about `budget` bytes of scan work. True: nothing is grey, every root was seen. */
+bool shi_mark(shi_heap *heap, uint64_t budget);
+int shi_mark_finish(shi_heap *heap); /* SH_BUSY: marking is not over */
+bool shi_sweep(shi_heap *heap, uint64_t budget_cells);
+/* A guest allocated `bytes` while marking: it does its share. No lock is held. */
+void shi_mark_assist(shi_holder *holder, uint64_t bytes);
+/* The thread. `wait` gives false after `timeout_ns`. */
+int shi_cycle_start(shi_heap *heap);
+bool shi_cycle_wait(shi_heap *heap, uint64_t timeout_ns);
+void shi_cycle_thread_end(shi_heap *heap);
+
+/* Under the lock. Marking: what is white becomes grey, or black if it has no edges. */
+void shi_shade(shi_heap *heap, uint32_t index);
+void shi_shade_handle(shi_heap *heap, uint64_t handle);
+/* A reference to the cell is stored where the marker may have been already. */
+void shi_barrier_store(shi_heap *heap, uint32_t index);
+static inline bool shi_is_white(const shi_heap *heap, const shi_hot *cell) { return cell->mark != heap->mark; }
+void shi_stack_free(shi_stack *stack);
+
+/* scan.c: the words in `bytes` (8-aligned) that look like handles of a heap of `count` cells; stops when `room` are
+ * found. Returns how many bytes were read. */
+uint64_t shi_scan_words(const uint8_t *bytes, uint64_t length, uint32_t count, uint64_t *found, uint32_t room,
+                        uint32_t *found_count);
+/* One slice of a holder's memory; entered and left with the lock, gives it away meanwhile. Returns the work done. */
+uint64_t shi_scan_slice(shi_heap *heap, shi_holder *holder);
+
+#ifdef SANDHOST_DEBUG
+void shi_heap_check(shi_heap *heap); /* ends the process when an invariant does not hold. Under the lock */
+#endif
+
+#endif

@@ -1,0 +1,271 @@
+/* Marking: from the roots along all edges, in slices, while the guests go on.
+ *
+ *   begin    all cells turn white
+ *   walk     over the table: roots are shaded (and all cells of a holder that could not be scanned)
+ *   drain    grey cells: what they refer to is shaded, they are black. Those that the stack had no memory for are found
+ *            by another walk
+ *   scan     the memory of each holder that does not release by hand, while no call is in it; one that is in a call
+ *            then keeps all it owns for this cycle, and the walk begins again
+ *   over     when there is nothing left of any of them, under one hold of the lock
+ *
+ * Work is counted in bytes read: WALK for a cell passed by, VISIT for a grey one, EDGE for an edge.
+ */
+#include <stdlib.h>
+
+#include "bridge.h"
+#include "heap.h"
+
+enum { WALK = 16, VISIT = 48, EDGE = 8 };
+enum { EDGES_AT_ONCE = 64, WALKED_AT_ONCE = 64 };
+
+/* ---- the stack of grey cells: parts, so that it grows without copying ----------------------------------------------- */
+
+enum { PART = 4094 };
+struct shi_stack_part {
+  shi_stack_part *below;
+  uint32_t used, spare;
+  uint32_t cells[PART];
+};
+
+static bool push(shi_stack *stack, uint32_t index) {
+  shi_stack_part *top = stack->top;
+  if (!top || top->used == PART) {
+    shi_stack_part *part = stack->spare ? stack->spare : malloc(sizeof *part);
+    if (!part) return false;
+    stack->spare = NULL;
+    part->below = top;
+    part->used = 0;
+    stack->top = top = part;
+  }
+  top->cells[top->used++] = index;
+  return true;
+}
+
+static bool pop(shi_stack *stack, uint32_t *index) {
+  shi_stack_part *top = stack->top;
+  if (!top) return false;
+  *index = top->cells[--top->used];
+  if (top->used == 0) {
+    stack->top = top->below;
+    free(stack->spare);
+    stack->spare = top;
+  }
+  return true;
+}
+
+void shi_stack_free(shi_stack *stack) {
+  uint32_t index;
+  while (pop(stack, &index)) {
+  }
+  free(stack->spare);
+  stack->spare = NULL;
+}
+
+/* ---- shading ---------------------------------------------------------------------------------------------------------- */
+
+static void grey(shi_heap *heap, shi_hot *cell, uint32_t index) {
+  cell->mark = heap->mark;
+  heap->marked_bytes += cell->size;
+  if (!cell->edged) return;
+  cell->grey = 1;
+  if (!push(&heap->stack, index)) heap->overflow = true; /* the walk will find it */
+}
+
+void shi_shade(shi_heap *heap, uint32_t index) {
+  shi_hot *cell = &heap->hot[index];
+  if (shi_is_white(heap, cell)) grey(heap, cell, index);
+}
+
+void shi_shade_handle(shi_heap *heap, uint64_t handle) {
+  uint32_t index = shi_index_of(handle);
+  if (!handle) return;
+  shi_hot *cell = &heap->hot[index];
+  if (cell->tag == shi_tag_of(handle) && shi_is_white(heap, cell)) grey(heap, cell, index);
+}
+
+static bool scanned(const shi_heap *heap, const shi_holder *holder) {
+  return !holder->scans || holder->scanned_in == heap->cycle;
+}
+
+void shi_barrier_store(shi_heap *heap, uint32_t index) {
+  if (heap->phase == SHI_HEAP_MARKING && !scanned(heap, heap->holders[heap->hot[index].owner])) shi_shade(heap, index);
+}
+
+/* ---- the stages -------------------------------------------------------------------------------------------------------- */
+
+static uint64_t walk(shi_heap *heap) {
+  uint32_t end = heap->cursor + WALKED_AT_ONCE < heap->walk_end ? heap->cursor + WALKED_AT_ONCE : heap->walk_end;
+  uint64_t work = (uint64_t)(end - heap->cursor) * WALK;
+  for (; heap->cursor < end; heap->cursor++) {
+    shi_hot *cell = &heap->hot[heap->cursor];
+    if (cell->tag >> 24 == 0) continue;
+    if (cell->root || heap->holders[cell->owner]->kept_in == heap->cycle) shi_shade(heap, heap->cursor);
+    if (__builtin_expect(heap->regrey && cell->grey, 0) && !push(&heap->stack, heap->cursor)) heap->overflow = true;
+  }
+  return work;
+}
+
+/* The cell to be visited; one that will be in a while has its edges fetched. False: none is left. */
+static bool next_visit(shi_heap *heap, uint32_t *index) {
+  shi_ahead *ahead = &heap->ahead;
+  while (ahead->visit_count < SHI_VISITS_AHEAD && pop(&heap->stack, index)) {
+    ahead->visits[(ahead->first_visit + ahead->visit_count++) % SHI_VISITS_AHEAD] = *index;
+    __builtin_prefetch(&heap->cold[*index]);
+  }
+  if (ahead->visit_count == 0) return false;
+  if (ahead->visit_count > SHI_VISITS_AHEAD / 2) {
+    uint32_t later = ahead->visits[(ahead->first_visit + SHI_VISITS_AHEAD / 2) % SHI_VISITS_AHEAD];
+    if (heap->hot[later].edged) __builtin_prefetch(heap->cold[later].edges);
+  }
+  *index = ahead->visits[ahead->first_visit];
+  ahead->first_visit = (ahead->first_visit + 1) % SHI_VISITS_AHEAD;
+  ahead->visit_count--;
+  return true;
+}
+
+static void follow_later(shi_heap *heap, uint64_t handle) {
+  shi_ahead *ahead = &heap->ahead;
+  uint64_t *entry = &ahead->edges[ahead->next_edge];
+  __builtin_prefetch(&heap->hot[shi_index_of(handle)]);
+  if (*entry) shi_shade_handle(heap, *entry);
+  ahead->edge_count += (handle != 0) - (uint32_t)(*entry != 0);
+  *entry = handle;
+  ahead->next_edge = (ahead->next_edge + 1) % SHI_EDGES_AHEAD;
+}
+
+static uint64_t drain(shi_heap *heap) {
+  uint64_t work = 0;
+  if (heap->partial_left == 0) {
+    uint32_t index;
+    work = VISIT;
+    if (!next_visit(heap, &index)) {
+      for (int k = 0; k < SHI_EDGES_AHEAD; k++) follow_later(heap, 0);
+      return work;
+    }
+    if (!heap->hot[index].grey) return work; /* freed meanwhile */
+    heap->hot[index].grey = 0;
+    heap->partial = index;
+    heap->partial_left = heap->cold[index].edges->count;
+  }
+  const shi_edges *edges = heap->cold[heap->partial].edges;
+  if (heap->partial_left > edges->count) heap->partial_left = edges->count; /* some were taken off the end */
+  uint32_t left = heap->partial_left, end = left > EDGES_AT_ONCE ? left - EDGES_AT_ONCE : 0;
+  work += (uint64_t)(left - end) * EDGE;
+  for (; left > end; left--) follow_later(heap, edges->to[left - 1]);
+  heap->partial_left = end;
+  return work;
+}
+
+static bool drained(const shi_heap *heap) {
+  return heap->partial_left == 0 && heap->stack.top == NULL && heap->ahead.visit_count == 0 &&
+         heap->ahead.edge_count == 0;
+}
+
+static shi_holder *next_to_scan(shi_heap *heap) {
+  for (; heap->scan_cursor < heap->holder_count; heap->scan_cursor++) {
+    shi_holder *holder = heap->holders[heap->scan_cursor];
+    if (holder && !holder->closed && holder->kept_in != heap->cycle && !scanned(heap, holder)) return holder;
+  }
+  return NULL;
+}
+
+/* Everything but the memory of guests. 0: nothing is left of it. */
+static uint64_t walk_or_drain(shi_heap *heap) {
+  if (heap->cursor < heap->walk_end) return walk(heap);
+  if (!drained(heap)) return drain(heap);
+  if (!heap->overflow) return 0;
+  heap->overflow = false;
+  heap->regrey = true;
+  heap->cursor = 0;
+  return WALK;
+}
+
+static uint64_t scan_or_keep(shi_heap *heap, shi_holder *holder) {
+  if (atomic_load(&holder->calls) % 2 == 0) return shi_scan_slice(heap, holder);
+  holder->kept_in = heap->cycle;
+  heap->cursor = 0;
+  return WALK;
+}
+
+/* ---- a cycle ---------------------------------------------------------------------------------------------------------- */
+
+int shi_mark_begin(shi_heap *heap) {
+  shi_heap_lock(heap);
+  bool idle = heap->phase == SHI_HEAP_IDLE;
+  if (idle) {
+    heap->phase = SHI_HEAP_MARKING;
+    heap->cycle++;
+    heap->mark = !heap->mark;
+    heap->cursor = 0;
+    heap->walk_end = heap->count;
+    heap->overflow = heap->regrey = false;
+    heap->partial_left = 0;
+    heap->marked_bytes = heap->scan_work_bytes = heap->roots_bytes = 0;
+    heap->scan_cursor = 0;
+    atomic_store_explicit(&heap->wants_cycle, false, memory_order_relaxed);
+  }
+  shi_heap_unlock(heap);
+  return idle ? SH_OK : shi_fail(SH_BUSY, "a collection is under way");
+}
+
+bool shi_mark(shi_heap *heap, uint64_t budget) {
+  uint64_t begun_ns = shi_thread_cpu_ns();
+  pthread_mutex_lock(&heap->mutex);
+  bool over = heap->phase != SHI_HEAP_MARKING;
+  for (uint64_t done = 0; !over && done < budget;) {
+    uint64_t work = walk_or_drain(heap);
+    if (work == 0) {
+      shi_holder *holder = next_to_scan(heap);
+      if (heap->scanning)
+        break; /* by another thread */
+      else if (holder)
+        work = scan_or_keep(heap, holder);
+      else
+        over = true;
+    }
+    done += work;
+    heap->scan_work_bytes += work;
+    if (shi_heap_wanted(heap)) shi_heap_let_in(heap);
+  }
+  heap->mark_ns += shi_thread_cpu_ns() - begun_ns;
+  pthread_mutex_unlock(&heap->mutex);
+  return over;
+}
+
+int shi_mark_finish(shi_heap *heap) {
+  shi_heap_lock(heap);
+  bool over = heap->phase == SHI_HEAP_MARKING && heap->cursor >= heap->walk_end && drained(heap) && !heap->overflow &&
+              !heap->scanning && !next_to_scan(heap);
+  if (over) {
+    heap->phase = SHI_HEAP_SWEEPING;
+    heap->cursor = 0;
+    heap->walk_end = heap->count;
+  }
+  shi_heap_unlock(heap);
+  return over ? SH_OK : shi_fail(SH_BUSY, "marking is not over");
+}
+
+/* At least so much at once that the lock is worth it, at most what takes 100 us or so. */
+void shi_mark_assist(shi_holder *holder, uint64_t bytes) {
+  static const double least = 4096, most = 128 << 10;
+  shi_heap *heap = holder->heap;
+  uint64_t begun_ns = shi_now_ns(), done = 0;
+  shi_heap_lock(heap);
+  holder->assist_owed += (double)bytes * heap->assist_ratio;
+  if (heap->phase == SHI_HEAP_MARKING && holder->assist_owed >= least) {
+    double share = holder->assist_owed < most ? holder->assist_owed : most;
+    uint64_t work = 1;
+    while ((double)done < share && work) {
+      work = walk_or_drain(heap);
+      done += work;
+    }
+    holder->assist_owed = work ? holder->assist_owed - (double)done : 0;
+    heap->scan_work_bytes += done;
+    uint64_t ns = shi_now_ns() - begun_ns;
+    heap->assist_ns += ns;
+    holder->assist_ns += ns;
+    uint64_t longest = atomic_load_explicit(&heap->longest_stop_ns, memory_order_relaxed);
+    if (ns > longest) atomic_store_explicit(&heap->longest_stop_ns, ns, memory_order_relaxed);
+  }
+  shi_heap_unlock(heap);
+}

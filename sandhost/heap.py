@@ -1,0 +1,495 @@
+"""The handle heap as Python sees it: host objects that guests hold by number, and their collector.
+
+A guest never gets a Python object. It gets a handle: 64 bits that name a cell of the heap, which C
+checks at every use (native/heap.h). The object itself stays here, in a list; the cell knows its place.
+When nobody holds the cell any more, C hands the place back and the object is dropped, by
+`run_finalizers`, outside all locks and outside every guest's call.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+from ._ffi import failure, ffi, lib
+from ._log import get_logger
+from .errors import ConfigError, GuestClosed, SandhostError
+
+__all__ = ["Handle", "HandleHeap", "HandleInfo", "HeapFigures", "handle_class"]
+
+T = TypeVar("T")
+
+
+class _Mark:
+    """What tells `Handle[T]` from T in an annotation."""
+
+
+_MARK = _Mark()
+
+Handle = Annotated[T, _MARK]
+"""In the annotations of a host function: `Handle[Table]` crosses to the guest as a handle, an i64.
+
+A parameter receives the Table itself, after its handle was checked: it must be live, of that class
+and the calling guest's own. It is borrowed: the guest owns it as before. A result is a Table, of
+which the guest is given a handle that it owns.
+"""
+
+_FIRST_KIND, _LAST_KIND = 8, 127
+_NO_OBJECT = 2**32 - 1
+_ROOM = 1024
+"""Places for objects that are made at once, and handed back at once."""
+_PHASES = ("idle", "marking", "sweeping")
+_STEP = 1 << 20
+"""Bytes of scan work, where nobody gave a budget."""
+
+
+def handle_class(annotation: object) -> type | None:
+    """Return T of an annotation `Handle[T]`, None of any other.
+
+    Raises:
+        ConfigError: T is no class.
+    """
+    if _MARK not in getattr(annotation, "__metadata__", ()):
+        return None
+    cls = annotation.__origin__  # type: ignore[attr-defined]
+    if not isinstance(cls, type):
+        raise ConfigError(f"Handle[{cls!r}]: give a class")
+    return cls
+
+
+class _Kind(NamedTuple):
+    number: int
+    size: int | Callable[[Any], int] | None
+    refs: Callable[[Any], Iterable[int]] | None
+    finalize: Callable[[Any], object] | None
+
+
+class HandleInfo(NamedTuple):
+    """What the heap knows of one handle."""
+
+    size: int
+    """Bytes as accounted."""
+    guest: int
+    """Id of the guest that owns it, 0: the host."""
+    kind: int
+    owners: int
+    """How often it must be released."""
+    pins: int
+    label: str
+    in_call: bool
+    """Received or returned by a call that is not over."""
+
+
+class HeapFigures(NamedTuple):
+    """Exact figures of the heap, of one moment. Counters only grow."""
+
+    live_bytes: int
+    live_cells: int
+    heap_goal_bytes: int
+    """As `set_goal` was told."""
+    allocs: int
+    frees: int
+    alloc_bytes: int
+    free_bytes: int
+    marked_bytes: int
+    """Found by the last or current cycle; what was born meanwhile is not in it."""
+    scan_work_bytes: int
+    """Read by the last or current cycle; guests' memory counts for a quarter, as it reads so fast."""
+    roots_bytes: int
+    """Of guests' memory among them, so counted."""
+    assist_ns: int
+    """That allocating guests spent on marking."""
+    mark_ns: int
+    """CPU time of marking elsewhere."""
+    sweep_ns: int
+    longest_stop_ns: int
+    """That a thread waited for the collector, or worked for it, at once."""
+    cycles: int
+    """That are over."""
+    phase: str
+    """"idle", "marking" or "sweeping"."""
+    finalizers_queued: int
+    """Objects that `run_finalizers` would drop."""
+
+
+class HandleHeap:
+    """Handles of one host. Made by the host, as `host.handles`."""
+
+    def __init__(self, native_host: Any) -> None:
+        self._host = native_host  # it owns `native`
+        self.native = lib.sh_host_heap(native_host)
+        if not self.native:
+            raise failure()
+        self.objects: list[Any] = []
+        """By place; C keeps the places. Not for users."""
+        self._free: list[int] = []
+        self._chunks = itertools.count()
+        self._kinds: dict[type, _Kind] = {}
+        self._by_number: dict[int, _Kind] = {}
+        self._finalizers: dict[int, Callable[[Any], object]] = {}
+        self._labels: list[str] = [""]
+        self._label_numbers: dict[str, int] = {"": 0}
+        self.on_trigger: Callable[[], object] | None = None
+        """Called when allocation reaches the trigger, once for each cycle or goal, by the thread that
+        allocates, in the middle of its call: it may wake others, not collect."""
+        self.kind(object)
+        _heaps[_address(self.native)] = self
+
+    # ---- kinds ----
+
+    def kind(
+        self,
+        cls: type[T],
+        *,
+        size: int | Callable[[T], int] | None = None,
+        refs: Callable[[T], Iterable[int]] | None = None,
+        finalize: Callable[[T], object] | None = None,
+    ) -> int:
+        """Return the number of a class's handles; say first how its objects are to be treated.
+
+        Args:
+            size: bytes that an object counts for; None: those of its buffer, else `sys.getsizeof`.
+            refs: the handles that a new object refers to. Later changes: `link`, `unlink`.
+            finalize: called once with each object whose handle is gone.
+
+        Raises:
+            ConfigError: the class is known already, with other answers; or there are 120 classes.
+        """
+        known = self._kinds.get(cls)
+        if known is not None and (size, refs, finalize) in ((None,) * 3, known[1:]):
+            return known.number
+        if known is not None:
+            raise ConfigError(f"handles of {cls.__qualname__} were given out already, or are known")
+        number = _FIRST_KIND + len(self._kinds)
+        if number > _LAST_KIND:
+            raise ConfigError(
+                f"a heap has handles of {_LAST_KIND - _FIRST_KIND + 1} classes at most"
+            )
+        self._kinds[cls] = self._by_number[number] = _Kind(number, size, refs, finalize)
+        return number
+
+    # ---- handles ----
+
+    def new(
+        self,
+        thing: object,
+        *,
+        guest: Any = None,
+        kind: int | None = None,
+        size: int | None = None,
+        label: str = "",
+        finalize: Callable[[Any], object] | None = None,
+    ) -> int:
+        """Return a new handle for an object, owned by a guest, or by the host until `release`.
+
+        The handle of a guest that does not release by hand lives until the guest's next call has
+        ended, or the one it is in; then as long as it is in the guest's memory, or what holds it is.
+
+        Args:
+            kind: a number that `kind()` gave; None: of the object's class, if that is known.
+
+        Raises:
+            LimitExceeded: guest, tenant or host hold too many; OutOfMemory: or too large ones.
+            GuestClosed, GuestBusy: the guest has ended; another thread is in it.
+        """
+        guest_id = 0 if guest is None else guest.id
+        if guest is not None and not guest_id:
+            raise GuestClosed("the guest has ended")
+        of = self._by_number[kind] if kind else self._kind_of(thing)
+        return self._new(thing, guest_id, of, size, label, finalize)
+
+    def _kind_of(self, thing: object) -> _Kind:
+        return next(self._kinds[cls] for cls in type(thing).__mro__ if cls in self._kinds)
+
+    def _new(
+        self,
+        thing: object,
+        guest_id: int,
+        kind: _Kind,
+        size: int | None,
+        label: str,
+        finalize: Callable[[Any], object] | None,
+    ) -> int:
+        if size is None:
+            size = _size_of(thing, kind.size)
+        try:
+            place = self._free.pop()
+        except IndexError:
+            place = self._make_room()
+        self.objects[place] = thing
+        if finalize is not None:
+            self._finalizers[place] = finalize
+        handle: int = lib.sh_handle_new(
+            self.native, guest_id, kind.number, size, place, self._label(label) if label else 0
+        )
+        if not handle:
+            self.objects[place] = None
+            self._finalizers.pop(place, None)
+            self._free.append(place)
+            raise failure()
+        if kind.refs is not None:
+            for other in kind.refs(thing):
+                self.link(handle, other)
+        return handle
+
+    def _make_room(self) -> int:
+        start = next(self._chunks) * _ROOM  # each thread its own, whoever interrupts whom
+        while len(self.objects) < start + _ROOM:
+            self.objects.extend([None] * _ROOM)
+        self._free.extend(range(start + 1, start + _ROOM))
+        return start
+
+    def _label(self, label: str) -> int:
+        number = self._label_numbers.get(label)
+        if number is None:
+            self._labels.append(label)
+            number = self._label_numbers.setdefault(label, len(self._labels) - 1)
+        return number
+
+    def wrap(self, guest_id: int, thing: object, number: int) -> int:
+        """Return the handle of a host function's result. Called by C.
+
+        Raises:
+            TypeError: it is not of the class that the annotation names.
+        """
+        kind = self._by_number[number]
+        if self._kinds.get(type(thing)) is not kind:
+            cls = next(cls for cls, known in self._kinds.items() if known is kind)
+            if not isinstance(thing, cls):
+                raise TypeError(f"a {cls.__qualname__} is expected")
+        return self._new(thing, guest_id, kind, None, "", None)
+
+    def get(self, handle: int) -> Any:
+        """Return the object of a handle.
+
+        Raises:
+            InvalidHandle: it is none, or stands for no object of the host's.
+        """
+        place = lib.sh_handle_object(self.native, 0, handle, 0)
+        if place < 0:
+            raise failure()
+        return self.objects[place]
+
+    def info(self, handle: int) -> HandleInfo:
+        """Return what the heap knows of a handle.
+
+        Raises:
+            InvalidHandle: it is none.
+        """
+        native = ffi.new("sh_handle_info *")
+        self._do(lib.sh_handle_get_info(self.native, handle, native))
+        label = self._labels[native.label]
+        in_call = bool(native.in_call)
+        return HandleInfo(
+            native.size, native.guest, native.kind, native.owners, native.pins, label, in_call
+        )
+
+    def retain(self, handle: int) -> int:
+        """Count one more owner. Of a weak handle: return the handle it stands for, 0 if it is gone.
+
+        Raises:
+            InvalidHandle: it is none.
+        """
+        out = ffi.new("uint64_t *")
+        self._do(lib.sh_handle_retain(self.native, handle, out))
+        return int(out[0])
+
+    def release(self, handle: int) -> None:
+        """Count one owner less. Without owner, pin and reference, the handle is gone.
+
+        Raises:
+            InvalidHandle: it is none, or has no owner.
+        """
+        self._do(lib.sh_handle_release(self.native, handle))
+
+    def weak(self, handle: int) -> int:
+        """Return a new handle, with the same owner, that does not keep the other alive.
+
+        Raises:
+            InvalidHandle: it is none.
+        """
+        out = ffi.new("uint64_t *")
+        self._do(lib.sh_handle_weak(self.native, handle, out))
+        return int(out[0])
+
+    def pin(self, handle: int) -> None:
+        """Keep a handle alive until `unpin`, whoever releases it.
+
+        Raises:
+            InvalidHandle: it is none.
+        """
+        self._do(lib.sh_handle_pin(self.native, handle, 1))
+
+    def unpin(self, handle: int) -> None:
+        """Undo one `pin`.
+
+        Raises:
+            InvalidHandle: it is none, or not pinned.
+        """
+        self._do(lib.sh_handle_pin(self.native, handle, -1))
+
+    def lend(self, handle: int) -> None:
+        """Keep a handle alive until its owner's next call ends: it is about to be an argument of it.
+
+        For guests that do not release by hand; of others it does nothing.
+
+        Raises:
+            InvalidHandle: it is none.
+        """
+        self._do(lib.sh_handle_lend(self.native, handle))
+
+    def link(self, source: int, target: int) -> None:
+        """Let an object refer to another: that lives as long.
+
+        Raises:
+            InvalidHandle: one of them is none.
+            LimitExceeded: it refers to 65,536 already.
+        """
+        self._do(lib.sh_handle_link(self.native, source, target))
+
+    def unlink(self, source: int, target: int) -> None:
+        """Undo one `link`.
+
+        Raises:
+            InvalidHandle: one of them is none.
+            ConfigError: it does not refer to the other.
+        """
+        self._do(lib.sh_handle_unlink(self.native, source, target))
+
+    # ---- the collector ----
+
+    def begin_cycle(self) -> None:
+        """Begin to mark: what can be reached from now on or is born from now on stays.
+
+        Raises:
+            SandhostError: a cycle is under way.
+        """
+        self._start(lib.sh_heap_begin(self.native))
+
+    def mark(self, budget_bytes: int = _STEP) -> bool:
+        """Mark on this thread for about so many bytes of scan work; return whether it is over."""
+        return bool(lib.sh_heap_mark(self.native, budget_bytes))
+
+    def finish_mark(self) -> None:
+        """End marking, doing what has turned up since `mark` said that it is over.
+
+        Raises:
+            SandhostError: the heap is not being marked.
+        """
+        while (status := lib.sh_heap_finish_mark(self.native)) == lib.SH_BUSY:
+            error = SandhostError(str(failure()))
+            if self.figures().phase != "marking":
+                raise error
+            self.mark()
+        self._do(status)
+
+    def sweep(self, budget_cells: int = 65_536) -> bool:
+        """Free what was not reached, among so many cells; return whether the cycle is over."""
+        return bool(lib.sh_heap_sweep(self.native, budget_cells))
+
+    def run_cycle_async(self) -> None:
+        """Start a cycle in the heap's own thread. It needs nothing of Python's.
+
+        Raises:
+            SandhostError: a cycle is under way.
+            NativeError: the thread cannot be started.
+        """
+        self._start(lib.sh_heap_start(self.native))
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the cycle of `run_cycle_async`; return whether it is over."""
+        return bool(lib.sh_heap_wait(self.native, max(0, round(timeout_s * 1e9))))
+
+    def set_goal(self, goal_bytes: int, trigger_bytes: int, assist_ratio: float) -> None:
+        """Say when a cycle is wanted, and what it is to end with.
+
+        Args:
+            goal_bytes: of live heap; kept for `figures`.
+            trigger_bytes: live bytes at which `wants_cycle` is set and `on_trigger` called.
+            assist_ratio: bytes of scan work that a guest does for each byte that it allocates while
+                the heap is marked.
+        """
+        lib.sh_heap_set_goal(self.native, goal_bytes, trigger_bytes, assist_ratio)
+
+    @property
+    def wants_cycle(self) -> bool:
+        """Whether live bytes have reached the trigger, and no cycle has begun since."""
+        return bool(lib.sh_heap_wants_cycle(self.native))
+
+    def run_finalizers(self) -> int:
+        """Drop the objects whose handles are gone; return how many.
+
+        What a finalizer raises is logged. In the middle of a guest's call it does nothing.
+        """
+        places = ffi.new("uint32_t[]", _ROOM)
+        total = 0
+        while count := lib.sh_heap_dropped(self.native, places, _ROOM):
+            total += count
+            for place in ffi.unpack(places, count):
+                self._drop(place)
+        return total
+
+    def _drop(self, place: int) -> None:
+        thing, self.objects[place] = self.objects[place], None
+        finalize = self._finalizers.pop(place, None)
+        self._free.append(place)
+        if finalize is None:
+            finalize = self._kind_of(thing).finalize
+        if finalize is not None:
+            try:
+                finalize(thing)
+            except Exception:  # noqa: BLE001 - the next object's turn comes all the same
+                get_logger("sandhost.heap").warning("finalizer_failed", exc_info=True)
+
+    def figures(self) -> HeapFigures:
+        """Return the heap's figures."""
+        native = ffi.new(_FIGURES)
+        lib.sh_heap_get_figures(self.native, native)
+        figures: list[Any] = ffi.unpack(native, _FIGURE_COUNT)
+        figures[-2] = _PHASES[figures[-2]]
+        return HeapFigures(*figures)
+
+    def refusal(self) -> Exception:
+        """Return the error that this thread's last use of a handle left. Called by C."""
+        return failure()
+
+    def _start(self, status: int) -> None:
+        if status == lib.SH_BUSY:
+            raise SandhostError(str(failure()))
+        self._do(status)
+
+    def _do(self, status: int) -> None:
+        if status:
+            raise failure()
+
+
+def _size_of(thing: Any, size: int | Callable[[Any], int] | None) -> int:
+    if size is None:
+        try:
+            with memoryview(thing) as view:
+                return view.nbytes
+        except TypeError:
+            return sys.getsizeof(thing)
+    return size if isinstance(size, int) else size(thing)
+
+
+_FIGURE_COUNT = lib.SH_HEAP_FIGURES
+_FIGURES = ffi.typeof(f"uint64_t[{_FIGURE_COUNT}]")
+_heaps: weakref.WeakValueDictionary[int, HandleHeap] = weakref.WeakValueDictionary()
+
+
+def _address(native: Any) -> int:
+    return int(ffi.cast("uintptr_t", native))
+
+
+@ffi.def_extern()
+def _triggered(native: Any) -> None:
+    heap = _heaps.get(_address(native))
+    if heap is not None and heap.on_trigger is not None:
+        heap.on_trigger()
+
+
+lib.sh_heap_set_trigger(lib._triggered)

@@ -1,0 +1,469 @@
+/* The collector: what can be reached stays, what cannot goes, whatever guests do in between. */
+#include <stdatomic.h>
+#include <string.h>
+
+#include "bridge.h"
+#include "check.h"
+#include "heap.h"
+
+enum { KIND = SHI_KIND_FIRST };
+static const uint64_t no_limit = UINT64_MAX;
+
+static shi_account host_handles = {.limit = UINT64_MAX, .level = SHI_ACCOUNT_HOST};
+static shi_account host_bytes = {.limit = UINT64_MAX, .level = SHI_ACCOUNT_HOST};
+static shi_heap *heap;
+static shi_holder *holder;
+
+static uint8_t memory[1 << 20] __attribute__((aligned(4096)));
+
+static bool piece(void *context, uint32_t k, const uint8_t **base, uint64_t *bytes) {
+  (void)context;
+  *base = memory;
+  *bytes = sizeof memory;
+  return k == 0;
+}
+
+static shi_holder *new_holder(bool scans) {
+  const shi_holder_request request = {
+      .scans = scans, .pieces = piece, .global_count = 1, .handles_limit = no_limit, .bytes_limit = no_limit};
+  shi_holder *made = shi_holder_new(heap, &request);
+  CHECK(made);
+  return made;
+}
+
+static void open_heap(bool scans) {
+  CHECK_EQ(shi_heap_create(&host_handles, &host_bytes, &heap), SH_OK);
+  memset(memory, 0, sizeof memory);
+  holder = new_holder(scans);
+}
+
+static void close_heap(void) {
+  shi_heap_lock(heap);
+  shi_heap_check(heap);
+  shi_heap_unlock(heap);
+  shi_holder_close(holder);
+  CHECK_EQ(heap->live_cells, 0);
+  CHECK_EQ(host_handles.used, 0);
+  CHECK_EQ(host_bytes.used, 0);
+  shi_heap_destroy(heap);
+}
+
+static uint64_t cell(void) {
+  const shi_cell_request request = {.kind = KIND, .size = 16, .object = SHI_NONE};
+  uint64_t handle;
+  CHECK_EQ(shi_cell_new(holder, &request, &handle), SH_OK);
+  return handle;
+}
+
+static uint64_t list(void) {
+  uint64_t handle;
+  CHECK_EQ(shi_list_new(holder, 0, &handle), SH_OK);
+  return handle;
+}
+
+static void push(uint64_t to, uint64_t entry) { CHECK_EQ(shi_list_push(heap, holder, to, entry), SH_OK); }
+static void release(uint64_t handle) {
+  uint32_t left;
+  CHECK_EQ(shi_cell_release(heap, holder, handle, &left), SH_OK);
+}
+
+static void call_ends(void) {
+  *shi_holder_new_globals(holder) = 0;
+  shi_holder_call_ends(holder);
+}
+
+static bool lives(uint64_t handle) {
+  uint64_t size;
+  bool found = shi_cell_size(heap, NULL, handle, &size) == SH_OK;
+  if (!found) shi_error_forget();
+  return found;
+}
+
+static void mark_all(void) {
+  while (!shi_mark(heap, 4096)) {
+  }
+}
+
+static void sweep_all(void) {
+  CHECK_EQ(shi_mark_finish(heap), SH_OK);
+  while (!shi_sweep(heap, 100)) {
+  }
+  shi_heap_lock(heap);
+  shi_heap_check(heap);
+  shi_heap_unlock(heap);
+}
+
+static void collect(void) {
+  CHECK_EQ(shi_mark_begin(heap), SH_OK);
+  mark_all();
+  sweep_all();
+}
+
+static void cycles_are_collected(void) {
+  open_heap(false);
+  uint64_t a = list(), b = list();
+  push(a, b);
+  push(b, a);
+  release(a);
+  collect();
+  CHECK(lives(a) && lives(b)); /* b is retained, and refers to a */
+  release(b);
+  collect();
+  CHECK(!lives(a) && !lives(b));
+  close_heap();
+}
+
+static void pins_are_roots(void) {
+  open_heap(false);
+  uint64_t a = list(), b = cell();
+  push(a, b);
+  CHECK_EQ(shi_cell_pin(heap, a, 1), SH_OK);
+  release(a);
+  release(b);
+  collect();
+  CHECK(lives(b));
+  CHECK_EQ(shi_cell_pin(heap, a, -1), SH_OK);
+  CHECK_EQ(shi_cell_pin(heap, a, -1), SH_INVALID_HANDLE);
+  collect();
+  CHECK(!lives(a) && !lives(b));
+  close_heap();
+}
+
+static void a_weak_handle_keeps_nothing(void) {
+  open_heap(false);
+  uint64_t a = list(), in = list(), weak, again;
+  push(in, a);
+  CHECK_EQ(shi_cell_weak(heap, holder, a, &weak), SH_OK);
+  release(a);
+  collect();
+  CHECK_EQ(shi_cell_retain(heap, holder, weak, &again), SH_OK);
+  CHECK_EQ(again, a);
+  release(a);
+  release(in);
+  collect();
+  CHECK(!lives(a));
+  CHECK_EQ(shi_cell_retain(heap, holder, weak, &again), SH_OK);
+  CHECK_EQ(again, 0);
+  close_heap();
+}
+
+static void what_a_weak_handle_gives_while_marking_stays(void) {
+  open_heap(false);
+  uint64_t a = cell(), b = list(), weak, again;
+  push(b, a);
+  CHECK_EQ(shi_cell_weak(heap, holder, a, &weak), SH_OK);
+  release(a);
+  release(b);
+  CHECK_EQ(shi_mark_begin(heap), SH_OK);
+  mark_all();
+  CHECK_EQ(shi_cell_retain(heap, holder, weak, &again), SH_OK);
+  CHECK_EQ(again, a);
+  sweep_all();
+  CHECK(lives(a) && !lives(b));
+  close_heap();
+}
+
+/* A cycle in which the marker has been at `behind`, and at none of the cells that are made after this. */
+static void begin_past(uint64_t behind) {
+  CHECK_EQ(shi_mark_begin(heap), SH_OK);
+  CHECK(!shi_mark(heap, 1)); /* the walk has found it ... */
+  shi_heap_lock(heap);
+  CHECK(!shi_is_white(heap, &heap->hot[shi_index_of(behind)]));
+  heap->hot[shi_index_of(behind)].grey = 0; /* ... and say that its edges were followed at once */
+  shi_heap_unlock(heap);
+}
+
+static void make_a_gap(void) {
+  for (int k = 0; k < SHI_QUARANTINE; k++) release(cell());
+}
+
+/* The barrier, for edges: the only one to a cell moves from where the marker is yet to come to where it has been. */
+static void an_edge_that_moves_behind_the_marker_is_not_lost(void) {
+  open_heap(false);
+  uint64_t behind = cell(), other = cell();
+  CHECK_EQ(shi_link(heap, holder, behind, other), SH_OK);
+  make_a_gap();
+  uint64_t ahead = cell(), moved = cell();
+  CHECK_EQ(shi_link(heap, holder, ahead, moved), SH_OK);
+  release(moved);
+  begin_past(behind);
+  CHECK_EQ(shi_link(heap, holder, behind, moved), SH_OK);
+  CHECK_EQ(shi_unlink(heap, holder, ahead, moved), SH_OK);
+  CHECK_EQ(shi_unlink(heap, holder, ahead, moved), SH_ARGUMENT);
+  mark_all();
+  sweep_all();
+  CHECK(lives(moved));
+  close_heap();
+}
+
+/* The same for roots. */
+static void a_root_that_becomes_an_edge_behind_the_marker_is_not_lost(void) {
+  open_heap(false);
+  uint64_t behind = list();
+  push(behind, 0);
+  make_a_gap();
+  uint64_t moved = cell();
+  begin_past(behind);
+  push(behind, moved);
+  release(moved);
+  mark_all();
+  sweep_all();
+  CHECK(lives(moved));
+  close_heap();
+}
+
+static void what_is_born_while_marking_stays(void) {
+  open_heap(false);
+  CHECK_EQ(shi_mark_begin(heap), SH_OK);
+  mark_all();
+  uint64_t young = cell(), kept = list();
+  sweep_all();
+  CHECK(lives(young) && lives(kept));
+  close_heap();
+}
+
+static void a_long_list_is_marked_in_steps_while_it_changes(void) {
+  open_heap(false);
+  uint64_t long_list = list(), other = list(), out;
+  enum { ENTRIES = 20000 };
+  static uint64_t entries[ENTRIES];
+  for (int k = 0; k < ENTRIES; k++) push(long_list, entries[k] = cell()), release(entries[k]);
+  CHECK_EQ(shi_mark_begin(heap), SH_OK);
+  int steps = 0;
+  for (; !shi_mark(heap, 3000); steps++) {
+    if (steps % 3 == 0 && shi_list_pop(heap, holder, long_list, &out) == SH_OK) push(other, out), release(out);
+    if (steps % 3 == 1) CHECK_EQ(shi_list_set(heap, holder, long_list, (uint64_t)steps, entries[2]), SH_OK);
+    if (steps % 3 == 2) push(long_list, entries[1]);
+  }
+  CHECK(steps > 50);
+  sweep_all();
+  for (int k = 0; k < ENTRIES; k++) CHECK(lives(entries[k])); /* the snapshot held all of them */
+  close_heap();
+}
+
+static void store(uint64_t at, uint64_t handle) { memcpy(memory + at, &handle, sizeof handle); }
+
+static void handles_in_memory_are_roots_of_who_does_not_release(void) {
+  open_heap(true);
+  shi_holder_call_begins(holder);
+  uint64_t kept = list(), inner = cell(), lost = cell(), in_global = cell();
+  push(kept, inner);
+  store(0x8000, kept);
+  store(0x8008, lost ^ UINT64_C(1) << 32); /* another generation */
+  collect();
+  CHECK(lives(lost)); /* in flight */
+  *shi_holder_new_globals(holder) = in_global;
+  shi_holder_call_ends(holder);
+  collect();
+  CHECK(lives(kept) && lives(inner) && lives(in_global) && !lives(lost));
+  store(0x8000, 0);
+  collect();
+  CHECK(!lives(kept) && !lives(inner));
+  close_heap();
+}
+
+static void a_guest_in_a_call_keeps_all_it_owns(void) {
+  open_heap(true);
+  uint64_t handle = cell();
+  shi_holder_call_begins(holder);
+  call_ends(); /* what was lent to the call has landed */
+  shi_holder_call_begins(holder);
+  collect();
+  CHECK(lives(handle));
+  call_ends();
+  collect();
+  CHECK(!lives(handle));
+  close_heap();
+}
+
+/* The hybrid part of the barrier: it was only in memory, is moved into a cell that is black, and gone from memory before
+ * the scan. */
+static void what_moves_from_memory_into_a_black_cell_is_not_lost(void) {
+  open_heap(true);
+  uint64_t black = list(), moved = cell();
+  CHECK_EQ(shi_cell_pin(heap, black, 1), SH_OK);
+  store(64, moved);
+  shi_holder_call_begins(holder);
+  call_ends();
+  CHECK_EQ(shi_mark_begin(heap), SH_OK);
+  shi_holder_call_begins(holder);
+  push(black, moved);
+  call_ends();
+  shi_heap_lock(heap);
+  heap->hot[shi_index_of(black)].mark = heap->mark; /* as if the marker had been there before the push */
+  shi_heap_unlock(heap);
+  store(64, 0);
+  mark_all();
+  sweep_all();
+  CHECK(lives(moved));
+  close_heap();
+}
+
+static void a_scan_that_a_call_interrupts_begins_again(void) {
+  open_heap(true);
+  uint64_t handle = cell();
+  shi_holder_call_begins(holder);
+  call_ends();
+  store(sizeof memory - 8, handle);
+  CHECK_EQ(shi_mark_begin(heap), SH_OK);
+  for (memory[0] = 1; holder->scan_at == 0;) CHECK(!shi_mark(heap, 1)); /* in the middle of it */
+  shi_holder_call_begins(holder);
+  store(sizeof memory - 8, 0); /* moves to where the scan has been */
+  store(0, handle);
+  call_ends();
+  mark_all();
+  sweep_all();
+  CHECK(lives(handle));
+  close_heap();
+}
+
+static void words_are_found_as_one_by_one(void) {
+  static uint64_t words[1000], found[1000];
+  uint64_t seed = 99;
+  for (int round = 0; round < 200; round++) {
+    uint32_t count = round % 2 ? 1000 : 0x7fffffff;
+    uint64_t length = (uint64_t)(round * 37 % 1000) * 8, wanted = 0;
+    for (int k = 0; k < 1000; k++) {
+      seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+      words[k] = seed % 3 == 0 ? 0 : seed % 3 == 1 ? seed : (seed & 0x7fffffff00000000) | seed % 2000;
+    }
+    for (uint64_t k = 0; k < length / 8; k++)
+      wanted += (uint32_t)words[k] < count && words[k] >> 56 > 0 && words[k] >> 63 == 0;
+    uint32_t got;
+    CHECK_EQ(shi_scan_words((const uint8_t *)words, length, count, found, 1000, &got), length);
+    CHECK_EQ(got, wanted);
+  }
+}
+
+static void an_owner_that_closes_while_marking_takes_all_with_it(void) {
+  open_heap(false);
+  shi_holder *first = holder;
+  uint64_t big = list();
+  for (int k = 0; k < 5000; k++) push(big, cell());
+  holder = new_holder(false);
+  uint64_t stays = cell();
+  CHECK_EQ(shi_mark_begin(heap), SH_OK);
+  shi_mark(heap, 1);
+  shi_holder_close(first);
+  CHECK_EQ(heap->live_cells, 1);
+  mark_all();
+  sweep_all();
+  CHECK(lives(stays));
+  close_heap();
+}
+
+static void allocating_guests_do_their_share(void) {
+  open_heap(false);
+  for (int k = 0; k < 50000; k++) cell();
+  shi_heap_lock(heap);
+  heap->assist_ratio = 1000;
+  shi_heap_unlock(heap);
+  CHECK_EQ(shi_mark_begin(heap), SH_OK);
+  for (int k = 0; k < 1000; k++) cell();
+  CHECK(holder->assist_ns > 0);
+  CHECK_EQ(holder->assist_ns, heap->assist_ns);
+  CHECK_EQ(heap->cursor, heap->walk_end); /* they walked over all of it */
+  mark_all();
+  sweep_all();
+  close_heap();
+}
+
+/* ---- threads ---------------------------------------------------------------------------------------------------------- */
+
+enum { MUTATORS = 2, STEPS = UNDER_TSAN ? 20000 : 200000, ROOTS = 32 };
+
+/* Each keeps a model of what it holds: a list of lists under retained roots, moved about all the time. */
+static void *mutate(void *seed_of) {
+  uint64_t seed = (uint64_t)(uintptr_t)seed_of, roots[ROOTS], out;
+  uint32_t left;
+  const shi_holder_request request = {.handles_limit = no_limit, .bytes_limit = no_limit};
+  shi_holder *mine = shi_holder_new(heap, &request);
+  for (int k = 0; k < ROOTS; k++) CHECK_EQ(shi_list_new(mine, 0, &roots[k]), SH_OK);
+  for (int step = 0; step < STEPS; step++) {
+    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+    uint64_t from = roots[seed % ROOTS], to = roots[seed >> 8 & (ROOTS - 1)], length;
+    CHECK_EQ(shi_container_length(heap, mine, from, &length), SH_OK);
+    if (length == 0 || seed >> 20 & 1) {
+      CHECK_EQ(shi_list_new(mine, 0, &out), SH_OK);
+    } else {
+      CHECK_EQ(shi_list_pop(heap, mine, from, &out), SH_OK);
+      CHECK(out); /* what the list held is there */
+    }
+    if (seed >> 30 & 1) CHECK_EQ(shi_list_push(heap, mine, to, out), SH_OK);
+    CHECK_EQ(shi_cell_release(heap, mine, out, &left), SH_OK);
+  }
+  shi_holder_close(mine);
+  return NULL;
+}
+
+static void guests_mutate_while_the_thread_marks(void) {
+  open_heap(false);
+  pthread_t threads[MUTATORS];
+  for (uintptr_t k = 0; k < MUTATORS; k++) CHECK_EQ(pthread_create(&threads[k], NULL, mutate, (void *)(k + 1)), 0);
+  for (int k = 0; k < 30; k++) {
+    CHECK_EQ(shi_cycle_start(heap), SH_OK);
+    CHECK(shi_cycle_wait(heap, UINT64_C(60000000000)));
+  }
+  for (int k = 0; k < MUTATORS; k++) pthread_join(threads[k], NULL);
+  CHECK_EQ(heap->live_cells, 0);
+  CHECK_EQ(heap->cycles, 30);
+  close_heap();
+}
+
+static _Atomic bool over;
+
+/* A guest that scans: calls begin and end, its memory changes only in calls. */
+static void *call(void *unused) {
+  (void)unused;
+  uint64_t slots[64] = {0}, seed = 5;
+  const shi_cell_request request = {.kind = KIND, .size = 16, .object = SHI_NONE};
+  for (int step = 0; step < STEPS / 10; step++) {
+    shi_holder_call_begins(holder);
+    for (int k = 0; k < 4; k++) {
+      seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+      uint32_t at = seed & 63, object;
+      if (slots[at]) CHECK_EQ(shi_cell_object(heap, holder, slots[at], KIND, &object), SH_OK);
+      CHECK_EQ(shi_cell_new(holder, &request, &slots[at]), SH_OK);
+      __atomic_store_n((uint64_t *)(memory + at * 16384), slots[at], __ATOMIC_RELAXED);
+    }
+    call_ends();
+  }
+  atomic_store(&over, true);
+  return NULL;
+}
+
+static void a_guest_is_scanned_between_its_calls(void) {
+  open_heap(true);
+  pthread_t thread;
+  CHECK_EQ(pthread_create(&thread, NULL, call, NULL), 0);
+  while (!atomic_load(&over)) {
+    CHECK_EQ(shi_cycle_start(heap), SH_OK);
+    CHECK(shi_cycle_wait(heap, UINT64_C(60000000000)));
+  }
+  pthread_join(thread, NULL);
+  collect();
+  collect();
+  CHECK(heap->live_cells <= 64);
+  close_heap();
+}
+
+int main(void) {
+  RUN(cycles_are_collected);
+  RUN(pins_are_roots);
+  RUN(a_weak_handle_keeps_nothing);
+  RUN(what_a_weak_handle_gives_while_marking_stays);
+  RUN(an_edge_that_moves_behind_the_marker_is_not_lost);
+  RUN(a_root_that_becomes_an_edge_behind_the_marker_is_not_lost);
+  RUN(what_is_born_while_marking_stays);
+  RUN(a_long_list_is_marked_in_steps_while_it_changes);
+  RUN(handles_in_memory_are_roots_of_who_does_not_release);
+  RUN(a_guest_in_a_call_keeps_all_it_owns);
+  RUN(what_moves_from_memory_into_a_black_cell_is_not_lost);
+  RUN(a_scan_that_a_call_interrupts_begins_again);
+  RUN(words_are_found_as_one_by_one);
+  RUN(an_owner_that_closes_while_marking_takes_all_with_it);
+  RUN(allocating_guests_do_their_share);
+  RUN(guests_mutate_while_the_thread_marks);
+  if (!UNDER_TSAN) /* the scan reads what the guest may be writing: then it counts for nothing */
+    RUN(a_guest_is_scanned_between_its_calls);
+}
