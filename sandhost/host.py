@@ -21,6 +21,7 @@ from .tenants import Tenant
 from .units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
+    from .gc.collector import Collector
     from .guest import Guest
     from .heap import HandleHeap
     from .hostcalls import HostFunction
@@ -118,7 +119,8 @@ class Host:
         self._optimize = optimize
         self._cache_limit = parse_bytes(cache_limit) if cache else None
         self._cache: CompileCache | None = None
-        self._handles: HandleHeap | None = None
+        self._handle_memory = None if handle_memory is None else parse_bytes(handle_memory)
+        self._handles_and_gc: tuple[HandleHeap, Collector] | None = None  # made when first needed
         self._functions: dict[tuple[str, str], HostFunction] = {}
         self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
@@ -277,13 +279,29 @@ class Host:
     @property
     def handles(self) -> HandleHeap:
         """The handle heap: objects of the application that guests hold by number."""
-        if self._handles is None:
-            from .heap import HandleHeap
+        return (self._handles_and_gc or self._make_heap())[0]
 
-            with self._lock:
-                if self._handles is None:
-                    self._handles = HandleHeap(self.native)
-        return self._handles
+    @property
+    def gc(self) -> Collector:
+        """The collector of the handle heap: when it runs, and how hard."""
+        return (self._handles_and_gc or self._make_heap())[1]
+
+    def _make_heap(self) -> tuple[HandleHeap, Collector]:
+        from .gc.collector import Collector
+        from .gc.pacer import Pacer
+        from .heap import HandleHeap
+
+        self._check_open()
+        with self._lock:
+            if self._handles_and_gc is None:
+                handles = HandleHeap(self.native)
+                cores = len(os.sched_getaffinity(0))
+                collector = Collector(
+                    handles, Pacer(cores=cores, memory_limit_bytes=self._handle_memory)
+                )
+                self._handles_and_gc = (handles, collector)
+                collector.start()
+            return self._handles_and_gc
 
     # ---- figures ----
 
@@ -320,11 +338,13 @@ class Host:
         if os.getpid() != self._pid:
             return  # a forked child has no guests
         self._closed = True
+        if self._handles_and_gc is not None:
+            self._handles_and_gc[1].close()
         for _ in range(2):  # a guest that the first round has cancelled is ended in the second
             self._end_mapped()
             if not lib.sh_host_close(self.native):
-                if self._handles is not None:
-                    self._handles.run_finalizers()
+                if self._handles_and_gc is not None:
+                    self._handles_and_gc[0].run_finalizers()
                 return
             error = failure()
         raise error

@@ -162,6 +162,7 @@ class Plugin:
     def _add_handles(self) -> None:
         names = {wanted.name for wanted in self.info.imports if wanted.module == HANDLE_MODULE}
         if names:
+            _ = self._host.handles  # with it comes its collector
             self._do(lib.sh_plugin_handles(self._native, "release" in names))
 
     def _add_function(self, function: HostFunction, wanted: FuncType) -> None:

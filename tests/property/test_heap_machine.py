@@ -65,6 +65,7 @@ class Machine(RuleBasedStateMachine):
             return 0
 
         self.heap = self.host.handles
+        self.host.gc.close()  # cycles are the machine's to run
         self.by_hand = self.host.load(guest_file("handles"))
         self.scanned = self.host.load(guest_file("hoarder"))
         self.cells: dict[int, Cell] = {}

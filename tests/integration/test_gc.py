@@ -1,0 +1,178 @@
+"""`host.gc`: the collector over the real handle heap, with guests that leak."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from helpers import PATIENCE
+
+import sandhost
+
+LEAKER = b"""(module
+  (import "env" "open" (func $open (param i32) (result i64)))
+  (memory (export "memory") 1)
+  (func (export "leak") (param $n i32) (param $bytes i32)
+    (loop $again
+      (drop (call $open (local.get $bytes)))
+      (local.set $n (i32.sub (local.get $n) (i32.const 1)))
+      (br_if $again (local.get $n))))
+  (func (export "hold") (param $bytes i32) (i64.store (i32.const 8) (call $open (local.get $bytes)))))"""
+
+
+class Table:
+    """What guests open here."""
+
+    def __init__(self, size: int) -> None:
+        self.bytes = bytes(size)
+
+
+@pytest.fixture
+def leaker(host: sandhost.Host) -> sandhost.Plugin:
+    host.handles.kind(Table, size=lambda table: len(table.bytes))
+
+    @host.function("env", "open")
+    def open_table(size: int) -> sandhost.Handle[Table]:
+        return Table(size)
+
+    return host.load(LEAKER)
+
+
+def test_what_guests_leak_is_collected_by_itself(
+    host: sandhost.Host, leaker: sandhost.Plugin
+) -> None:
+    kib, each = 64, 1 << 16
+    with leaker.spawn() as guest:
+        for _ in range(40):
+            guest.call("leak", kib, each)  # 4 MiB each time
+        until = time.monotonic() + PATIENCE
+        while host.gc.stats().cycles == 0 and time.monotonic() < until:
+            guest.call("leak", 1, each)
+            time.sleep(0.01)
+        assert host.gc.stats().by_reason.get("heap goal", 0) > 0
+        host.gc.collect()
+        assert host.handles.figures().live_bytes < 4 << 20
+
+
+def test_a_collection_keeps_what_a_guest_has_in_its_memory(
+    host: sandhost.Host, leaker: sandhost.Plugin
+) -> None:
+    with leaker.spawn() as guest:
+        guest.call("hold", 1000)
+        guest.call("leak", 10, 1000)
+        cycle = host.gc.collect()
+        assert cycle is not None
+        assert cycle.reason == "explicit"
+        assert host.handles.figures().live_cells == 1
+        guest.memory.write(8, bytes(8))
+        host.gc.collect()
+        assert host.handles.figures().live_cells == 0
+
+
+def test_a_burst_of_collections_shares_two_cycles(
+    host: sandhost.Host, leaker: sandhost.Plugin
+) -> None:
+    with leaker.spawn() as guest:
+        guest.call("leak", 1000, 100)
+    before = host.gc.stats()
+    barrier = threading.Barrier(16)
+
+    def collect() -> None:
+        barrier.wait()
+        host.gc.collect()
+
+    threads = [threading.Thread(target=collect) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = host.gc.stats()
+    assert after.forced_calls - before.forced_calls == 16
+    assert after.forced_shared > before.forced_shared
+    assert after.cycles - before.cycles < 16
+
+
+def test_a_paused_collector_comes_back(host: sandhost.Host, leaker: sandhost.Plugin) -> None:
+    with leaker.spawn() as guest:
+        with pytest.raises(KeyError), host.gc.paused():
+            for _ in range(10):
+                guest.call("leak", 64, 1 << 16)
+            assert host.gc.stats().by_reason.get("heap goal", 0) == 0
+            raise KeyError
+        until = time.monotonic() + PATIENCE
+        while not host.gc.stats().cycles and time.monotonic() < until:
+            time.sleep(0.01)
+        assert host.gc.stats().by_reason.get("heap goal", 0) > 0
+    with host.gc.percent_set(400):
+        assert host.gc.percent == 400
+    assert host.gc.percent == 100
+
+
+def test_a_closed_host_collects_no_more(leaker: sandhost.Plugin, host: sandhost.Host) -> None:
+    gone: list[int] = []
+    handle = host.handles.new(object(), finalize=lambda thing: gone.append(id(thing)))
+    host.handles.release(handle)
+    collector = host.gc
+    host.close()
+    assert collector.closed
+    assert len(gone) == 1
+    with pytest.raises(sandhost.GuestClosed):
+        collector.collect()
+    with pytest.raises(sandhost.GuestClosed):
+        host.load(LEAKER)
+
+
+def test_an_asynchronous_host_function_takes_and_gives_handles(host: sandhost.Host) -> None:
+    import asyncio
+
+    @host.function("env", "open")
+    async def open_table(size: int) -> sandhost.Handle[Table]:
+        await asyncio.sleep(0)
+        return Table(size)
+
+    plugin = host.load(LEAKER)
+
+    async def main() -> None:
+        async with plugin.spawn_async() as guest:
+            await guest.call_async("hold", 100)
+            await guest.call_async("leak", 5, 100)
+            host.gc.collect()
+            assert host.handles.figures().live_cells == 1
+        assert host.handles.figures().live_cells == 0
+
+    asyncio.run(main())
+
+
+def test_each_cycle_prints_a_line_when_asked() -> None:
+    script = textwrap.dedent(
+        """
+        import sandhost
+        with sandhost.Host(cache=False) as host:
+            host.handles.release(host.handles.new(b"x" * 1000))
+            host.gc.collect()
+            host.gc.collect()
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "SANDHOST_GCTRACE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("gc 1 @")
+    assert "MB goal" in lines[1]
+
+
+def test_a_program_that_uses_no_handles_has_no_collector() -> None:
+    script = "import sandhost, sys, threading\nwith sandhost.Host(cache=False): pass\n"
+    script += "assert 'sandhost.gc.collector' not in sys.modules and threading.active_count() == 1"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
