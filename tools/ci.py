@@ -145,7 +145,7 @@ def ci(words: Sequence[str]) -> int:
                 title, took, status, output = done.result()
                 print(f"{title}, {took}:\n{output.rstrip()}", flush=True)
                 if status:
-                    last = (output.splitlines() or ["printed nothing"])[-1]
+                    last = (output.rstrip().splitlines() or ["printed nothing"])[-1]
                     failed.append(f"{title}: {last.removeprefix('./run ci: ')}")
                 if title == "tests":
                     closing = closing_line(output)

@@ -41,11 +41,17 @@ def needs(kind: str) -> None:
         pytest.skip(str(missing))
 
 
+@functools.cache
+def fresh(name: str) -> bytes:
+    """The guest's bytes as its source gives them now."""
+    return bytes(build.build(build.all_guests()[name]))
+
+
 def wasm_of(name: str) -> bytes:
     """The guest's bytes: the committed ones of what is compiled from C, else a fresh build."""
     guest = build.all_guests()[name]
     if name not in build.SHIPPED or guest.kind == "wat":
-        return bytes(build.build(guest))
+        return fresh(name)
     return bytes((build.BUILT / f"{name}.wasm").read_bytes())
 
 

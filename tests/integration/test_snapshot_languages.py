@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers import guest_file
-from helpers.guest_sources import build, needs
+from helpers.guest_sources import fresh, needs
 
 import sandhost
 
@@ -21,7 +21,7 @@ def tokenize(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Go guest, built where Go is installed."""
     needs("go")
     built = tmp_path_factory.mktemp("guests") / "tokenize.wasm"
-    built.write_bytes(build.build(build.all_guests()["tokenize"]))
+    built.write_bytes(fresh("tokenize"))
     return built
 
 
