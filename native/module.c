@@ -27,6 +27,12 @@ static sh_module *finish(sh_module *module, wasmtime_error_t *error) {
   return NULL;
 }
 
+int sh_module_validate(sh_host *host, const uint8_t *wasm, size_t length, int fuel) {
+  wasmtime_error_t *error =
+      wt.wasmtime_module_validate(host->ticker.engines[fuel ? SHI_ENGINE_FUEL : SHI_ENGINE_PLAIN], wasm, length);
+  return error ? shi_fail_wasmtime(error) : SH_OK;
+}
+
 sh_module *sh_module_compile(sh_host *host, const uint8_t *wasm, size_t length, int fuel) {
   sh_module *module = new_module(host, fuel);
   if (!module) return NULL;

@@ -156,6 +156,8 @@ uint64_t sh_tenant_peak(const sh_tenant *tenant);
 
 /* ---- modules and plugins --------------------------------------------------------------------------------------- */
 
+/* Whether wasmtime would compile it. */
+int sh_module_validate(sh_host *host, const uint8_t *wasm, size_t length, int fuel);
 /* `fuel`: compile with fuel counters. NULL: see sh_take_error. */
 sh_module *sh_module_compile(sh_host *host, const uint8_t *wasm, size_t length, int fuel);
 sh_module *sh_module_load(sh_host *host, const char *path, int fuel);

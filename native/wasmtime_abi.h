@@ -170,6 +170,7 @@ enum {
   X(void, wasm_engine_delete, (wasm_engine_t *))                                                                       \
   X(void, wasmtime_engine_increment_epoch, (wasm_engine_t *))                                                          \
   X(wasmtime_error_t *, wasmtime_module_new, (wasm_engine_t *, const uint8_t *, size_t, wasmtime_module_t **))         \
+  X(wasmtime_error_t *, wasmtime_module_validate, (wasm_engine_t *, const uint8_t *, size_t))                          \
   X(wasmtime_error_t *, wasmtime_module_serialize, (wasmtime_module_t *, wasm_byte_vec_t *))                           \
   X(wasmtime_error_t *, wasmtime_module_deserialize_file, (wasm_engine_t *, const char *, wasmtime_module_t **))       \
   X(void, wasmtime_module_delete, (wasmtime_module_t *))                                                               \

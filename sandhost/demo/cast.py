@@ -228,6 +228,9 @@ def _by_tenant(tenant: str) -> str:
 _SECRET_WASM_PAGES = 12
 _SMALL, _FEW_ELEMENTS = "4 MiB", 100_000
 _SHORT = Limits(memory=_SMALL, deadline=DEADLINE_S, table_elements=_FEW_ELEMENTS)
+_SMALL_ONLY = Limits(
+    memory=_SMALL, deadline=5, table_elements=_FEW_ELEMENTS
+)  # not its time runs out
 
 MISDEEDS = (
     Misdeed("loops for ever", "spin", "spin", (), _SHORT, DeadlineExceeded),
@@ -236,12 +239,16 @@ MISDEEDS = (
         "takes memory without end",
         "grow_forever",
         "until_refused_touching",
-        limits=_SHORT,
+        limits=_SMALL_ONLY,
         by=OutOfMemory,
     ),
     Misdeed("calls itself without end", "recurse", "recurse", (0,), _HONEST, code="stack_overflow"),
     Misdeed(
-        "grows tables without end", "tables", "until_refused", limits=_SHORT, code="unreachable"
+        "grows tables without end",
+        "tables",
+        "until_refused",
+        limits=_SMALL_ONLY,
+        code="unreachable",
     ),
     Misdeed(
         "follows a wild pointer",

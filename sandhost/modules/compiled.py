@@ -89,22 +89,15 @@ def compile_module(
         native = _load(host, cache, key, fuel)
         if native is not None:
             return Compiled(rewritten, native, digest, cached=True)
+    # As it was given: a function index that is out of range by one would mean one that the rewrite adds.
+    if lib.sh_module_validate(host, wasm, len(wasm), fuel):
+        raise failure()
     native = lib.sh_module_compile(host, rewritten.wasm, len(rewritten.wasm), fuel)
     if not native:
-        raise _refusal(host, wasm, fuel)
+        raise failure()
     if cache is not None:
         _store(native, cache, key)
     return Compiled(rewritten, native, digest, cached=False)
-
-
-def _refusal(host: Any, wasm: bytes, fuel: bool) -> Exception:
-    """Return why the module as it was given does not compile: its own offsets, not the rewritten."""
-    error = failure()
-    native = lib.sh_module_compile(host, wasm, len(wasm), fuel)
-    if not native:
-        return failure()
-    lib.sh_module_free(native)
-    return error
 
 
 def _load(host: Any, cache: CompileCache, key: str, fuel: bool) -> Any | None:

@@ -56,11 +56,34 @@ def test_a_module_is_given_by_path_or_bytes_as_text_or_binary(host):
 @pytest.mark.parametrize("name", [n for n in ALL_TEXTS if n not in NOT_LOADED])
 def test_every_guest_loads_and_most_spawn(host, name):
     host.function("env", "started", "()")(lambda: None)
+    host.function("env", "now", "(i32) -> i32")(lambda x: x)
+    host.function("env", "later", "(i32) -> i32")(lambda x: x)
+    host.function("env", "open", "(i32) -> i64")(lambda x: x)
+    host.function("env", "read", "(i64) -> i32")(lambda _: 0)
     plugin = host.load(guest_file(name))
     try:
         plugin.spawn(limits=sandhost.Limits(deadline=0.05)).close()
     except (sandhost.GuestTrap, sandhost.DeadlineExceeded):
         assert name in ("oob_data", "oob_data_empty", "oob_elem", "start_trap", "start_spin")
+
+
+def test_a_module_that_only_the_rewrite_would_make_valid_is_refused(host):
+    def with_element(function: int) -> bytes:
+        return module(
+            (1, b"\x01\x60\0\0"),
+            (3, b"\x01\0"),
+            (4, b"\x01\x70\0\x01"),
+            (5, b"\x01\0\x01"),
+            (9, b"\x01\0\x41\0\x0b\x01" + bytes([function])),
+            (12, b"\x01"),
+            (10, b"\x01\x02\0\x0b"),
+            (11, b"\x01\x01\x01x"),  # passive: the rewrite adds functions that probe and drop it
+        )
+
+    host.load(with_element(0))
+    for function in (1, 2, 3):
+        with pytest.raises(sandhost.ModuleError, match="unknown function"):
+            host.load(with_element(function))
 
 
 @pytest.mark.parametrize("name", sorted(NOT_LOADED))
