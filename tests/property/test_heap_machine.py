@@ -23,7 +23,7 @@ import sandhost
 
 SLOTS = 4  # words of memory in which a guest that does not release keeps handles
 MOST = 4  # guests
-APART = 40  # cells of the table between two of the model: a step of the marker then sees one or two
+APART = 15  # cells of the table between two of the model: a step of the marker then sees a few
 
 
 class Thing:
@@ -474,8 +474,8 @@ class Machine(RuleBasedStateMachine):
 
 Histories = Machine.TestCase
 Histories.settings = settings(
-    max_examples=100,
-    stateful_step_count=60,
+    max_examples=300,
+    stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
