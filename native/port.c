@@ -51,10 +51,12 @@ static void unlink_it(shi_port_link *link) {
 void shi_port_post(sh_port *port, shi_guest *guest, shi_port_link *link) {
   pthread_mutex_lock(&port->lock);
   bool wake = port->ring.next == &port->ring;
-  link->guest = shi_guest_id(guest);
-  link->next = &port->ring;
-  link->before = port->ring.before;
-  link->before->next = port->ring.before = link;
+  if (!link->next) { /* else it came back before, was driven on, and nobody has taken it off since */
+    link->guest = shi_guest_id(guest);
+    link->next = &port->ring;
+    link->before = port->ring.before;
+    link->before->next = port->ring.before = link;
+  }
   shi_guest_park(guest);
   if (wake) { /* a counter of 1 never blocks, and cannot fail */
     ssize_t written = write(port->fd, &(uint64_t){1}, sizeof(uint64_t));

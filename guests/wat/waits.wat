@@ -1,5 +1,5 @@
-;; Waits for its host in every way that a call can: once, in a loop, deep in its stack, in its start function. Beside it
-;; what a call does that waits for nothing.
+;; waits: waits for its host in every way that a call can: once, in a loop, deep in its stack, in its start function. Beside
+;; it what a call does that waits for nothing.
 (module
   (import "env" "later" (func $later (param i32) (result i32)))
   (import "env" "now" (func $now (param i32) (result i32)))

@@ -36,12 +36,14 @@ static const char wat[] =
     " (func $deep (export \"deep\") (param i32) (result i32)"
     "  (if (result i32) (i32.eqz (local.get 0)) (then (call $later (i32.const 1)))"
     "   (else (i32.add (call $deep (i32.sub (local.get 0) (i32.const 1))) (i32.const 1)))))"
-    " (func (export \"work\") (param i32) (result i32)"
-    "  (loop (local.set 0 (i32.sub (local.get 0) (i32.const 1))) (br_if 0 (local.get 0))) (i32.const 7)))";
-enum { ADD, WAIT, ASK, SPIN, TRAP, COUNT, DEEP, WORK };
+    " (func $work (export \"work\") (param i32) (result i32)"
+    "  (loop (local.set 0 (i32.sub (local.get 0) (i32.const 1))) (br_if 0 (local.get 0))) (i32.const 7))"
+    " (func (export \"twice\") (param i32) (result i32) (drop (call $work (local.get 0)))"
+    "  (drop (call $later (i32.const 1))) (call $work (local.get 0))))";
+enum { ADD, WAIT, ASK, SPIN, TRAP, COUNT, DEEP, WORK, TWICE };
 static const char *const exports[][3] = {{"add", "ii", "i"}, {"wait", "i", "i"}, {"ask", "i", "i"},
                                          {"spin", "", ""},   {"trap", "", ""},   {"count", "i", "i"},
-                                         {"deep", "i", "i"}, {"work", "i", "i"}};
+                                         {"deep", "i", "i"}, {"work", "i", "i"}, {"twice", "i", "i"}};
 static const sh_limits no_limits = {.memory = UINT64_MAX, .table_elements = 1000};
 
 static _Atomic(pthread_t) driver; /* in tests with one; 0: any thread may be called */
@@ -279,6 +281,26 @@ static void what_computes_goes_to_a_worker_and_comes_back(void) {
   end(host, plugin);
 }
 
+static void a_guest_may_come_back_twice_before_it_is_taken(void) {
+  sh_host *host = new_host(2);
+  sh_plugin *plugin = new_plugin(host);
+  sh_port *port = sh_port_new();
+  uint64_t guest = sh_spawn(plugin, NULL, NULL, &no_limits, NULL), taken;
+  int64_t cells[4] = {50000000};
+  int step = sh_fiber_begin(guest, 1, TWICE, cells, port);
+  CHECK_EQ(step, SH_STEP_AWAY);
+  while (step == SH_STEP_AWAY) step = sh_fiber_go_on(guest, 1, cells);
+  CHECK_EQ(step, SH_STEP_AWAIT);
+  step = sh_fiber_answer(guest, 1, ANSWER(1), cells);
+  CHECK_EQ(step, SH_STEP_AWAY);
+  while (step == SH_STEP_AWAY) step = sh_fiber_go_on(guest, 1, cells);
+  CHECK_EQ(step, SH_STEP_DONE);
+  CHECK_EQ(sh_port_take(port, &taken, 1), 0);
+  close_it(guest);
+  sh_port_release(port);
+  end(host, plugin);
+}
+
 static void a_host_closes_with_guests_that_wait_and_compute(void) {
   sh_host *host = new_host(2);
   sh_plugin *plugin = new_plugin(host);
@@ -508,6 +530,7 @@ int main(void) {
   RUN(calls_nest_on_the_fiber);
   RUN(a_deep_guest_waits_on_a_stack_of_its_own);
   RUN(what_computes_goes_to_a_worker_and_comes_back);
+  RUN(a_guest_may_come_back_twice_before_it_is_taken);
   RUN(a_host_closes_with_guests_that_wait_and_compute);
   RUN(what_nobody_drives_ends);
   RUN(a_failure_of_the_system_ends_the_call_and_nothing_else);
