@@ -1,5 +1,4 @@
-;; waits: waits for its host in every way that a call can: once, in a loop, deep in its stack, in its start function. Beside
-;; it what a call does that waits for nothing.
+;; waits: waits for its host once, in a loop, deep in its stack, or computes and waits for nothing.
 (module
   (import "env" "later" (func $later (param i32) (result i32)))
   (import "env" "now" (func $now (param i32) (result i32)))
@@ -8,8 +7,8 @@
   (func $start (global.set $started (call $later (i32.const 5))))
   (func (export "started") (result i32) (global.get $started))
   (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1)))
-  (func (export "swap") (param f64 f32 i64 v128) (result v128 i64 f32 f64)
-    (local.get 3) (local.get 2) (local.get 1) (local.get 0))
+  (func (export "swap") (param f64 f32 i64) (result i64 f32 f64)
+    (local.get 2) (local.get 1) (local.get 0))
   (func (export "wait") (param i32) (result i32) (call $later (local.get 0)))
   (func (export "ask") (param i32) (result i32) (call $now (local.get 0)))
   (func (export "waits") (param $n i32) (result i32) (local $sum i32)

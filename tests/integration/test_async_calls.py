@@ -9,7 +9,7 @@ import time
 
 import anyio
 import pytest
-from helpers import DEADLINE, balanced
+from helpers import DEADLINE, balanced, guest_file
 from helpers.waiting import load_waiting, turns, until
 
 import sandhost
@@ -22,14 +22,24 @@ async def test_a_call_returns_what_the_function_returns(host: sandhost.Host) -> 
         assert await guest.call_async("add", 2, 3) == 5
         assert await guest.call_async("dirty", 10) is None
         assert await guest.func("add").call_async(2**32 - 1, 0) == -1
-        vector = bytes(range(16))
-        assert await guest.call_async("swap", 1.5, 2.5, 2**63, vector) == (
-            vector,
-            -(2**63),
-            2.5,
-            1.5,
-        )
+        assert await guest.call_async("swap", 1.5, 2.5, 2**63) == (-(2**63), 2.5, 1.5)
         assert guest.call("peek", 3) == 1
+
+
+async def test_every_type_of_value_crosses(host: sandhost.Host) -> None:
+    vector = bytes(range(16))
+    async with host.load(guest_file("types")).spawn_async() as guest:
+        assert await guest.call_async("v128", vector) == vector
+        assert await guest.call_async("all_numbers", 2**32 - 1, -1, 0.5, 1e300) == (
+            -1,
+            -1,
+            0.5,
+            1e300,
+        )
+        with pytest.raises(TypeError, match="reference"):
+            await guest.call_async("funcref", None)
+        with pytest.raises(TypeError, match="16 bytes"):
+            await guest.call_async("v128", b"short")
 
 
 async def test_a_call_waits_for_a_coroutine(host: sandhost.Host) -> None:
@@ -183,18 +193,12 @@ async def test_a_deadline_holds_while_a_guest_computes_and_while_it_waits(
 
 async def test_fuel_is_counted_over_waits(host: sandhost.Host) -> None:
     load_waiting(host)
-    plugin = host.load(guest_text(), fuel=True)
+    plugin = host.load(guest_file("waits").read_bytes(), fuel=True)
     async with plugin.spawn_async(limits=sandhost.Limits(fuel=10_000)) as guest:
         assert await guest.call_async("wait", 1) == 2
         assert 0 < guest.stats().fuel_used < 10_000
         with pytest.raises(sandhost.OutOfFuel):
             await guest.call_async("spin")
-
-
-def guest_text() -> bytes:
-    from helpers import guest_file
-
-    return guest_file("waits").read_bytes()
 
 
 async def test_a_guest_can_be_called_from_inside_its_own_host_function(host: sandhost.Host) -> None:
@@ -211,7 +215,7 @@ async def test_a_guest_can_be_called_from_inside_its_own_host_function(host: san
 
     host.function("env", "later", "(i32) -> i32")(later)
     host.function("env", "now", "(i32) -> i32")(now)
-    plugin = host.load(guest_text())
+    plugin = host.load(guest_file("waits"))
     async with plugin.spawn_async() as guest:
         assert await guest.call_async("wait", 0) == 30
         assert await guest.call_async("wait", 12) == 42
@@ -262,7 +266,7 @@ async def test_calls_at_once_within_one_host_function_are_refused(host: sandhost
 
     host.function("env", "later", "(i32) -> i32")(later)
     host.function("env", "now", "(i32) -> i32")(lambda x: x)
-    async with host.load(guest_text()).spawn_async() as guest:
+    async with host.load(guest_file("waits")).spawn_async() as guest:
         assert await guest.call_async("wait", 7) == 8
     assert refused == 1
 
@@ -276,7 +280,7 @@ async def test_guests_call_guests_and_a_circle_is_named(host: sandhost.Host) -> 
 
     host.function("env", "later", "(i32) -> i32")(later)
     host.function("env", "now", "(i32) -> i32")(lambda x: x)
-    plugin = host.load(guest_text(), name="p")
+    plugin = host.load(guest_file("waits"), name="p")
     async with plugin.spawn_async() as guests["a"], plugin.spawn_async() as guests["b"]:
         assert await guests["a"].call_async("wait", 3) == 103
         with pytest.raises(sandhost.GuestBusy, match="in a circle: p → p → p"):

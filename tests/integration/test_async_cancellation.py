@@ -6,7 +6,7 @@ import threading
 
 import anyio
 import pytest
-from helpers import balanced
+from helpers import balanced, guest_file
 from helpers.waiting import load_waiting, turns, until
 
 import sandhost
@@ -41,7 +41,7 @@ async def test_cancelled_at_every_turn_a_task_leaves_nothing(host: sandhost.Host
 
     host.function("env", "later", "(i32) -> i32")(later)
     host.function("env", "now", "(i32) -> i32")(lambda x: x)
-    plugin = host.load(_text())
+    plugin = host.load(guest_file("waits"))
     finished = False
     turn = 0
     while not finished:
@@ -59,12 +59,6 @@ async def test_cancelled_at_every_turn_a_task_leaves_nothing(host: sandhost.Host
         balanced(host)
         turn += 1
     assert turn > 10
-
-
-def _text() -> bytes:
-    from helpers import guest_file
-
-    return guest_file("waits").read_bytes()
 
 
 @pytest.mark.parametrize("call", ["spin", "wait"])
@@ -137,7 +131,7 @@ async def test_an_inner_call_is_cancelled_alone(host: sandhost.Host) -> None:
 
     host.function("env", "later", "(i32) -> i32")(later)
     host.function("env", "now", "(i32) -> i32")(lambda x: x)
-    async with host.load(_text()).spawn_async() as guest:
+    async with host.load(guest_file("waits")).spawn_async() as guest:
         assert await guest.call_async("wait", 1) == 42
 
 

@@ -8,7 +8,7 @@ import threading
 
 import anyio
 import pytest
-from helpers import balanced
+from helpers import balanced, guest_file
 from helpers.waiting import load_waiting
 
 import sandhost
@@ -71,9 +71,7 @@ async def crowd(host: sandhost.Host, seed: int) -> None:
 
     host.function("env", "later", "(i32) -> i32")(later)
     host.function("env", "now", "(i32) -> i32")(lambda x: x)
-    from helpers import guest_file
-
-    plugin = host.load(guest_file("waits").read_bytes())
+    plugin = host.load(guest_file("waits"))
     shared: list[sandhost.Guest] = []
     async with anyio.create_task_group() as tasks:
         for _ in range(TASKS):
