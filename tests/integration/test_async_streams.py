@@ -9,7 +9,7 @@ import time
 import anyio
 import pytest
 from helpers import guest_file
-from helpers.waiting import turns
+from helpers.waiting import turns, until
 
 import sandhost
 from sandhost.aio import Pipe
@@ -83,6 +83,7 @@ async def test_output_is_waited_for(echo: sandhost.Plugin) -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run)
+        await until(lambda: pipe.held_bytes == 64)
         await turns(50)
         assert not ended
         assert pipe.held_bytes == 64  # no more than that is held, whatever the guest writes
