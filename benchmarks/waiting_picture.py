@@ -44,7 +44,7 @@ def _live(axes: Any, detail: dict[str, Any]) -> None:
     words_behind(axes, each, 1, f"{three_digits(each)} KiB")
     names_downwards(axes, ["the most that was allowed", "resident for each guest"], 8.5)
     axes.set_title(
-        f"{detail['guests']:,} guests suspended at once, on {detail['python_threads']} thread of Python's",
+        f"{detail['guests']:,} guests suspended at once, one thread",
         loc="left",
     )
     axes.set_xlim(0, 80)
@@ -65,8 +65,8 @@ def _late(axes: Any, late: dict[str, dict[str, float]]) -> None:
     axes.axvline(5, color="#d1495b", linewidth=1, linestyle="--")
     axes.set_xscale("log")
     axes.set_xlim(right=max(f["max"] for f in late.values()) / 1000 * 8)
-    axes.set_xlabel("a timer of 1 ms was late by, ms (dashed: 5 ms, the most for the p99)")
+    axes.set_xlabel("late by, ms (dashed: the most for the p99)")
     names_downwards(axes, list(late), 8.5)
-    axes.set_title("How late the event loop is", loc="left")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.set_title("How late a timer of 1 ms is", loc="left")
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
     tidy_lying(axes)

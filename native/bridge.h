@@ -5,7 +5,7 @@
  *   plugin   module + imports + images, ready to instantiate    plugin.c
  *   guest    one store, one instance, its regions               guest.c (life), call.c (use), memory.c (its bytes),
  *                                                               table.c (who gets which struct)
- *   fiber    a guest's call that can wait                       fiber.c; workers.c runs it, port.c tells the event loop
+ *   fiber    a guest's call that can wait                       fiber.c, drive.c; workers.c, port.c: the event loop
  *   snapshot what a guest was, to spawn others from             snapshot.c, state.c (globals, tables, segments)
  *   heap     handles of guests, and their collector             heap.h has the map
  *

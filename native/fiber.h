@@ -84,22 +84,31 @@ struct shi_fiber {
 /* Whether a call of the guest is on its way on a fiber: then its wasm code runs there, and nowhere else. */
 static inline bool shi_on_fiber(const shi_guest *guest) { return guest->fiber && guest->fiber->future; }
 
+/* fiber.c: leaving the stack and coming back. */
+
 /* On the fiber: waits for the host. False: the call is to be stopped, `guest->stop` says why. */
 bool shi_fiber_park(shi_guest *guest, shi_wait *wait);
+/* On the fiber: lets others run if the slice is over. False: the call is to be stopped. */
+bool shi_fiber_breathe(shi_guest *guest);
+/* A new fiber for an entered guest, with a job to run; not polled yet. */
+int shi_fiber_begin(shi_guest *guest, shi_job *job, sh_port *port);
+enum shi_outcome shi_fiber_poll(shi_guest *guest);
+void shi_fiber_leave(shi_guest *guest); /* it has ended, or is left in the middle: its frames unwind */
+
+/* A guest has ended, and so has its store: the stack goes back with the rest. */
+void shi_fiber_give_back(shi_guest *guest, int policy, sh_reclaim *reclaim);
+void shi_fiber_forget(shi_guest *guest); /* there is a new guest in the struct */
+/* For each engine, what fibers need of the linker. */
+int shi_fiber_linker_new(wasm_engine_t *engine, wasmtime_linker_t **out);
+
+/* drive.c: who polls, and until when. */
+
 /* The guest is entered by a host function of its own call: runs another call above it, to its end. */
 int shi_fiber_call(shi_guest *guest, const shi_export *export, const wasmtime_func_t *function,
                    wasmtime_val_raw_t *values);
 /* By a worker that took the guest from the queue. True: it is to be queued again. */
 bool shi_fiber_slice(shi_guest *guest);
-/* On the fiber: lets others run if the slice is over. False: the call is to be stopped. */
-bool shi_fiber_breathe(shi_guest *guest);
-
-/* The end of a guest: what is on its way is left, while the store is there; then its stack goes back, with the rest. */
+/* A guest ends: leaves what is on its way, while the store is there. */
 void shi_fiber_end(shi_guest *guest);
-void shi_fiber_give_back(shi_guest *guest, int policy, sh_reclaim *reclaim);
-void shi_fiber_forget(shi_guest *guest); /* there is a new guest in the struct */
-
-/* For each engine, what fibers need of the linker. */
-int shi_fiber_linker_new(wasm_engine_t *engine, wasmtime_linker_t **out);
 
 #endif

@@ -60,7 +60,7 @@ class Host:
             `~/.cache/sandhost`).
         optimize: False compiles faster and runs slower.
         workers: most threads that run calls of `call_async` which compute; None: one a processor, 4 at
-            the most. 0: they run on the event loop, in slices of 2 ms.
+            the most. 0: they run on the event loop, in slices of 2 ms, which others wait for in turn.
         numa_bind: pages come from the guest's own NUMA node or not at all, instead of preferably.
 
     Raises:
