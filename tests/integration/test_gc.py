@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from helpers import PATIENCE
@@ -148,7 +149,7 @@ def test_an_asynchronous_host_function_takes_and_gives_handles(host: sandhost.Ho
     asyncio.run(main())
 
 
-def test_each_cycle_prints_a_line_when_asked() -> None:
+def test_each_cycle_prints_a_line_when_asked(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
         import sandhost
@@ -160,6 +161,7 @@ def test_each_cycle_prints_a_line_when_asked() -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
+        cwd=tmp_path,
         env={**os.environ, "SANDHOST_GCTRACE": "1"},
         capture_output=True,
         text=True,
@@ -172,7 +174,7 @@ def test_each_cycle_prints_a_line_when_asked() -> None:
     assert "MB goal" in lines[1]
 
 
-def test_a_program_that_uses_no_handles_has_no_collector() -> None:
+def test_a_program_that_uses_no_handles_has_no_collector(tmp_path: Path) -> None:
     script = "import sandhost, sys, threading\nwith sandhost.Host(cache=False): pass\n"
     script += "assert 'sandhost.gc.collector' not in sys.modules and threading.active_count() == 1"
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=60)
