@@ -57,7 +57,7 @@ static void init_locks(shi_heap *heap) {
   pthread_condattr_t monotonic;
   pthread_condattr_init(&monotonic);
   pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-  pthread_cond_init(&heap->wake, NULL);
+  pthread_cond_init(&heap->wake, &monotonic);
   pthread_cond_init(&heap->done, &monotonic);
   pthread_condattr_destroy(&monotonic);
 }
@@ -69,6 +69,7 @@ int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out) {
   heap->handles = handles;
   heap->bytes = bytes;
   heap->goal_bytes = heap->trigger_bytes = UINT64_MAX;
+  heap->share = 1;
   init_locks(heap);
   int error = shi_os_pagemap_open(&heap->pagemap);
   if (!error) error = shi_os_reserve(hot_reserved, (uint8_t **)&heap->hot);
@@ -396,10 +397,10 @@ int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_e
     heap->cold[index].edges = edges;
     heap->hot[index].edged = edges != NULL;
   }
-  bool assists = status == SH_OK && heap->phase == SHI_HEAP_MARKING && heap->assist_ratio > 0;
+  bool assists = status == SH_OK && heap->phase == SHI_HEAP_MARKING && shi_assist_owed(holder, request->size);
   look_at_trigger(heap);
   shi_heap_unlock(heap);
-  if (assists) shi_mark_assist(holder, request->size);
+  if (assists) shi_mark_assist(holder);
   return status;
 }
 

@@ -120,7 +120,8 @@ typedef struct shi_holder {
   shi_pieces_fn *pieces;
   void *context;
 
-  double assist_owed; /* scan work in bytes */
+  double assist_owed;   /* scan work in bytes, of cycle `assists_in`; below 0: it did more than its share */
+  uint64_t assists_in;
   uint64_t assist_ns;
 
   uint64_t guest; /* its id; 0: the host */
@@ -181,13 +182,17 @@ struct shi_heap {
   shi_holder *scanning; /* its memory is being read by a thread that does not hold the lock */
 
   double assist_ratio; /* scan work for each byte allocated while marking */
+  double credit;       /* scan work that was done in the background, and that no allocation has been paid with */
+  double share;        /* of its time that the thread marks; 1: all */
   uint64_t goal_bytes, trigger_bytes;
   _Atomic bool wants_cycle; /* live bytes have reached the trigger, and no cycle has begun */
   _Atomic bool tells; /* the same, until it was told: see shi_heap_tell */
 
   uint64_t live_cells, live_bytes, allocs, frees, alloc_bytes, free_bytes;
   uint64_t marked_bytes, scan_work_bytes, roots_bytes;
-  uint64_t assist_ns, mark_ns, sweep_ns;
+  uint64_t peak_bytes; /* live when the last cycle had marked everything */
+  uint64_t assist_ns, mark_ns, sweep_ns; /* CPU time */
+  uint64_t marking_ns, marking_since_ns; /* by the clock: the marking that is over, and when the one that is not began */
   _Atomic uint64_t longest_stop_ns;
   uint64_t cycles;
 
@@ -296,10 +301,15 @@ int shi_mark_begin(shi_heap *heap);
 bool shi_mark(shi_heap *heap, uint64_t budget);
 int shi_mark_finish(shi_heap *heap); /* SH_BUSY: marking is not over */
 bool shi_sweep(shi_heap *heap, uint64_t budget_cells);
-/* A guest allocated `bytes` while marking: it does its share. No lock is held. */
-void shi_mark_assist(shi_holder *holder, uint64_t bytes);
+/* Under the lock: a guest allocated `bytes` while marking. True: the background has not done the work that this asks
+ * for, and the guest is to. */
+bool shi_assist_owed(shi_holder *holder, uint64_t bytes);
+/* It does so. No lock is held. */
+void shi_mark_assist(shi_holder *holder);
 /* The thread. `wait` gives false after `timeout_ns`. */
 int shi_cycle_start(shi_heap *heap);
+/* Under the lock: the share of its time that the thread marks from now on, also in a cycle that runs. */
+void shi_cycle_set_share(shi_heap *heap, double share);
 bool shi_cycle_wait(shi_heap *heap, uint64_t timeout_ns);
 void shi_cycle_thread_end(shi_heap *heap);
 

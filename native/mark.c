@@ -201,6 +201,8 @@ int shi_mark_begin(shi_heap *heap) {
     heap->overflow = heap->regrey = false;
     heap->partial_left = 0;
     heap->marked_bytes = heap->scan_work_bytes = heap->roots_bytes = 0;
+    heap->credit = 0;
+    heap->marking_since_ns = shi_now_ns();
     heap->scan_cursor = 0;
     atomic_store_explicit(&heap->wants_cycle, false, memory_order_relaxed);
   }
@@ -225,6 +227,7 @@ bool shi_mark(shi_heap *heap, uint64_t budget) {
     }
     done += work;
     heap->scan_work_bytes += work;
+    heap->credit += (double)work;
     if (shi_heap_wanted(heap)) shi_heap_let_in(heap);
   }
   heap->mark_ns += shi_thread_cpu_ns() - begun_ns;
@@ -238,6 +241,8 @@ int shi_mark_finish(shi_heap *heap) {
               !heap->scanning && !next_to_scan(heap);
   if (over) {
     heap->phase = SHI_HEAP_SWEEPING;
+    heap->peak_bytes = heap->live_bytes;
+    heap->marking_ns += shi_now_ns() - heap->marking_since_ns;
     heap->cursor = 0;
     heap->walk_end = heap->count;
   }
@@ -245,26 +250,42 @@ int shi_mark_finish(shi_heap *heap) {
   return over ? SH_OK : shi_fail(SH_BUSY, "marking is not over");
 }
 
-/* At least so much at once that the lock is worth it, at most what takes 100 us or so. */
-void shi_mark_assist(shi_holder *holder, uint64_t bytes) {
-  static const double least = 4096, most = 128 << 10;
+/* ---- assists ---------------------------------------------------------------------------------------------------------- */
+
+/* Bytes of scan work: at least so much at once that the lock is worth it, at most what takes 100 us or so. */
+static const double assist_least = 4096, assist_most = 128 << 10;
+
+bool shi_assist_owed(shi_holder *holder, uint64_t bytes) {
+  shi_heap *heap = holder->heap;
+  if (holder->assists_in != heap->cycle) {
+    holder->assists_in = heap->cycle;
+    holder->assist_owed = 0;
+  }
+  holder->assist_owed += (double)bytes * heap->assist_ratio;
+  if (holder->assist_owed < assist_least) return false;
+  double paid = holder->assist_owed < heap->credit ? holder->assist_owed : heap->credit;
+  heap->credit -= paid;
+  holder->assist_owed -= paid;
+  return holder->assist_owed >= assist_least;
+}
+
+void shi_mark_assist(shi_holder *holder) {
   shi_heap *heap = holder->heap;
   uint64_t begun_ns = shi_now_ns(), done = 0;
   shi_heap_lock(heap);
-  holder->assist_owed += (double)bytes * heap->assist_ratio;
-  if (heap->phase == SHI_HEAP_MARKING && holder->assist_owed >= least) {
-    double share = holder->assist_owed < most ? holder->assist_owed : most;
-    uint64_t work = 1;
+  if (heap->phase == SHI_HEAP_MARKING && holder->assists_in == heap->cycle) {
+    uint64_t cpu_ns = shi_thread_cpu_ns(), work = 1;
+    double share = holder->assist_owed < assist_most ? holder->assist_owed : assist_most;
     while ((double)done < share && work) {
       work = walk_or_drain(heap);
       done += work;
     }
     holder->assist_owed = work ? holder->assist_owed - (double)done : 0;
     heap->scan_work_bytes += done;
-    uint64_t ns = shi_now_ns() - begun_ns;
-    heap->assist_ns += ns;
-    holder->assist_ns += ns;
-    uint64_t longest = atomic_load_explicit(&heap->longest_stop_ns, memory_order_relaxed);
+    cpu_ns = shi_thread_cpu_ns() - cpu_ns;
+    heap->assist_ns += cpu_ns;
+    holder->assist_ns += cpu_ns;
+    uint64_t ns = shi_now_ns() - begun_ns, longest = atomic_load_explicit(&heap->longest_stop_ns, memory_order_relaxed);
     if (ns > longest) atomic_store_explicit(&heap->longest_stop_ns, ns, memory_order_relaxed);
   }
   shi_heap_unlock(heap);
