@@ -48,7 +48,7 @@ static bool ends(const shi_heap *heap) {
 }
 
 static void sleep_if_ahead(shi_heap *heap, pace *of) {
-  static const double least_ns = 50000; /* shorter sleeps cost what they save */
+  static const double least_ns = 500000; /* to fall asleep and wake up takes 10 us of CPU time */
   while (!ends(heap)) {
     uint64_t clock_ns = shi_now_ns(), cpu_ns = shi_thread_cpu_ns();
     of->left_ns += (double)(clock_ns - of->clock_ns) * heap->share - (double)(cpu_ns - of->cpu_ns);
