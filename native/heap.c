@@ -421,6 +421,7 @@ void shi_cell_free(shi_heap *heap, uint32_t index) {
   }
   if (cold->object != SHI_NONE) {
     heap->dropped[heap->dropped_count++] = cold->object;
+    if (heap->dropped_count == SHI_DROPPED_MANY) atomic_store(&heap->tells, true);
     heap->objects--;
   }
   shi_account_refund(&holder->handles, 1);

@@ -46,6 +46,7 @@ enum {
   SHI_CELLS_MOST = 1 << 26,       /* a heap; its address space is 3 GiB. Arbitrary */
   SHI_CELLS_STEP = 4096,          /* made accessible at once */
   SHI_QUARANTINE = 1024,          /* free cells that wait before one is used again. Arbitrary */
+  SHI_DROPPED_MANY = 1024,        /* objects that wait to be dropped: Python is told. Arbitrary */
   SHI_EDGES_MOST = 1 << 16,       /* of one cell, so that nothing done to one takes longer than a slice */
   SHI_GENERATIONS = 1 << 24
 };
@@ -186,7 +187,7 @@ struct shi_heap {
   double share;        /* of its time that the thread marks; 1: all */
   uint64_t goal_bytes, trigger_bytes;
   _Atomic bool wants_cycle; /* live bytes have reached the trigger, and no cycle has begun */
-  _Atomic bool tells; /* the same, until it was told: see shi_heap_tell */
+  _Atomic bool tells; /* the same, or SHI_DROPPED_MANY, until it was told: see shi_heap_tell */
 
   uint64_t live_cells, live_bytes, allocs, frees, alloc_bytes, free_bytes;
   uint64_t marked_bytes, scan_work_bytes, roots_bytes;
@@ -208,7 +209,8 @@ int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out);
 void shi_heap_destroy(shi_heap *heap);
 /* CPU time of the calling thread: what a busy machine gives to others is not the collector's. */
 uint64_t shi_thread_cpu_ns(void);
-/* Tells Python that a cycle is wanted, if it was not told yet (heap_door.c). No lock is held. */
+/* Tells Python that a cycle is wanted, or that objects are to be dropped, if it was not told yet (heap_door.c). No lock
+ * is held. */
 void shi_heap_tell(shi_heap *heap);
 
 /* The lock, for who is not to be kept waiting; and for who works through slices: between two, and whenever

@@ -131,7 +131,7 @@ void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, doub
   shi_cycle_set_share(heap, cores);
   bool wants = heap->phase == SHI_HEAP_IDLE && heap->live_bytes >= trigger_bytes;
   atomic_store(&heap->wants_cycle, wants); /* without a call: who sets the goal sees the figures */
-  if (!wants) atomic_store(&heap->tells, false);
+  if (!wants && heap->dropped_count < SHI_DROPPED_MANY) atomic_store(&heap->tells, false);
   shi_heap_unlock(heap);
 }
 

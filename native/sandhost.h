@@ -392,7 +392,8 @@ int sh_heap_wait(sh_heap *heap, uint64_t timeout_ns);
  * for each byte, if the background did not; that has the time of so many `cores`, of which its thread uses one at most. */
 void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, double assist_ratio, double cores);
 int sh_heap_wants_cycle(sh_heap *heap);
-/* Called when live bytes reach the trigger, once for each cycle or goal, by the thread that allocates. */
+/* Called when live bytes reach the trigger, once for each cycle or goal, or when many objects wait to be taken, by the
+ * thread that allocates or releases. */
 typedef void (*sh_trigger_fn)(sh_heap *heap);
 void sh_heap_set_trigger(sh_trigger_fn callback);
 /* Takes objects whose cells are gone, up to `room`; none while the thread is in a host function. */

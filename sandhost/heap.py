@@ -137,8 +137,9 @@ class HandleHeap:
         self._labels: list[str] = [""]
         self._label_numbers: dict[str, int] = {"": 0}
         self.on_trigger: Callable[[], object] | None = None
-        """Called when allocation reaches the trigger, once for each cycle or goal, by the thread that
-        allocates, in the middle of its call: it may wake others, not collect."""
+        """Called when allocation reaches the trigger, once for each cycle or goal, and when many objects
+        wait for `run_finalizers`, by the thread that allocates or releases, in the middle of its call:
+        it may wake others, not collect."""
         self.kind(object)
         _heaps[_address(self.native)] = self
 

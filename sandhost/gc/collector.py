@@ -344,7 +344,7 @@ class Collector:
         with self._lock:
             if self._leader is not None or self._closed:
                 return wait_s  # who leads wakes the loop at the end
-            if due is None and not self._cycles.abandoned:
+            if due is None and not self._cycles.abandoned and not self._cycles.queued:
                 return wait_s
             self._leader = threading.get_ident()
         if due is None or due.budget_bytes is None:
@@ -433,6 +433,8 @@ class Collector:
     def _lead(self, reason: str | None) -> Cycle | None:
         """Finish what was begun before, which serves nobody who asks now; run a cycle, unless None."""
         try:
+            if reason is None:
+                self._cycles.finalize()
             cycle = self._cycles.finish()
             if cycle is not None:
                 self._record(cycle)

@@ -91,6 +91,17 @@ class Cycles:
         """Whether a cycle runs by itself while nobody leads it: an interrupt took its leader away."""
         return self._running is not None and not self._running.stepped
 
+    @property
+    def queued(self) -> bool:
+        """Whether finalizers wait, of what was released by hand."""
+        return self._heap.figures().finalizers_queued > 0
+
+    def finalize(self) -> None:
+        """Run the finalizers that wait, between cycles."""
+        finalizers = self._heap.run_finalizers()
+        with self._lock:
+            self.finalizers += finalizers
+
     def finish(self) -> Cycle | None:
         """See through what was begun and left; return what it was, None: nothing was."""
         cycle = None

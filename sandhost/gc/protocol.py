@@ -64,6 +64,10 @@ class HeapFigures(Protocol):
         """The longest that any guest was ever held up."""
 
     @property
+    def finalizers_queued(self) -> int:
+        """What `run_finalizers` would run."""
+
+    @property
     def peak_bytes(self) -> int:
         """What was live when the last cycle had marked everything."""
 
@@ -80,7 +84,8 @@ class Heap(Protocol):
 
     on_trigger: Callable[[], object] | None
     """Called outside the heap's locks, on the allocating thread, when `live_bytes` passes the trigger:
-    once after each `set_goal` that left it below. It only wakes somebody."""
+    once after each `set_goal` that left it below; and when many finalizers wait, because guests release
+    by hand. It only wakes somebody."""
 
     def begin_cycle(self) -> None:
         """Begin to mark. From here on the barrier keeps what is unlinked, and new cells are marked."""

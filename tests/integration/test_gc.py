@@ -97,6 +97,24 @@ def test_cycle_follows_cycle_as_long_as_a_guest_allocates(host: sandhost.Host) -
         assert heap.figures().live_cells == cells + 1
 
 
+def test_what_guests_release_by_hand_is_dropped_without_a_cycle(host: sandhost.Host) -> None:
+    host.handles.kind(Table, size=64)
+
+    @host.function("env", "open")
+    def open_table(size: int) -> sandhost.Handle[Table]:
+        return Table(size)
+
+    release = LEAKER.replace(b"(drop (call $open (local.get $bytes)))", b"(drop (call $release (call $open (local.get $bytes))))")
+    release = release.replace(b"(memory", b'(import "sandhost" "release" (func $release (param i64) (result i32))) (memory', 1)
+    with host.load(release).spawn() as guest:
+        until = time.monotonic() + PATIENCE
+        while host.gc.stats().finalizers < 20_000 and time.monotonic() < until:
+            guest.call("leak", 1000, 8)
+        stats = host.gc.stats()
+        assert stats.finalizers >= 20_000
+        assert stats.cycles == 0
+
+
 def test_a_collection_keeps_what_a_guest_has_in_its_memory(
     host: sandhost.Host, leaker: sandhost.Plugin
 ) -> None:
