@@ -254,7 +254,8 @@ def steady(quick: bool) -> list[Row]:
 def _release(way: str, count: int) -> dict[str, Any]:
     cycles: list[Cycle] = []
     with _host(cycles) as (host, collector):
-        guest = host.load(_PLUGIN.format(**_WAYS[way]).encode()).spawn()
+        plugin = host.load(_PLUGIN.format(**_WAYS[way]).encode())
+        guest = plugin.spawn(limits=sandhost.Limits(handle_memory="1 GiB"))
         begun, peak = perf_counter(), 0
         for _ in range(count // 100):
             guest.call("run", 100)

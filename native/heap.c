@@ -229,6 +229,7 @@ void shi_holder_call_ends(shi_holder *holder) {
   memcpy(holder->globals, shi_holder_new_globals(holder), holder->global_count * sizeof holder->globals[0]);
   land(holder);
   atomic_fetch_add(&holder->calls, 1);
+  if (holder->heap->phase == SHI_HEAP_MARKING && holder->heap->asked_in == holder->heap->cycle) shi_scan_own(holder);
   shi_heap_unlock(holder->heap);
 }
 

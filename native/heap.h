@@ -181,6 +181,8 @@ struct shi_heap {
   uint32_t partial, partial_left; /* the cell whose edges are being followed, and how many are left */
   uint32_t scan_cursor; /* holders before this one are scanned, or keep all they own */
   shi_holder *scanning; /* its memory is being read by a thread that does not hold the lock */
+  uint64_t asked_in;    /* the cycle in which guests in a call were asked to scan their memory when it ends ... */
+  uint64_t asked_until_ns; /* ... and until when that is waited for */
 
   double assist_ratio; /* scan work for each byte allocated while marking */
   double credit;       /* scan work that was done in the background, and that no allocation has been paid with */
@@ -327,6 +329,9 @@ void shi_stack_free(shi_stack *stack);
  * found. Returns how many bytes were read. */
 uint64_t shi_scan_words(const uint8_t *bytes, uint64_t length, uint32_t count, uint64_t *found, uint32_t room,
                         uint32_t *found_count);
+/* Under the lock, gives it away meanwhile: the calling thread has left the guest, whose memory is waited for. Scans all of
+ * it, unless that takes too long. */
+void shi_scan_own(shi_holder *holder);
 /* One slice of a holder's memory; entered and left with the lock, gives it away meanwhile. Returns the work done. */
 uint64_t shi_scan_slice(shi_heap *heap, shi_holder *holder);
 

@@ -4,8 +4,9 @@
  *   walk     over the table: roots are shaded (and all cells of a holder that could not be scanned)
  *   drain    grey cells: what they refer to is shaded, they are black. Those that the stack had no memory for are found
  *            by another walk
- *   scan     the memory of each holder that does not release by hand, while no call is in it; one that is in a call
- *            then keeps all it owns for this cycle, and the walk begins again
+ *   scan     the memory of each holder that does not release by hand, while no call is in it. Those that are in a call
+ *            scan it themselves when it ends, if that is soon; else they keep all they own for this cycle, and the walk
+ *            begins again
  *   over     when there is nothing left of any of them, under one hold of the lock
  *
  * Work is counted in bytes read: WALK for a cell passed by, VISIT for a grey one, EDGE for an edge.
@@ -180,11 +181,37 @@ static uint64_t walk_or_drain(shi_heap *heap) {
   return WALK;
 }
 
+/* A cycle that somebody runs step by step waits for nobody. */
+static bool is_waited_for(shi_heap *heap) {
+  static const uint64_t patience_ns = 10000000; /* for all guests of a cycle. Arbitrary */
+  if (!heap->asked) return false;
+  if (heap->asked_in != heap->cycle) {
+    heap->asked_in = heap->cycle;
+    heap->asked_until_ns = shi_now_ns() + patience_ns;
+  }
+  return shi_now_ns() < heap->asked_until_ns;
+}
+
+/* 0: there is nothing to do but to wait. */
 static uint64_t scan_or_keep(shi_heap *heap, shi_holder *holder) {
   if (atomic_load(&holder->calls) % 2 == 0) return shi_scan_slice(heap, holder);
+  if (is_waited_for(heap)) return 0;
   holder->kept_in = heap->cycle;
   heap->cursor = 0;
   return WALK;
+}
+
+void shi_scan_own(shi_holder *holder) {
+  static const uint64_t most_ns = 150000;
+  shi_heap *heap = holder->heap;
+  uint64_t cycle = heap->cycle, begun_ns = shi_now_ns();
+  bool in_time = true;
+  while (in_time && heap->phase == SHI_HEAP_MARKING && heap->cycle == cycle && !scanned(heap, holder) && !heap->scanning) {
+    uint64_t work = shi_scan_slice(heap, holder);
+    heap->scan_work_bytes += work;
+    in_time = shi_now_ns() - begun_ns < most_ns;
+  }
+  pthread_cond_signal(&heap->wake);
 }
 
 /* ---- a cycle ---------------------------------------------------------------------------------------------------------- */
@@ -218,12 +245,9 @@ bool shi_mark(shi_heap *heap, uint64_t budget) {
     uint64_t work = walk_or_drain(heap);
     if (work == 0) {
       shi_holder *holder = next_to_scan(heap);
-      if (heap->scanning)
-        break; /* by another thread */
-      else if (holder)
-        work = scan_or_keep(heap, holder);
-      else
-        over = true;
+      if (heap->scanning) break; /* by another thread */
+      if (holder && (work = scan_or_keep(heap, holder)) == 0) break;
+      over = !holder;
     }
     done += work;
     heap->scan_work_bytes += work;

@@ -37,6 +37,7 @@ bool shi_sweep(shi_heap *heap, uint64_t budget_cells) {
 typedef struct {
   uint64_t clock_ns, cpu_ns;
   double left_ns; /* CPU time; below 0: the thread is ahead */
+  uint64_t work_bytes; /* scan work when it last looked */
 } pace;
 
 static struct timespec at(uint64_t ns) {
@@ -60,6 +61,12 @@ static void sleep_if_ahead(shi_heap *heap, pace *of) {
   }
 }
 
+/* Until one that was in a call has scanned its memory, or for a while. */
+static void wait_for_guests(shi_heap *heap) {
+  struct timespec until = at(shi_now_ns() + 500000);
+  pthread_cond_timedwait(&heap->wake, &heap->mutex, &until);
+}
+
 /* False: the heap is about to go, or the process. */
 static bool mark_at_its_pace(shi_heap *heap) {
   pace so_far = {.clock_ns = shi_now_ns(), .cpu_ns = shi_thread_cpu_ns()};
@@ -69,6 +76,9 @@ static bool mark_at_its_pace(shi_heap *heap) {
       shi_error_forget();
     }
     pthread_mutex_lock(&heap->mutex);
+    bool idle = heap->scan_work_bytes == so_far.work_bytes;
+    so_far.work_bytes = heap->scan_work_bytes;
+    if (idle && heap->asked_in == heap->cycle && !ends(heap)) wait_for_guests(heap);
     sleep_if_ahead(heap, &so_far);
     bool over = ends(heap);
     pthread_mutex_unlock(&heap->mutex);
