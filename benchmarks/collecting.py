@@ -215,7 +215,7 @@ def _turn_over(limited: bool, seconds: float) -> dict[str, Any]:
         "beyond_goal_percent": {"median": median(beyond), "worst": max(beyond, key=abs)},
         "longest_stop_us": late[-1].longest_stop_ns / 1000,
         "peak_bytes": max(live for _, live in since),
-        "curve": [(round(s, 4), live) for s, live in curve[: len(curve) // 4]],
+        "curve": [(round(s, 4), live) for s, live in curve[: len(curve) // 4 : 2]],
     }
 
 
@@ -231,7 +231,12 @@ def steady(quick: bool) -> list[Row]:
             f"{seconds:g} s; of both cores while marking; without the first two cycles",
             [
                 Claim("collector, off 25 %", abs(took - 25), "points", 2),
-                Claim("end of a cycle off its goal", abs(free["beyond_goal_percent"]["median"]), "%", 5),
+                Claim(
+                    "end of a cycle off its goal",
+                    abs(free["beyond_goal_percent"]["median"]),
+                    "%",
+                    5,
+                ),
             ],
             free,
         ),
@@ -239,12 +244,19 @@ def steady(quick: bool) -> list[Row]:
             "the same, with a memory limit of 1.5 times what is held",
             f"{seconds:g} s; without the first fifth",
             [
-                Claim("peak beyond the limit", 100 * (limited["peak_bytes"] / limited["limit_bytes"] - 1), "%", 3),
+                Claim(
+                    "peak beyond the limit",
+                    100 * (limited["peak_bytes"] / limited["limit_bytes"] - 1),
+                    "%",
+                    3,
+                ),
             ],
             limited,
         ),
     ]
-    print(f"collector: {took:.1f} % of {_CORES} cores while marking, {free['assist_percent']:.1f} of it assists")
+    print(
+        f"collector: {took:.1f} % of {_CORES} cores while marking, {free['assist_percent']:.1f} of it assists"
+    )
     return rows
 
 
@@ -253,7 +265,7 @@ def steady(quick: bool) -> list[Row]:
 
 def _release(way: str, count: int) -> dict[str, Any]:
     cycles: list[Cycle] = []
-    with _host(cycles) as (host, collector):
+    with _host(cycles) as (host, _):
         plugin = host.load(_PLUGIN.format(**_WAYS[way]).encode())
         guest = plugin.spawn(limits=sandhost.Limits(handle_memory="1 GiB"))
         begun, peak = perf_counter(), 0

@@ -68,7 +68,7 @@ def _heap(axes: Any, detail: dict[str, Any], title: str) -> None:
     axes.set_ylim(0, max(value for value, _, _ in lines) * mib * 1.3)
     axes.set_xlabel("s")
     axes.set_title(
-        f"{title}: live, MiB; collector {detail['utilization_percent']:.0f} % of the cores\nwhile it marks, "
+        f"{title}: live, MiB\ncollector {detail['utilization_percent']:.0f} % of the cores while it marks,\n"
         f"{detail['of_all_time_percent']:.0f} % of all their time with sweeping",
         loc="left",
         fontsize=9.5,

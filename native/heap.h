@@ -181,12 +181,12 @@ struct shi_heap {
   uint32_t partial, partial_left; /* the cell whose edges are being followed, and how many are left */
   uint32_t scan_cursor; /* holders before this one are scanned, or keep all they own */
   shi_holder *scanning; /* its memory is being read by a thread that does not hold the lock */
-  uint64_t asked_in;    /* the cycle in which guests in a call were asked to scan their memory when it ends ... */
+  uint64_t asked_in; /* the cycle in which guests in a call were asked to scan their memory when it ends ... */
   uint64_t asked_until_ns; /* ... and until when that is waited for */
 
   double assist_ratio; /* scan work for each byte allocated while marking */
-  double credit;       /* scan work that was done in the background, and that no allocation has been paid with */
-  double share;        /* of its time that the thread marks; 1: all */
+  double credit; /* scan work that was done in the background, and that no allocation has been paid with */
+  double share; /* of its time that the thread marks; 1: all */
   uint64_t goal_bytes, trigger_bytes;
   _Atomic bool wants_cycle; /* live bytes have reached the trigger, and no cycle has begun */
   _Atomic bool tells; /* the same, or SHI_DROPPED_MANY, until it was told: see shi_heap_tell */
@@ -195,7 +195,8 @@ struct shi_heap {
   uint64_t marked_bytes, scan_work_bytes, roots_bytes;
   uint64_t peak_bytes; /* live when the last cycle had marked everything */
   uint64_t assist_ns, mark_ns, sweep_ns; /* CPU time */
-  uint64_t marking_ns, marking_since_ns; /* by the clock: the marking that is over, and when the one that is not began */
+  uint64_t marking_ns,
+      marking_since_ns; /* by the clock: the marking that is over, and when the one that is not began */
   _Atomic uint64_t longest_stop_ns;
   uint64_t cycles;
 

@@ -206,7 +206,8 @@ void shi_scan_own(shi_holder *holder) {
   shi_heap *heap = holder->heap;
   uint64_t cycle = heap->cycle, begun_ns = shi_now_ns();
   bool in_time = true;
-  while (in_time && heap->phase == SHI_HEAP_MARKING && heap->cycle == cycle && !scanned(heap, holder) && !heap->scanning) {
+  while (in_time && heap->phase == SHI_HEAP_MARKING && heap->cycle == cycle && !scanned(heap, holder) &&
+         !heap->scanning) {
     uint64_t work = shi_scan_slice(heap, holder);
     heap->scan_work_bytes += work;
     in_time = shi_now_ns() - begun_ns < most_ns;

@@ -24,6 +24,14 @@ LEAKER = b"""(module
       (br_if $again (local.get $n))))
   (func (export "hold") (param $bytes i32) (i64.store (i32.const 8) (call $open (local.get $bytes)))))"""
 
+RELEASER = b"""(module
+  (import "env" "open" (func $open (param i32) (result i64)))
+  (import "sandhost" "release" (func $release (param i64) (result i32)))
+  (func (export "run") (param $n i32)
+    (loop $again
+      (drop (call $release (call $open (i32.const 8))))
+      (br_if $again (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))))"""
+
 TURNOVER = b"""(module
   (import "sandhost" "list_new" (func $new (result i64)))
   (import "sandhost" "list_push" (func $push (param i64 i64)))
@@ -104,12 +112,10 @@ def test_what_guests_release_by_hand_is_dropped_without_a_cycle(host: sandhost.H
     def open_table(size: int) -> sandhost.Handle[Table]:
         return Table(size)
 
-    release = LEAKER.replace(b"(drop (call $open (local.get $bytes)))", b"(drop (call $release (call $open (local.get $bytes))))")
-    release = release.replace(b"(memory", b'(import "sandhost" "release" (func $release (param i64) (result i32))) (memory', 1)
-    with host.load(release).spawn() as guest:
+    with host.load(RELEASER).spawn() as guest:
         until = time.monotonic() + PATIENCE
         while host.gc.stats().finalizers < 20_000 and time.monotonic() < until:
-            guest.call("leak", 1000, 8)
+            guest.call("run", 1000)
         stats = host.gc.stats()
         assert stats.finalizers >= 20_000
         assert stats.cycles == 0
