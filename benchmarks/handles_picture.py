@@ -45,17 +45,19 @@ def _rates(axes: Any, sizes: dict[int, Any]) -> None:
     for order, colour in (("in_order", _PLAIN), ("random", GOOD)):
         rates = [median([r["mark_edges_per_s"][order] for r in runs]) for runs in sizes.values()]
         axes.plot(
-            sizes,
+            list(sizes),
             [r / 1e6 for r in rates],
             "o-",
             color=colour,
             label=f"edges {order.replace('_', ' ')}",
         )
     pairs = [1e3 / median([r["new_release_ns"] for r in runs]) for runs in sizes.values()]
-    axes.plot(sizes, pairs, "s-", color=_OTHER, label="handles made and released")
+    axes.plot(list(sizes), pairs, "s-", color=_OTHER, label="handles made and released")
     axes.axhline(20, color=_LIMIT, linewidth=1, linestyle="--", label="edges to reach")
     axes.set_yscale("log")
-    _over_sizes(axes, sizes, "Marking, and churn: millions a second of CPU")
+    marks = (20, 50, 100, 150)
+    axes.set_yticks(marks, [str(mark) for mark in marks])
+    _over_sizes(axes, sizes, "Millions a second of CPU")
 
 
 def _waits(axes: Any, sizes: dict[int, Any]) -> None:
@@ -66,7 +68,7 @@ def _waits(axes: Any, sizes: dict[int, Any]) -> None:
         for mark, shape in (("p50_ns", "o"), ("p999_ns", "D")):
             values = [median([r[title][mark] for r in runs]) / 1000 for runs in sizes.values()]
             label = f"{name}, {'p50' if mark == 'p50_ns' else 'p99.9'}"
-            axes.plot(sizes, values, f"{shape}-", color=colour, label=label)
+            axes.plot(list(sizes), values, f"{shape}-", color=colour, label=label)
     axes.axhline(200, color=_LIMIT, linewidth=1, linestyle="--", label="the most at p99.9")
     axes.set_yscale("log")
     axes.set_ylim(top=5000)
@@ -89,6 +91,6 @@ def _misses(axes: Any, detail: dict[str, Any]) -> None:
             words_behind(axes, value, y, three_digits(value))
     names_downwards(axes, list(next(iter(detail["misses"].values()))), 8.5)
     axes.set_xlim(0, 2)
-    axes.set_title("First-level cache misses each, simulated (32 KiB)", loc="left")
+    axes.set_title("Cache misses each, simulated, 32 KiB", loc="left")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     tidy_lying(axes)

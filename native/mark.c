@@ -205,13 +205,12 @@ void shi_scan_own(shi_holder *holder) {
   static const uint64_t most_ns = 150000;
   shi_heap *heap = holder->heap;
   uint64_t cycle = heap->cycle, begun_ns = shi_now_ns();
-  bool in_time = true;
-  while (in_time && heap->phase == SHI_HEAP_MARKING && heap->cycle == cycle && !scanned(heap, holder) &&
-         !heap->scanning) {
-    uint64_t work = shi_scan_slice(heap, holder);
-    heap->scan_work_bytes += work;
-    in_time = shi_now_ns() - begun_ns < most_ns;
-  }
+  if (scanned(heap, holder) || holder->kept_in == cycle) return;
+  do {
+    if (heap->scanning) return; /* by the thread, which began between two calls */
+    heap->scan_work_bytes += shi_scan_slice(heap, holder);
+  } while (heap->phase == SHI_HEAP_MARKING && heap->cycle == cycle && !holder->closed && !scanned(heap, holder) &&
+           shi_now_ns() - begun_ns < most_ns);
   pthread_cond_signal(&heap->wake);
 }
 
