@@ -192,17 +192,15 @@ def _turn_over(limited: bool, seconds: float) -> dict[str, Any]:
                 curve.append((perf_counter() - begun, host.handles.figures().live_bytes))
             at = (at + _AT_ONCE) % _CELLS
             done += _AT_ONCE * len(guests)
-        cycles_s = [cycle.began_s for cycle in cycles]
+        late = cycles[2:]  # the first ones teach the pacer
         for guest in guests:
             guest.close()
-    late = cycles[2:]  # the first ones teach the pacer
     marking_s = sum(c.mark_s for c in late)
     core_s = marking_s * _CORES / 100
     beyond = sorted(100 * (c.peak_bytes / c.goal_bytes - 1) for c in late)
     since = sorted(curve)[len(curve) // 5 :]
     return {
-        "cycles": len(cycles),
-        "cycles_s": cycles_s,
+        "cycles": len(late),
         "replaced_per_s": done / seconds,
         "held_bytes": held,
         "limit_bytes": limit,
