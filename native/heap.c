@@ -57,7 +57,7 @@ static void init_locks(shi_heap *heap) {
   pthread_condattr_t monotonic;
   pthread_condattr_init(&monotonic);
   pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-  pthread_cond_init(&heap->wake, NULL);
+  pthread_cond_init(&heap->wake, &monotonic);
   pthread_cond_init(&heap->done, &monotonic);
   pthread_condattr_destroy(&monotonic);
 }
@@ -69,6 +69,7 @@ int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out) {
   heap->handles = handles;
   heap->bytes = bytes;
   heap->goal_bytes = heap->trigger_bytes = UINT64_MAX;
+  heap->share = 1;
   init_locks(heap);
   int error = shi_os_pagemap_open(&heap->pagemap);
   if (!error) error = shi_os_reserve(hot_reserved, (uint8_t **)&heap->hot);
@@ -228,6 +229,7 @@ void shi_holder_call_ends(shi_holder *holder) {
   memcpy(holder->globals, shi_holder_new_globals(holder), holder->global_count * sizeof holder->globals[0]);
   land(holder);
   atomic_fetch_add(&holder->calls, 1);
+  if (holder->heap->phase == SHI_HEAP_MARKING && holder->heap->asked_in == holder->heap->cycle) shi_scan_own(holder);
   shi_heap_unlock(holder->heap);
 }
 
@@ -396,10 +398,10 @@ int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_e
     heap->cold[index].edges = edges;
     heap->hot[index].edged = edges != NULL;
   }
-  bool assists = status == SH_OK && heap->phase == SHI_HEAP_MARKING && heap->assist_ratio > 0;
+  bool assists = status == SH_OK && heap->phase == SHI_HEAP_MARKING && shi_assist_owed(holder, request->size);
   look_at_trigger(heap);
   shi_heap_unlock(heap);
-  if (assists) shi_mark_assist(holder, request->size);
+  if (assists) shi_mark_assist(holder);
   return status;
 }
 
@@ -420,6 +422,7 @@ void shi_cell_free(shi_heap *heap, uint32_t index) {
   }
   if (cold->object != SHI_NONE) {
     heap->dropped[heap->dropped_count++] = cold->object;
+    if (heap->dropped_count == SHI_DROPPED_MANY) atomic_store(&heap->tells, true);
     heap->objects--;
   }
   shi_account_refund(&holder->handles, 1);

@@ -46,6 +46,7 @@ enum {
   SHI_CELLS_MOST = 1 << 26,       /* a heap; its address space is 3 GiB. Arbitrary */
   SHI_CELLS_STEP = 4096,          /* made accessible at once */
   SHI_QUARANTINE = 1024,          /* free cells that wait before one is used again. Arbitrary */
+  SHI_DROPPED_MANY = 1024,        /* objects that wait to be dropped: Python is told. Arbitrary */
   SHI_EDGES_MOST = 1 << 16,       /* of one cell, so that nothing done to one takes longer than a slice */
   SHI_GENERATIONS = 1 << 24
 };
@@ -120,7 +121,8 @@ typedef struct shi_holder {
   shi_pieces_fn *pieces;
   void *context;
 
-  double assist_owed; /* scan work in bytes */
+  double assist_owed;   /* scan work in bytes, of cycle `assists_in`; below 0: it did more than its share */
+  uint64_t assists_in;
   uint64_t assist_ns;
 
   uint64_t guest; /* its id; 0: the host */
@@ -179,15 +181,22 @@ struct shi_heap {
   uint32_t partial, partial_left; /* the cell whose edges are being followed, and how many are left */
   uint32_t scan_cursor; /* holders before this one are scanned, or keep all they own */
   shi_holder *scanning; /* its memory is being read by a thread that does not hold the lock */
+  uint64_t asked_in; /* the cycle in which guests in a call were asked to scan their memory when it ends ... */
+  uint64_t asked_until_ns; /* ... and until when that is waited for */
 
   double assist_ratio; /* scan work for each byte allocated while marking */
+  double credit; /* scan work that was done in the background, and that no allocation has been paid with */
+  double share; /* of its time that the thread marks; 1: all */
   uint64_t goal_bytes, trigger_bytes;
   _Atomic bool wants_cycle; /* live bytes have reached the trigger, and no cycle has begun */
-  _Atomic bool tells; /* the same, until it was told: see shi_heap_tell */
+  _Atomic bool tells; /* the same, or SHI_DROPPED_MANY, until it was told: see shi_heap_tell */
 
   uint64_t live_cells, live_bytes, allocs, frees, alloc_bytes, free_bytes;
   uint64_t marked_bytes, scan_work_bytes, roots_bytes;
-  uint64_t assist_ns, mark_ns, sweep_ns;
+  uint64_t peak_bytes; /* live when the last cycle had marked everything */
+  uint64_t assist_ns, mark_ns, sweep_ns; /* CPU time */
+  uint64_t marking_ns,
+      marking_since_ns; /* by the clock: the marking that is over, and when the one that is not began */
   _Atomic uint64_t longest_stop_ns;
   uint64_t cycles;
 
@@ -203,7 +212,8 @@ int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out);
 void shi_heap_destroy(shi_heap *heap);
 /* CPU time of the calling thread: what a busy machine gives to others is not the collector's. */
 uint64_t shi_thread_cpu_ns(void);
-/* Tells Python that a cycle is wanted, if it was not told yet (heap_door.c). No lock is held. */
+/* Tells Python that a cycle is wanted, or that objects are to be dropped, if it was not told yet (heap_door.c). No lock
+ * is held. */
 void shi_heap_tell(shi_heap *heap);
 
 /* The lock, for who is not to be kept waiting; and for who works through slices: between two, and whenever
@@ -296,10 +306,15 @@ int shi_mark_begin(shi_heap *heap);
 bool shi_mark(shi_heap *heap, uint64_t budget);
 int shi_mark_finish(shi_heap *heap); /* SH_BUSY: marking is not over */
 bool shi_sweep(shi_heap *heap, uint64_t budget_cells);
-/* A guest allocated `bytes` while marking: it does its share. No lock is held. */
-void shi_mark_assist(shi_holder *holder, uint64_t bytes);
+/* Under the lock: a guest allocated `bytes` while marking. True: the background has not done the work that this asks
+ * for, and the guest is to. */
+bool shi_assist_owed(shi_holder *holder, uint64_t bytes);
+/* It does so. No lock is held. */
+void shi_mark_assist(shi_holder *holder);
 /* The thread. `wait` gives false after `timeout_ns`. */
 int shi_cycle_start(shi_heap *heap);
+/* Under the lock: the share of its time that the thread marks from now on, also in a cycle that runs. */
+void shi_cycle_set_share(shi_heap *heap, double share);
 bool shi_cycle_wait(shi_heap *heap, uint64_t timeout_ns);
 void shi_cycle_thread_end(shi_heap *heap);
 
@@ -315,6 +330,9 @@ void shi_stack_free(shi_stack *stack);
  * found. Returns how many bytes were read. */
 uint64_t shi_scan_words(const uint8_t *bytes, uint64_t length, uint32_t count, uint64_t *found, uint32_t room,
                         uint32_t *found_count);
+/* Under the lock, gives it away meanwhile: the calling thread has left the guest, whose memory is waited for. Scans all of
+ * it, unless that takes too long. */
+void shi_scan_own(shi_holder *holder);
 /* One slice of a holder's memory; entered and left with the lock, gives it away meanwhile. Returns the work done. */
 uint64_t shi_scan_slice(shi_heap *heap, shi_holder *holder);
 

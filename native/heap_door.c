@@ -122,14 +122,16 @@ int sh_heap_start(sh_heap *heap) { return refused() ? SH_FORKED : shi_cycle_star
 int sh_heap_wait(sh_heap *heap, uint64_t timeout_ns) { return refused() || shi_cycle_wait(heap, timeout_ns); }
 int sh_heap_wants_cycle(sh_heap *heap) { return atomic_load_explicit(&heap->wants_cycle, memory_order_relaxed); }
 
-void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, double assist_ratio) {
+void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, double assist_ratio, double cores) {
   if (refused()) return;
   shi_heap_lock(heap);
   heap->goal_bytes = goal;
   heap->trigger_bytes = trigger_bytes;
   heap->assist_ratio = assist_ratio;
-  atomic_store(&heap->wants_cycle, heap->phase == SHI_HEAP_IDLE && heap->live_bytes >= trigger_bytes);
-  atomic_store(&heap->tells, false); /* who sets the goal sees the figures */
+  shi_cycle_set_share(heap, cores);
+  bool wants = heap->phase == SHI_HEAP_IDLE && heap->live_bytes >= trigger_bytes;
+  atomic_store(&heap->wants_cycle, wants); /* without a call: who sets the goal sees the figures */
+  if (!wants && heap->dropped_count < SHI_DROPPED_MANY) atomic_store(&heap->tells, false);
   shi_heap_unlock(heap);
 }
 
@@ -155,7 +157,8 @@ void sh_heap_get_figures(sh_heap *heap, uint64_t *out) {
       heap->assist_ns,       heap->mark_ns,
       heap->sweep_ns,        atomic_load(&heap->longest_stop_ns),
       heap->cycles,          (uint64_t)heap->phase,
-      heap->dropped_count,
+      heap->dropped_count,   heap->peak_bytes,
+      heap->marking_ns,
   };
   shi_heap_unlock(heap);
   for (uint32_t k = 0; k < SH_HEAP_FIGURES; k++) out[k] = figures[k];

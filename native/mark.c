@@ -4,8 +4,9 @@
  *   walk     over the table: roots are shaded (and all cells of a holder that could not be scanned)
  *   drain    grey cells: what they refer to is shaded, they are black. Those that the stack had no memory for are found
  *            by another walk
- *   scan     the memory of each holder that does not release by hand, while no call is in it; one that is in a call
- *            then keeps all it owns for this cycle, and the walk begins again
+ *   scan     the memory of each holder that does not release by hand, while no call is in it. Those that are in a call
+ *            scan it themselves when it ends, if that is soon; else they keep all they own for this cycle, and the walk
+ *            begins again
  *   over     when there is nothing left of any of them, under one hold of the lock
  *
  * Work is counted in bytes read: WALK for a cell passed by, VISIT for a grey one, EDGE for an edge.
@@ -180,11 +181,37 @@ static uint64_t walk_or_drain(shi_heap *heap) {
   return WALK;
 }
 
+/* A cycle that somebody runs step by step waits for nobody. */
+static bool is_waited_for(shi_heap *heap) {
+  static const uint64_t patience_ns = 10000000; /* for all guests of a cycle. Arbitrary */
+  if (!heap->asked) return false;
+  if (heap->asked_in != heap->cycle) {
+    heap->asked_in = heap->cycle;
+    heap->asked_until_ns = shi_now_ns() + patience_ns;
+  }
+  return shi_now_ns() < heap->asked_until_ns;
+}
+
+/* 0: there is nothing to do but to wait. */
 static uint64_t scan_or_keep(shi_heap *heap, shi_holder *holder) {
   if (atomic_load(&holder->calls) % 2 == 0) return shi_scan_slice(heap, holder);
+  if (is_waited_for(heap)) return 0;
   holder->kept_in = heap->cycle;
   heap->cursor = 0;
   return WALK;
+}
+
+void shi_scan_own(shi_holder *holder) {
+  static const uint64_t most_ns = 150000;
+  shi_heap *heap = holder->heap;
+  uint64_t cycle = heap->cycle, begun_ns = shi_now_ns();
+  if (scanned(heap, holder) || holder->kept_in == cycle) return;
+  do {
+    if (heap->scanning) return; /* by the thread, which began between two calls */
+    heap->scan_work_bytes += shi_scan_slice(heap, holder);
+  } while (heap->phase == SHI_HEAP_MARKING && heap->cycle == cycle && !holder->closed && !scanned(heap, holder) &&
+           shi_now_ns() - begun_ns < most_ns);
+  pthread_cond_signal(&heap->wake);
 }
 
 /* ---- a cycle ---------------------------------------------------------------------------------------------------------- */
@@ -201,6 +228,8 @@ int shi_mark_begin(shi_heap *heap) {
     heap->overflow = heap->regrey = false;
     heap->partial_left = 0;
     heap->marked_bytes = heap->scan_work_bytes = heap->roots_bytes = 0;
+    heap->credit = 0;
+    heap->marking_since_ns = shi_now_ns();
     heap->scan_cursor = 0;
     atomic_store_explicit(&heap->wants_cycle, false, memory_order_relaxed);
   }
@@ -216,15 +245,13 @@ bool shi_mark(shi_heap *heap, uint64_t budget) {
     uint64_t work = walk_or_drain(heap);
     if (work == 0) {
       shi_holder *holder = next_to_scan(heap);
-      if (heap->scanning)
-        break; /* by another thread */
-      else if (holder)
-        work = scan_or_keep(heap, holder);
-      else
-        over = true;
+      if (heap->scanning) break; /* by another thread */
+      if (holder && (work = scan_or_keep(heap, holder)) == 0) break;
+      over = !holder;
     }
     done += work;
     heap->scan_work_bytes += work;
+    heap->credit += (double)work;
     if (shi_heap_wanted(heap)) shi_heap_let_in(heap);
   }
   heap->mark_ns += shi_thread_cpu_ns() - begun_ns;
@@ -238,6 +265,8 @@ int shi_mark_finish(shi_heap *heap) {
               !heap->scanning && !next_to_scan(heap);
   if (over) {
     heap->phase = SHI_HEAP_SWEEPING;
+    heap->peak_bytes = heap->live_bytes;
+    heap->marking_ns += shi_now_ns() - heap->marking_since_ns;
     heap->cursor = 0;
     heap->walk_end = heap->count;
   }
@@ -245,26 +274,42 @@ int shi_mark_finish(shi_heap *heap) {
   return over ? SH_OK : shi_fail(SH_BUSY, "marking is not over");
 }
 
-/* At least so much at once that the lock is worth it, at most what takes 100 us or so. */
-void shi_mark_assist(shi_holder *holder, uint64_t bytes) {
-  static const double least = 4096, most = 128 << 10;
+/* ---- assists ---------------------------------------------------------------------------------------------------------- */
+
+/* Bytes of scan work: at least so much at once that the lock is worth it, at most what takes 100 us or so. */
+static const double assist_least = 4096, assist_most = 128 << 10;
+
+bool shi_assist_owed(shi_holder *holder, uint64_t bytes) {
+  shi_heap *heap = holder->heap;
+  if (holder->assists_in != heap->cycle) {
+    holder->assists_in = heap->cycle;
+    holder->assist_owed = 0;
+  }
+  holder->assist_owed += (double)bytes * heap->assist_ratio;
+  if (holder->assist_owed < assist_least) return false;
+  double paid = holder->assist_owed < heap->credit ? holder->assist_owed : heap->credit;
+  heap->credit -= paid;
+  holder->assist_owed -= paid;
+  return holder->assist_owed >= assist_least;
+}
+
+void shi_mark_assist(shi_holder *holder) {
   shi_heap *heap = holder->heap;
   uint64_t begun_ns = shi_now_ns(), done = 0;
   shi_heap_lock(heap);
-  holder->assist_owed += (double)bytes * heap->assist_ratio;
-  if (heap->phase == SHI_HEAP_MARKING && holder->assist_owed >= least) {
-    double share = holder->assist_owed < most ? holder->assist_owed : most;
-    uint64_t work = 1;
+  if (heap->phase == SHI_HEAP_MARKING && holder->assists_in == heap->cycle) {
+    uint64_t cpu_ns = shi_thread_cpu_ns(), work = 1;
+    double share = holder->assist_owed < assist_most ? holder->assist_owed : assist_most;
     while ((double)done < share && work) {
       work = walk_or_drain(heap);
       done += work;
     }
     holder->assist_owed = work ? holder->assist_owed - (double)done : 0;
     heap->scan_work_bytes += done;
-    uint64_t ns = shi_now_ns() - begun_ns;
-    heap->assist_ns += ns;
-    holder->assist_ns += ns;
-    uint64_t longest = atomic_load_explicit(&heap->longest_stop_ns, memory_order_relaxed);
+    cpu_ns = shi_thread_cpu_ns() - cpu_ns;
+    heap->assist_ns += cpu_ns;
+    holder->assist_ns += cpu_ns;
+    uint64_t ns = shi_now_ns() - begun_ns, longest = atomic_load_explicit(&heap->longest_stop_ns, memory_order_relaxed);
     if (ns > longest) atomic_store_explicit(&heap->longest_stop_ns, ns, memory_order_relaxed);
   }
   shi_heap_unlock(heap);

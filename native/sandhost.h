@@ -389,18 +389,20 @@ int sh_heap_sweep(sh_heap *heap, uint64_t cells);
 int sh_heap_start(sh_heap *heap);
 int sh_heap_wait(sh_heap *heap, uint64_t timeout_ns);
 /* Live bytes that reach `trigger` want a cycle; guests that allocate while marking do `assist_ratio` bytes of scan work
- * for each byte. */
-void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, double assist_ratio);
+ * for each byte, if the background did not; that has the time of so many `cores`, of which its thread uses one at most. */
+void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, double assist_ratio, double cores);
 int sh_heap_wants_cycle(sh_heap *heap);
-/* Called when live bytes reach the trigger, once for each cycle or goal, by the thread that allocates. */
+/* Called when live bytes reach the trigger, once for each cycle or goal, or when many objects wait to be taken, by the
+ * thread that allocates or releases. */
 typedef void (*sh_trigger_fn)(sh_heap *heap);
 void sh_heap_set_trigger(sh_trigger_fn callback);
 /* Takes objects whose cells are gone, up to `room`; none while the thread is in a host function. */
 uint32_t sh_heap_dropped(sh_heap *heap, uint32_t *objects, uint32_t room);
 /* live bytes, live cells, goal bytes; counters: allocs, frees, alloc bytes, free bytes; of the last or current cycle:
  * marked bytes, scan work bytes, roots bytes; counters: assist ns, mark ns, sweep ns; longest stop ns, cycles, phase (0
- * idle, 1 marking, 2 sweeping), objects to be taken. */
-enum { SH_HEAP_FIGURES = 17 };
+ * idle, 1 marking, 2 sweeping), objects to be taken; live bytes when marking last ended; counter: ns spent marking, by
+ * the clock. */
+enum { SH_HEAP_FIGURES = 19 };
 void sh_heap_get_figures(sh_heap *heap, uint64_t *out);
 
 /* ---- callbacks into Python ------------------------------------------------------------------------------------- */

@@ -1,5 +1,4 @@
 /* Sweeping: what marking did not reach is freed, a slice at a time; and the thread that runs whole cycles. */
-#include <time.h>
 
 #include "bridge.h"
 #include "heap.h"
@@ -32,16 +31,67 @@ bool shi_sweep(shi_heap *heap, uint64_t budget_cells) {
 
 /* ---- the thread -------------------------------------------------------------------------------------------------------- */
 
+/* Marking takes a share of the thread's time: it works for a slice, and sleeps until its CPU time is that share of what
+ * the clock says. What a busy machine has kept from it, it makes up for within the cycle. Sweeping is short and gives
+ * back; it takes what it needs. */
+typedef struct {
+  uint64_t clock_ns, cpu_ns;
+  double left_ns; /* CPU time; below 0: the thread is ahead */
+  uint64_t work_bytes; /* scan work when it last looked */
+} pace;
+
+static struct timespec at(uint64_t ns) {
+  return (struct timespec){.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+}
+
+static bool ends(const shi_heap *heap) {
+  return heap->stop || atomic_load_explicit(&shi_exiting, memory_order_relaxed);
+}
+
+static void sleep_if_ahead(shi_heap *heap, pace *of) {
+  static const double least_ns = 500000; /* to fall asleep and wake up takes 10 us of CPU time */
+  while (!ends(heap)) {
+    uint64_t clock_ns = shi_now_ns(), cpu_ns = shi_thread_cpu_ns();
+    of->left_ns += (double)(clock_ns - of->clock_ns) * heap->share - (double)(cpu_ns - of->cpu_ns);
+    of->clock_ns = clock_ns;
+    of->cpu_ns = cpu_ns;
+    if (of->left_ns > -least_ns) return;
+    struct timespec until = at(clock_ns + (uint64_t)(-of->left_ns / heap->share));
+    pthread_cond_timedwait(&heap->wake, &heap->mutex, &until);
+  }
+}
+
+/* Until one that was in a call has scanned its memory, or for a while. */
+static void wait_for_guests(shi_heap *heap) {
+  struct timespec until = at(shi_now_ns() + 500000);
+  pthread_cond_timedwait(&heap->wake, &heap->mutex, &until);
+}
+
+/* False: the heap is about to go, or the process. */
+static bool mark_at_its_pace(shi_heap *heap) {
+  pace so_far = {.clock_ns = shi_now_ns(), .cpu_ns = shi_thread_cpu_ns()};
+  for (;;) {
+    if (shi_mark(heap, MARK_SLICE)) {
+      if (shi_mark_finish(heap) == SH_OK) return true;
+      shi_error_forget();
+    }
+    pthread_mutex_lock(&heap->mutex);
+    bool idle = heap->scan_work_bytes == so_far.work_bytes;
+    so_far.work_bytes = heap->scan_work_bytes;
+    if (idle && heap->asked_in == heap->cycle && !ends(heap)) wait_for_guests(heap);
+    sleep_if_ahead(heap, &so_far);
+    bool over = ends(heap);
+    pthread_mutex_unlock(&heap->mutex);
+    if (over) return false;
+  }
+}
+
 static void run_cycle(shi_heap *heap) {
   if (shi_mark_begin(heap) != SH_OK) {
     shi_error_forget();
     return;
   }
-  while (!atomic_load_explicit(&shi_exiting, memory_order_relaxed)) {
-    if (!shi_mark(heap, MARK_SLICE)) continue;
-    if (shi_mark_finish(heap) == SH_OK) break;
-    shi_error_forget();
-  }
+  if (!mark_at_its_pace(heap)) return;
   while (!shi_sweep(heap, SWEEP_SLICE)) {
   }
 }
@@ -76,12 +126,16 @@ int shi_cycle_start(shi_heap *heap) {
   return free_to_run ? SH_OK : shi_fail(SH_BUSY, "a collection is under way");
 }
 
+void shi_cycle_set_share(shi_heap *heap, double share) {
+  static const double least = 0.01; /* so that every cycle ends */
+  bool more = share > heap->share;
+  heap->share = share < least ? least : share > 1 ? 1 : share;
+  if (more) pthread_cond_signal(&heap->wake); /* it may sleep for less */
+}
+
 bool shi_cycle_wait(shi_heap *heap, uint64_t timeout_ns) {
-  struct timespec until;
-  clock_gettime(CLOCK_MONOTONIC, &until);
-  uint64_t ns = (uint64_t)until.tv_nsec + timeout_ns % 1000000000u;
-  until.tv_sec += (time_t)(timeout_ns / 1000000000u + ns / 1000000000u);
-  until.tv_nsec = (long)(ns % 1000000000u);
+  uint64_t now_ns = shi_now_ns();
+  struct timespec until = at(timeout_ns < UINT64_MAX / 2 ? now_ns + timeout_ns : UINT64_MAX / 2);
   shi_heap_lock(heap);
   int error = 0;
   while (heap->asked && error == 0) error = pthread_cond_timedwait(&heap->done, &heap->mutex, &until);

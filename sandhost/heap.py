@@ -113,6 +113,10 @@ class HeapFigures(NamedTuple):
     """"idle", "marking" or "sweeping"."""
     finalizers_queued: int
     """Objects that `run_finalizers` would drop."""
+    peak_bytes: int
+    """Live when the last cycle had marked everything."""
+    marking_ns: int
+    """By the clock, in which cycles marked that do so no more."""
 
 
 class HandleHeap:
@@ -133,8 +137,9 @@ class HandleHeap:
         self._labels: list[str] = [""]
         self._label_numbers: dict[str, int] = {"": 0}
         self.on_trigger: Callable[[], object] | None = None
-        """Called when allocation reaches the trigger, once for each cycle or goal, by the thread that
-        allocates, in the middle of its call: it may wake others, not collect."""
+        """Called when allocation reaches the trigger, once for each cycle or goal, and when many objects
+        wait for `run_finalizers`, by the thread that allocates or releases, in the middle of its call:
+        it may wake others, not collect."""
         self.kind(object)
         _heaps[_address(self.native)] = self
 
@@ -403,16 +408,20 @@ class HandleHeap:
         """Wait for the cycle of `run_cycle_async`; return whether it is over."""
         return bool(lib.sh_heap_wait(self.native, max(0, round(timeout_s * 1e9))))
 
-    def set_goal(self, goal_bytes: int, trigger_bytes: int, assist_ratio: float) -> None:
+    def set_goal(
+        self, goal_bytes: int, trigger_bytes: int, assist_ratio: float, cores: float = 1.0
+    ) -> None:
         """Say when a cycle is wanted, and what it is to end with.
 
         Args:
             goal_bytes: of live heap; kept for `figures`.
             trigger_bytes: live bytes at which `wants_cycle` is set and `on_trigger` called.
-            assist_ratio: bytes of scan work that a guest does for each byte that it allocates while
-                the heap is marked.
+            assist_ratio: bytes of scan work for each byte that a guest allocates while the heap is
+                marked. It is taken from what the heap's thread has done, and then done by the guest.
+            cores: share of its time that the thread marks; 1 or more: all. It holds at once, in a
+                cycle that runs as well.
         """
-        lib.sh_heap_set_goal(self.native, goal_bytes, trigger_bytes, assist_ratio)
+        lib.sh_heap_set_goal(self.native, goal_bytes, trigger_bytes, assist_ratio, cores)
 
     @property
     def wants_cycle(self) -> bool:
@@ -449,7 +458,7 @@ class HandleHeap:
         native = ffi.new(_FIGURES)
         lib.sh_heap_get_figures(self.native, native)
         figures: list[Any] = ffi.unpack(native, _FIGURE_COUNT)
-        figures[-2] = _PHASES[figures[-2]]
+        figures[_PHASE] = _PHASES[figures[_PHASE]]
         return HeapFigures(*figures)
 
     def refusal(self) -> Exception:
@@ -477,6 +486,7 @@ def _size_of(thing: Any, size: int | Callable[[Any], int] | None) -> int:
 
 
 _FIGURE_COUNT = lib.SH_HEAP_FIGURES
+_PHASE = HeapFigures._fields.index("phase")
 _FIGURES = ffi.typeof(f"uint64_t[{_FIGURE_COUNT}]")
 _heaps: weakref.WeakValueDictionary[int, HandleHeap] = weakref.WeakValueDictionary()
 

@@ -54,6 +54,8 @@ def test(words: Sequence[str]) -> int:
         marks, tiers = ("" if "all" in wanted else "slow"), tiers or list(TIERS)
     if "native" in wanted:
         native_tests("plain")
+    if "slow" in wanted:
+        native_tests("plain", "soak")
     if tiers:
         folder = test_environment(given.python)
         if "slow" in wanted:
@@ -84,8 +86,8 @@ def install_cpython(folder: Path) -> None:
             print("  tests of the Python guest are skipped")
 
 
-def native_tests(mode: str) -> int:
-    """Build and run the tests of the C code."""
+def native_tests(mode: str, *names: str) -> int:
+    """Build and run the tests of the C code; without names, all but those that take long."""
     folder = CACHE / f"native-{mode}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     python = test_environment() / "bin" / "python"  # whose wasmtime the bridge is tested with
@@ -94,8 +96,8 @@ def native_tests(mode: str) -> int:
         env["CC"] = compiler()
     script = ROOT / "tests/native/run"
     began = time.monotonic()
-    print(f"  native tests, {mode} …", end=" ", flush=True)
-    result = output_of(["sh", script, mode], env=env)
+    print(f"  native tests, {' '.join((mode, *names))} …", end=" ", flush=True)
+    result = output_of(["sh", script, mode, *names], env=env)
     closing = (result.stdout.splitlines() or ["printed nothing"])[-1]
     print(f"{closing}, {seconds(began)}", flush=True)
     if result.returncode:

@@ -113,6 +113,7 @@ class Collector:
         self.triggers.wake = self._wake.set
         self._started = self._closed = False
         self._leader: int | None = None  # the thread that is in a cycle
+        self._waiting = 0  # threads that wait for one to end
         self._cycles = Cycles(heap, pacer, clock, self._lock, self._apply, self._tell_triggers)
         self._base = pacer.percent
         self._overrides = Overrides()
@@ -142,6 +143,7 @@ class Collector:
         with self._lock:
             self._closed = True
             self._heap.on_trigger = None
+            self._lend_core(1)
             self._lock.notify_all()
             while self._leader not in (None, threading.get_ident()):
                 self._lock.wait()
@@ -180,6 +182,15 @@ class Collector:
         with self._lock:
             self._check_open()
             self._forced_calls += 1
+            self._lend_core(1)
+        try:
+            return self._collect()
+        finally:
+            with self._lock:
+                self._lend_core(-1)
+
+    def _collect(self) -> Cycle | None:
+        with self._lock:
             if not self._started or self._leader == threading.get_ident():
                 self._defer()
                 return None
@@ -333,7 +344,7 @@ class Collector:
         with self._lock:
             if self._leader is not None or self._closed:
                 return wait_s  # who leads wakes the loop at the end
-            if due is None and not self._cycles.abandoned:
+            if due is None and not self._cycles.abandoned and not self._cycles.queued:
                 return wait_s
             self._leader = threading.get_ident()
         if due is None or due.budget_bytes is None:
@@ -422,6 +433,8 @@ class Collector:
     def _lead(self, reason: str | None) -> Cycle | None:
         """Finish what was begun before, which serves nobody who asks now; run a cycle, unless None."""
         try:
+            if reason is None:
+                self._cycles.finalize()
             cycle = self._cycles.finish()
             if cycle is not None:
                 self._record(cycle)
@@ -469,7 +482,22 @@ class Collector:
             other = self._other_bytes()
             over = self._heap.figures().live_bytes + other - pacer.memory_limit_bytes
             pacer.set_other(other, max(over, 0))
-        self._heap.set_goal(pacer.goal_bytes, pacer.trigger_bytes, pacer.assist_ratio)
+        self._set_goal()
+
+    def _lend_core(self, count: int) -> None:
+        """Have so many more, or fewer, threads wait for a cycle: each leaves its core to the marker."""
+        self._waiting += count
+        self._set_goal()
+
+    def _set_goal(self) -> None:
+        pacer = self.pacer
+        background = pacer.workers.background(pacer.cores) + self._waiting
+        self._heap.set_goal(
+            pacer.goal_bytes,
+            pacer.trigger_bytes,
+            pacer.assist_ratio,
+            min(background, pacer.cores),
+        )
 
 
 def _wait_for_triggers(collector: weakref.ReferenceType[Collector], wake: threading.Event) -> None:

@@ -91,6 +91,17 @@ class Cycles:
         """Whether a cycle runs by itself while nobody leads it: an interrupt took its leader away."""
         return self._running is not None and not self._running.stepped
 
+    @property
+    def queued(self) -> bool:
+        """Whether finalizers wait, of what was released by hand."""
+        return self._heap.figures().finalizers_queued > 0
+
+    def finalize(self) -> None:
+        """Run the finalizers that wait, between cycles."""
+        finalizers = self._heap.run_finalizers()
+        with self._lock:
+            self.finalizers += finalizers
+
     def finish(self) -> Cycle | None:
         """See through what was begun and left; return what it was, None: nothing was."""
         cycle = None
@@ -172,16 +183,12 @@ class Cycles:
             assist_s = (after.assist_ns - before.assist_ns) / 1e9
             background_s = (after.mark_ns - before.mark_ns) / 1e9
             sweep_s = (after.sweep_ns - before.sweep_ns) / 1e9
-            mark_s = max(now_s - running.began_s - running.begin_s - sweep_s, 0.0)
+            mark_s = (after.marking_ns - before.marking_ns) / 1e9
             utilization = GOAL_UTILIZATION
             if mark_s > 0:
                 utilization = min((assist_s + background_s) / (mark_s * pacer.cores), 1.0)
-            # Nobody looked at the very end of marking: what was allocated until then, by its time.
-            allocated = after.alloc_bytes - before.alloc_bytes
-            while_marking = int(allocated * mark_s / (mark_s + sweep_s)) if mark_s else allocated
-            peak_bytes = before.live_bytes + while_marking
             scanned_bytes = after.scan_work_bytes - after.roots_bytes
-            ratio = pacer.revise(peak_bytes, scanned_bytes, after.roots_bytes)
+            ratio = pacer.revise(after.peak_bytes, scanned_bytes, after.roots_bytes)
             goal_bytes, limited = pacer.goal_bytes, pacer.limited
             # Found, and born since: all that is there once the sweep is done.
             pacer.end_cycle(after.live_bytes, utilization)
@@ -198,7 +205,7 @@ class Cycles:
                 background_s=background_s,
                 live_before_bytes=before.live_bytes,
                 live_after_bytes=after.live_bytes,
-                peak_bytes=peak_bytes,
+                peak_bytes=after.peak_bytes,
                 marked_bytes=after.marked_bytes,
                 swept_bytes=swept_bytes,
                 goal_bytes=goal_bytes,

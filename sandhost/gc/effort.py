@@ -30,6 +30,10 @@ class Workers(NamedTuple):
     idle: int
     """Cores that may mark too while they have nothing else to do."""
 
+    def background(self, cores: int) -> float:
+        """Return how many cores' time that is, without idle ones."""
+        return self.dedicated + self.fractional * cores
+
 
 def workers(cores: int, *, periodic: bool = False) -> Workers:
     """Divide a quarter of the cores. A periodic cycle is in no hurry, so idle cores stay idle."""

@@ -63,6 +63,18 @@ class HeapFigures(Protocol):
     def longest_stop_ns(self) -> int:
         """The longest that any guest was ever held up."""
 
+    @property
+    def finalizers_queued(self) -> int:
+        """What `run_finalizers` would run."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """What was live when the last cycle had marked everything."""
+
+    @property
+    def marking_ns(self) -> int:
+        """Counter: time by the clock in which cycles marked; one that still does is not in it."""
+
 
 class Heap(Protocol):
     """A heap that is collected beside the program that uses it.
@@ -72,7 +84,8 @@ class Heap(Protocol):
 
     on_trigger: Callable[[], object] | None
     """Called outside the heap's locks, on the allocating thread, when `live_bytes` passes the trigger:
-    once after each `set_goal` that left it below. It only wakes somebody."""
+    once after each `set_goal` that left it below; and when many finalizers wait, because guests release
+    by hand. It only wakes somebody."""
 
     def begin_cycle(self) -> None:
         """Begin to mark. From here on the barrier keeps what is unlinked, and new cells are marked."""
@@ -98,5 +111,13 @@ class Heap(Protocol):
     def figures(self) -> HeapFigures:
         """Read everything at once."""
 
-    def set_goal(self, goal_bytes: int, trigger_bytes: int, assist_ratio: float, /) -> None:
-        """Take over what the pacer wants. The ratio is in bytes to read for each byte allocated."""
+    def set_goal(
+        self, goal_bytes: int, trigger_bytes: int, assist_ratio: float, cores: float, /
+    ) -> None:
+        """Take over what the pacer wants.
+
+        Args:
+            assist_ratio: bytes to read for each byte allocated, by whoever allocates it where the
+                background has not.
+            cores: how many cores' time the background has to mark, from now on.
+        """

@@ -44,7 +44,7 @@ class Cycle(NamedTuple):
     live_after_bytes: int
     """When the sweep was over: what the next goal is computed from."""
     peak_bytes: int
-    """What was live when it began and what was allocated meanwhile."""
+    """What was live when everything was marked."""
     marked_bytes: int
     """Found reachable; what was allocated meanwhile stays too."""
     swept_bytes: int

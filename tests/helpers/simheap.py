@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sandhost.gc.collector import Collector
-from sandhost.gc.effort import workers
 from sandhost.limits import UNLIMITED
 
 WHITE, GREY, BLACK = range(3)
@@ -43,6 +42,8 @@ class Figures(NamedTuple):
     cycles: int
     phase: str
     finalizers_queued: int
+    peak_bytes: int
+    marking_ns: int
 
 
 class Cell:
@@ -112,6 +113,7 @@ class SimHeap:
         self.roots: deque[Bundle] = deque()  # the program's: first in, first out
         self.rooted_bytes = 0
         self.goal, self.trigger, self.assist_ratio = UNLIMITED, UNLIMITED, 0.0
+        self.background = 1.0
         self.live = self.allocs = self.frees = self.alloc_bytes = self.free_bytes = 0
         self.marked = self.scanned = self.roots_scanned = 0
         self.assist_ns = self.mark_ns = self.sweep_ns = self.longest_stop_ns = self.cycles = 0
@@ -127,6 +129,7 @@ class SimHeap:
         self.at_mark_end: list[tuple[int, int]] = []
         """(live, goal) when each cycle had marked everything."""
         self.peak = 0
+        self.marking_s = self.marking_since_s = 0.0
         self.running = False
 
     # ---- the program ----
@@ -181,6 +184,7 @@ class SimHeap:
     def begin_cycle(self) -> None:
         assert self.phase == "idle"
         self.phase = "mark"
+        self.marking_since_s = self.now_s
         self.marked = self.scanned = self.roots_scanned = 0
         self.credit = self.allowed = 0.0
         for cell in self.cells:
@@ -220,6 +224,7 @@ class SimHeap:
         assert self.phase == "mark"
         self._scan(float("inf"))
         self.at_mark_end.append((self.live, self.goal))
+        self.marking_s += self.now_s - self.marking_since_s
         self.phase, self.sweeping, self.kept = "sweep", 0, []
         self.grey = []
 
@@ -279,10 +284,15 @@ class SimHeap:
             cycles=self.cycles,
             phase=self.phase,
             finalizers_queued=len(self.queue),
+            peak_bytes=self.at_mark_end[-1][0] if self.at_mark_end else 0,
+            marking_ns=int(self.marking_s * 1e9),
         )
 
-    def set_goal(self, goal_bytes: int, trigger_bytes: int, assist_ratio: float) -> None:
+    def set_goal(
+        self, goal_bytes: int, trigger_bytes: int, assist_ratio: float, cores: float
+    ) -> None:
         self.goal, self.trigger, self.assist_ratio = goal_bytes, trigger_bytes, assist_ratio
+        self.background = cores
 
     # ---- time ----
 
@@ -295,8 +305,7 @@ class SimHeap:
 
     def _share(self, seconds: float) -> None:
         """Let the collector and the program run side by side."""
-        dedicated, fractional, _ = workers(self.cores)
-        background = dedicated + fractional * self.cores
+        background = self.background
         if self.phase == "sweep":
             self._program((self.cores - background) * seconds)
             self._pass(seconds)

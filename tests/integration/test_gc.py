@@ -25,6 +25,36 @@ LEAKER = b"""(module
       (br_if $again (local.get $n))))
   (func (export "hold") (param $bytes i32) (i64.store (i32.const 8) (call $open (local.get $bytes)))))"""
 
+RELEASER = b"""(module
+  (import "env" "open" (func $open (param i32) (result i64)))
+  (import "sandhost" "release" (func $release (param i64) (result i32)))
+  (func (export "run") (param $n i32)
+    (loop $again
+      (drop (call $release (call $open (i32.const 8))))
+      (br_if $again (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))))"""
+
+TURNOVER = b"""(module
+  (import "sandhost" "list_new" (func $new (result i64)))
+  (import "sandhost" "list_push" (func $push (param i64 i64)))
+  (import "sandhost" "list_set" (func $set (param i64 i32 i64)))
+  (import "sandhost" "release" (func $release (param i64) (result i32)))
+  (global $all (mut i64) (i64.const 0))
+  (func (export "fill") (param $count i32) (local $one i64)
+    (global.set $all (call $new))
+    (loop $again
+      (call $push (global.get $all) (local.tee $one (call $new)))
+      (drop (call $release (local.get $one)))
+      (br_if $again (local.tee $count (i32.sub (local.get $count) (i32.const 1))))))
+  (func (export "replace") (param $from i32) (param $count i32) (local $one i64)
+    (loop $again
+      (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+      (local.set $one (call $new))
+      (call $push (local.get $one) (local.get $one))
+      (call $set (global.get $all) (i32.add (local.get $from) (local.get $count)) (local.get $one))
+      (drop (call $release (local.get $one)))
+      (br_if $again (local.get $count)))))"""
+"""Lists that refer to themselves, so that only a collection finds what was replaced."""
+
 
 class Table:
     """What guests open here."""
@@ -58,6 +88,38 @@ def test_what_guests_leak_is_collected_by_itself(
         assert host.gc.stats().by_reason.get("heap goal", 0) > 0
         host.gc.collect()
         assert host.handles.figures().live_bytes < 4 << 20
+
+
+def test_cycle_follows_cycle_as_long_as_a_guest_allocates(host: sandhost.Host) -> None:
+    cells, at_once, heap = 60_000, 1000, host.handles
+    highest = 0.0  # live bytes to the goal
+    with host.load(TURNOVER).spawn() as guest:
+        guest.call("fill", cells)
+        host.gc.collect()
+        for number in range(20 * cells // at_once):  # without a collection: 20 times the goal
+            guest.call("replace", number * at_once % cells, at_once)
+            figures = heap.figures()
+            highest = max(highest, figures.live_bytes / figures.heap_goal_bytes)
+        assert host.gc.stats().by_reason["heap goal"] >= 5
+        assert highest < 2  # 1.0 where cores are free to mark
+        host.gc.collect()
+        assert heap.figures().live_cells == cells + 1
+
+
+def test_what_guests_release_by_hand_is_dropped_without_a_cycle(host: sandhost.Host) -> None:
+    host.handles.kind(Table, size=64)
+
+    @host.function("env", "open")
+    def open_table(size: int) -> sandhost.Handle[Table]:
+        return Table(size)
+
+    with host.load(RELEASER).spawn() as guest:
+        until = time.monotonic() + PATIENCE
+        while host.gc.stats().finalizers < 20_000 and time.monotonic() < until:
+            guest.call("run", 1000)
+        stats = host.gc.stats()
+        assert stats.finalizers >= 20_000
+        assert stats.cycles == 0
 
 
 def test_a_collection_keeps_what_a_guest_has_in_its_memory(

@@ -34,6 +34,15 @@ def test_the_example_on_the_event_loop_prints_the_sum(tmp_path: Path) -> None:
     assert output_of_example(2, tmp_path) == f"{sum(10 * n + 10 for n in range(1000))}\n"
 
 
+def test_the_example_of_handles_counts_rows_refuses_a_forged_one_and_collects(
+    tmp_path: Path,
+) -> None:
+    rows, refused, figures = output_of_example(3, tmp_path).splitlines()
+    assert rows == "3"
+    assert refused == "handle 0x800000100000005 is none: it was released, or never given out"
+    assert figures == "1 0"
+
+
 def test_the_example_in_the_readme_prints_what_a_reader_expects(tmp_path: Path) -> None:
     hello, five, late, reclaim = output_of_example(0, tmp_path).splitlines()
     assert hello == "hello from the plugin"

@@ -368,7 +368,73 @@ static void allocating_guests_do_their_share(void) {
   close_heap();
 }
 
+static void what_the_background_has_marked_is_taken_first(void) {
+  open_heap(false);
+  for (int k = 0; k < 50000; k++) cell();
+  shi_heap_lock(heap);
+  heap->assist_ratio = 100;
+  shi_heap_unlock(heap);
+  CHECK_EQ(shi_mark_begin(heap), SH_OK);
+  shi_mark(heap, 400000);
+  double before = heap->credit;
+  CHECK(before >= 400000);
+  for (int k = 0; k < 200; k++) cell(); /* 16 bytes each, so 320000 of work */
+  CHECK_EQ(heap->assist_ns, 0);
+  CHECK(heap->credit > before - 320001 && heap->credit < before - 300000);
+  for (int k = 0; k < 200; k++) cell();
+  CHECK(heap->credit < 4096 && heap->assist_ns > 0);
+  mark_all();
+  CHECK(heap->credit > 0); /* of this cycle, not of the next */
+  sweep_all();
+  CHECK_EQ(shi_mark_begin(heap), SH_OK);
+  CHECK_EQ(heap->credit, 0);
+  mark_all();
+  sweep_all();
+  close_heap();
+}
+
 /* ---- threads ---------------------------------------------------------------------------------------------------------- */
+
+static void set_share(double share) {
+  shi_heap_lock(heap);
+  shi_cycle_set_share(heap, share);
+  shi_heap_unlock(heap);
+}
+
+/* CPU time beside the clock's: how busy the machine is can only make the share smaller. */
+static void the_thread_marks_a_share_of_its_time(void) {
+  open_heap(false);
+  for (int k = 0; k < 1000000; k++) cell();
+  set_share(0.1);
+  CHECK_EQ(shi_cycle_start(heap), SH_OK);
+  CHECK(shi_cycle_wait(heap, UINT64_C(60000000000)));
+  CHECK(heap->mark_ns * 8 < heap->marking_ns);
+  CHECK_EQ(heap->peak_bytes, heap->live_bytes);
+  close_heap();
+}
+
+static void who_wants_the_cycle_soon_wakes_the_thread(void) {
+  open_heap(false);
+  for (int k = 0; k < 1000000; k++) cell();
+  set_share(0); /* not less than a hundredth: it takes a second or more */
+  CHECK_EQ(shi_cycle_start(heap), SH_OK);
+  CHECK(!shi_cycle_wait(heap, 50000000));
+  set_share(1);
+  CHECK(shi_cycle_wait(heap, UINT64_C(60000000000)));
+  CHECK_EQ(heap->cycles, 1);
+  CHECK(heap->mark_ns * 50 > heap->marking_ns);
+  close_heap();
+}
+
+static void a_heap_goes_in_the_middle_of_a_cycle(void) {
+  open_heap(false);
+  for (int k = 0; k < 1000000; k++) cell();
+  set_share(0);
+  CHECK_EQ(shi_cycle_start(heap), SH_OK);
+  CHECK(!shi_cycle_wait(heap, 1000000));
+  shi_heap_destroy(heap);
+  host_handles.used = host_bytes.used = 0;
+}
 
 enum { MUTATORS = 2, STEPS = UNDER_TSAN ? 20000 : 200000, ROOTS = 32 };
 
@@ -432,6 +498,32 @@ static void *call(void *unused) {
   return NULL;
 }
 
+/* A busy machine may let the end of the call come too late; then it is kept, and the next cycle has another. */
+static void a_guest_that_is_called_again_and_again_scans_itself(void) {
+  open_heap(true);
+  for (int tries = 0; tries < 1000 && (heap->cycle == 0 || heap->live_cells > 1); tries++) {
+    shi_holder_call_begins(holder);
+    uint64_t stays = cell(), asked_in = 0;
+    for (int k = 0; k < 100; k++) cell();
+    __atomic_store_n((uint64_t *)memory, stays, __ATOMIC_RELAXED);
+    call_ends();
+    shi_holder_call_begins(holder);
+    CHECK_EQ(shi_cycle_start(heap), SH_OK);
+    while (asked_in != (uint64_t)tries + 1) {
+      shi_heap_lock(heap);
+      asked_in = heap->asked_in;
+      shi_heap_unlock(heap);
+    }
+    call_ends();
+    shi_holder_call_begins(holder); /* nobody else had the time to look */
+    CHECK(shi_cycle_wait(heap, UINT64_C(60000000000)));
+    call_ends();
+  }
+  CHECK_EQ(heap->live_cells, 1);
+  CHECK(lives(*(uint64_t *)memory));
+  close_heap();
+}
+
 static void a_guest_is_scanned_between_its_calls(void) {
   open_heap(true);
   pthread_t thread;
@@ -463,7 +555,12 @@ int main(void) {
   RUN(words_are_found_as_one_by_one);
   RUN(an_owner_that_closes_while_marking_takes_all_with_it);
   RUN(allocating_guests_do_their_share);
+  RUN(what_the_background_has_marked_is_taken_first);
+  RUN(the_thread_marks_a_share_of_its_time);
+  RUN(who_wants_the_cycle_soon_wakes_the_thread);
+  RUN(a_heap_goes_in_the_middle_of_a_cycle);
   RUN(guests_mutate_while_the_thread_marks);
   if (!UNDER_TSAN) /* the scan reads what the guest may be writing: then it counts for nothing */
     RUN(a_guest_is_scanned_between_its_calls);
+  RUN(a_guest_that_is_called_again_and_again_scans_itself);
 }

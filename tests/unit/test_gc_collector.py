@@ -96,6 +96,19 @@ def test_a_burst_of_callers_shares_the_next_cycle(callers: int) -> None:
     assert (stats.cycles, heap.cycles, stats.forced_shared) == (2, 2, callers - 1)
 
 
+def test_who_waits_for_a_cycle_leaves_its_core_to_it() -> None:
+    heap = Gated()
+    bench = Bench(heap=heap).started()
+    assert heap.background == 1  # a quarter of four
+    callers = [Background(bench.gc.collect) for _ in range(2)]
+    wait_until(lambda: bench.gc.stats().forced_calls == 2)
+    assert heap.background == 3
+    heap.gate.release(2)
+    for caller in callers:
+        caller.result()
+    assert heap.background == 1
+
+
 def test_each_caller_gets_a_cycle_that_began_after_its_call(bench: Bench) -> None:
     for number in range(1, 6):
         cycle = bench.gc.collect()
