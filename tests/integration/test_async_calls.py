@@ -420,7 +420,7 @@ async def test_a_coroutine_that_is_closed_ends_its_call(host: sandhost.Host) -> 
     waiting.send(None)
     assert host.stats().stacks_live == 1
     waiting.close()
-    assert guest.closed
+    await until(lambda: _closed(guest))
     spinning = plugin.spawn()
     away = spinning.call_async("spin")
     away.send(None)

@@ -79,6 +79,9 @@ class Machine(RuleBasedStateMachine):
         roots = {h for h, cell in self.cells.items() if cell.owners or cell.pins or cell.in_flight}
         for owner in self.owners:
             roots |= {h for h in owner.memory if h}
+        return self.reachable_from(roots)
+
+    def reachable_from(self, roots: set[int]) -> set[int]:
         seen: set[int] = set()
         while roots:
             handle = roots.pop()
@@ -144,6 +147,11 @@ class Machine(RuleBasedStateMachine):
         owner = self.owner(number, lambda owner: owner.guest is not None)
         if owner is None:
             return
+        if self.heap.figures().phase == "marking":
+            # The barrier keeps what the guest's cells refer to until the next cycle, whoever reached them.
+            assert self.condemned is not None
+            owned = {h for h, cell in self.cells.items() if cell.owner is owner}
+            self.condemned -= self.reachable_from(owned)
         owner.guest.close()
         self.owners.remove(owner)
         for handle in [h for h, cell in self.cells.items() if cell.owner is owner]:
