@@ -21,6 +21,12 @@ class Image:
     number = 0
 
 
+@pytest.fixture(autouse=True)
+def _by_hand(host):
+    """Cycles and finalizers are run by the tests: the collector would come between. test_gc.py has it."""
+    host.gc.close()
+
+
 @pytest.fixture
 def opened() -> list[weakref.ref[Table]]:
     return []
@@ -444,7 +450,6 @@ def test_cycles_run_in_a_thread_of_their_own(plugin, host):
 
 def test_one_cycle_at_a_time(host):
     heap = host.handles
-    host.gc.close()
     heap.begin_cycle()
     for start in (heap.begin_cycle, heap.run_cycle_async):
         with pytest.raises(sandhost.SandhostError, match="under way"):
@@ -459,7 +464,6 @@ def test_one_cycle_at_a_time(host):
 
 def test_allocation_past_the_trigger_asks_for_one_cycle(plugin, host):
     heap, asked = host.handles, []
-    host.gc.close()  # it would ask for cycles of its own
     heap.on_trigger = lambda: asked.append(heap.figures().live_bytes)
     heap.set_goal(2000, 1000, 0.0)
     with plugin.spawn() as guest:
