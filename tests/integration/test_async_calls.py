@@ -358,7 +358,7 @@ async def test_guests_wait_at_once_on_one_thread(host: sandhost.Host) -> None:
             tasks.start_soon(one, k)
         await until(lambda: arrived == 200)
         assert host.stats().stacks_live == 200
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
         gate.set()
     assert sorted(results) == list(range(1, 201))
 

@@ -161,7 +161,7 @@ async def test_a_guest_sleeps_without_a_thread(host: sandhost.Host) -> None:
         for _ in range(20):
             tasks.start_soon(sleep)
         await until(lambda: host.stats().stacks_live == 20)  # all of them at once
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
     assert time.monotonic() - began >= 1
 
 
@@ -232,5 +232,5 @@ async def test_micropython_is_a_session(host: sandhost.Host) -> None:
         await session.receive_until(b">>> ")
         await session.send(b"print(x * 7)\n")
         assert await session.receive_until(b">>> ") == b"42\n"
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
         assert host.stats().stacks_live == 1
