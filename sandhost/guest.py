@@ -10,8 +10,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from ._ffi import failure, ffi, lib
-from .aio.call import call as call_on_fiber
-from .aio.call import end_calls
 from .calls import Invoker, no_such_function
 from .errors import ConfigError, GuestClosed, SandhostError
 from .hostcalls import bindings, pending
@@ -163,7 +161,9 @@ class Guest:
         Raises:
             Exception: as `call`; LimitExceeded and GuestBusy for calls too deep or in a circle.
         """
-        return await call_on_fiber(self, self.plugin.cells(name), arguments, on_cancel)
+        from .aio.call import call  # anyio with it, 30 ms, which calls that block can do without
+
+        return await call(self, self.plugin.cells(name), arguments, on_cancel)
 
     def cancel(self) -> bool:
         """End the call that another thread is in; it raises `GuestCancelled` there.
@@ -328,6 +328,8 @@ class Guest:
                 does not end.
         """
         if self.innermost_call is not None:
+            from .aio.call import end_calls
+
             await end_calls(self)
         return self.close()
 
