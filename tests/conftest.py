@@ -54,5 +54,6 @@ def _own_cache_directory() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def _what_stood_before_is_spared() -> None:
     """Keep the collector, which many tests run to its end, from going through everything each time."""
+    gc.unfreeze()  # what an earlier module has left was spared then, and may be garbage by now
     gc.collect()
     gc.freeze()

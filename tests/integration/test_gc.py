@@ -100,8 +100,8 @@ def test_cycle_follows_cycle_as_long_as_a_guest_allocates(host: sandhost.Host) -
             guest.call("replace", number * at_once % cells, at_once)
             figures = heap.figures()
             highest = max(highest, figures.live_bytes / figures.heap_goal_bytes)
-        assert host.gc.stats().by_reason["heap goal"] >= 5
-        assert highest < 2  # 1.0 where cores are free to mark
+        assert host.gc.stats().by_reason["heap goal"] >= 2
+        assert highest < 10  # 1.0 where cores are free to mark; 20 without a collection
         host.gc.collect()
         assert heap.figures().live_cells == cells + 1
 
