@@ -25,16 +25,22 @@ _AT_ONCE = 64
 class Port:
     """What one event loop knows of its guests that are with the workers."""
 
-    def __init__(self, run_soon: Callable[[Callable[[], object]], object]) -> None:
+    def __init__(self, loop: Any, run_soon: str) -> None:
         native = lib.sh_port_new()
         if not native:
             raise failure()
         self.native = ffi.gc(native, lib.sh_port_release)
         self.fd = int(lib.sh_port_fd(native))
-        self.run_soon = run_soon
-        """Has the loop call a function; may be used from any thread."""
+        self._loop = weakref.ref(loop)  # which holds this
+        self._run_soon = run_soon  # the name of its method
         self._taken = ffi.new("uint64_t[]", _AT_ONCE)
         self._waiting: dict[int, anyio.Event] = {}
+
+    def run_soon(self, function: Callable[[], object]) -> None:
+        """Have the loop call a function. From any thread."""
+        loop = self._loop()
+        if loop is not None:
+            getattr(loop, self._run_soon)(function)
 
     async def wait_for(self, guest_id: int) -> None:
         """Wait until the guest has come back."""
@@ -83,13 +89,13 @@ def current_port() -> Port:
 
 
 def _on_asyncio(loop: asyncio.AbstractEventLoop) -> Port:
-    port = _ports[loop] = Port(loop.call_soon_threadsafe)
+    port = _ports[loop] = Port(loop, "call_soon_threadsafe")
     loop.add_reader(port.fd, port.take)
     return port
 
 
 def _on_trio(trio: Any, token: Any) -> Port:
-    port = _ports[token] = Port(token.run_sync_soon)
+    port = _ports[token] = Port(token, "run_sync_soon")
 
     async def watch() -> None:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
 import time
 
@@ -13,6 +14,7 @@ from helpers import DEADLINE, balanced, guest_file
 from helpers.waiting import load_waiting, turns, until
 
 import sandhost
+from sandhost.aio.port import _ports
 
 pytestmark = pytest.mark.anyio
 
@@ -386,6 +388,22 @@ def test_two_loops_in_two_threads_share_a_host(host: sandhost.Host) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_loop_that_is_gone_is_held_by_nobody(host: sandhost.Host, backend: str) -> None:
+    plugin = load_waiting(host)
+
+    async def call() -> None:
+        async with plugin.spawn_async() as guest:
+            assert await guest.call_async("wait", 1) == 2
+
+    gc.collect()
+    before = len(_ports)
+    for _ in range(3):
+        anyio.run(call, backend=backend)
+    gc.collect()
+    assert len(_ports) == before
 
 
 def test_a_host_ends_what_a_loop_left_behind() -> None:
