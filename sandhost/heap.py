@@ -158,7 +158,7 @@ class HandleHeap:
         Args:
             size: bytes that an object counts for; None: those of its buffer, else `sys.getsizeof`.
             refs: the handles that a new object refers to. Later changes: `link`, `unlink`.
-            finalize: called once with each object whose handle is gone.
+            finalize: called once with each object whose handle is gone, unless `new` names another.
 
         Raises:
             ConfigError: the class is known already, with other answers; or there are 120 classes.
@@ -225,6 +225,7 @@ class HandleHeap:
         except IndexError:
             place = self._make_room()
         self.objects[place] = thing
+        finalize = finalize or kind.finalize
         if finalize is not None:
             self._finalizers[place] = finalize
         handle: int = lib.sh_handle_new(
@@ -445,8 +446,6 @@ class HandleHeap:
         thing, self.objects[place] = self.objects[place], None
         finalize = self._finalizers.pop(place, None)
         self._free.append(place)
-        if finalize is None:
-            finalize = self._kind_of(thing).finalize
         if finalize is not None:
             try:
                 finalize(thing)
