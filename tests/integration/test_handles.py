@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 import weakref
@@ -505,3 +506,19 @@ def test_a_guest_in_c_keeps_objects_on_the_hosts_side(tables, opened):
         assert cycle(tables).live_cells == 12, "the map, a list and what is in it"
         assert len(alive(opened)) == 10
         assert guest.call("count", 1) == 0
+
+
+def test_a_forked_child_has_no_handles(host):
+    heap = host.handles
+    handle = heap.new(1)
+    child = os.fork()
+    if child == 0:
+        try:
+            heap.get(handle)
+        except sandhost.SandhostError:
+            os._exit(0 if heap.figures().live_cells == 0 else 2)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert heap.get(handle) == 1
+    heap.release(handle)
+    heap.run_finalizers()
