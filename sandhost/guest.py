@@ -161,7 +161,7 @@ class Guest:
         Raises:
             Exception: as `call`; LimitExceeded and GuestBusy for calls too deep or in a circle.
         """
-        from .aio.call import call  # anyio with it, 30 ms, which calls that block can do without
+        from .aio.call import call  # imports anyio, some 40 ms, which others do without
 
         return await call(self, self.plugin.cells(name), arguments, on_cancel)
 
