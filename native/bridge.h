@@ -80,7 +80,7 @@ struct sh_tenant {
   shi_account account;
   shi_credits credits;
   shi_account handles, handle_bytes;
-  uint64_t id;
+  uint32_t id;
   sh_tenant *next;
 };
 
@@ -96,6 +96,7 @@ struct sh_host {
   shi_account handles, handle_bytes;
   sh_heap *heap; /* of handles; NULL: nobody has asked for it. Set under `mutex` */
   sh_tenant *tenants; /* under `mutex` */
+  uint32_t plugins; /* made so far; under `mutex` */
   pthread_mutex_t mutex;
   _Atomic bool closed;
   _Atomic uint32_t references; /* Python's one, and one for each module */
@@ -168,6 +169,7 @@ enum { SHI_MEMORIES_MAX = 16 };
 
 struct sh_plugin {
   sh_host *host;
+  uint32_t id;
   sh_module *module;
   wasmtime_linker_t *linker; /* until linked */
   wasmtime_instance_pre_t *pre;

@@ -171,6 +171,7 @@ static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits)
   shi_fiber_forget(guest);
   guest->holder = NULL;
   guest->tenant = tenant;
+  atomic_store_explicit(&guest->node, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->host_calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->fuel_used, 0, memory_order_relaxed);
@@ -260,7 +261,13 @@ static int start(shi_guest *guest, sh_wasi *wasi, bool started) {
   guest->depth = 0;
   if (status == SH_OK) count_live(plugin);
   atomic_store(&guest->owner, 0);
-  atomic_store(&guest->state, state_of(generation, status == SH_OK ? SHI_IDLE : SHI_CLOSING));
+  if (status == SH_OK) {
+    atomic_store(&guest->state, state_of(generation, SHI_IDLE));
+  } else { /* under the lock, as any guest begins to close: see shi_guest_hold */
+    pthread_mutex_lock(&guest->mutex);
+    atomic_store(&guest->state, state_of(generation, SHI_CLOSING));
+    pthread_mutex_unlock(&guest->mutex);
+  }
   return status;
 }
 
@@ -371,7 +378,6 @@ int sh_guest_running(uint64_t id) {
 
 int sh_guest_get_stats(uint64_t id, sh_guest_stats *out) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked();
-  if (atomic_load(&shi_forked)) return fail_forked();
   shi_guest *guest = shi_guest_hold(id);
   if (!guest) return fail_closed();
   *out = (sh_guest_stats){

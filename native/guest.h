@@ -71,8 +71,9 @@ typedef struct shi_guest {
   shi_stream streams[2]; /* kept of stdout and of stderr */
   int32_t exit_status;   /* with stop == SH_EXIT */
 
-  struct shi_holder *holder; /* of its handles (heap.h); NULL: it was never given one */
-  sh_tenant *tenant;         /* NULL: none */
+  _Atomic(struct shi_holder *) holder; /* of its handles (heap.h); NULL: it was never given one */
+  sh_tenant *tenant;                   /* NULL: none */
+  _Atomic uint32_t node;               /* of its first memory: the kernel's number */
 
   bool in_callback; /* Python runs on the guest's thread, and not for a host function */
   uint64_t born_ns;

@@ -193,6 +193,7 @@ void sh_tenant_limit_handles(sh_tenant *tenant, uint64_t handles, uint64_t handl
   tenant->handle_bytes.limit = handle_bytes;
 }
 
+uint32_t sh_tenant_id(const sh_tenant *tenant) { return tenant->id; }
 uint64_t sh_tenant_used(const sh_tenant *tenant) { return shi_account_used(&tenant->account); }
 uint64_t sh_tenant_peak(const sh_tenant *tenant) { return shi_account_peak(&tenant->account); }
 

@@ -13,6 +13,9 @@ sh_plugin *sh_plugin_new(sh_host *host, sh_module *module) {
     return NULL;
   }
   plugin->host = host;
+  pthread_mutex_lock(&host->mutex);
+  plugin->id = ++host->plugins;
+  pthread_mutex_unlock(&host->mutex);
   plugin->module = module;
   plugin->references = 1;
   static char start[] = "sandhost:start", nothing[] = "";
@@ -20,6 +23,8 @@ sh_plugin *sh_plugin_new(sh_host *host, sh_module *module) {
   plugin->linker = wt.wasmtime_linker_new(host->ticker.engines[module->engine]);
   return plugin;
 }
+
+uint32_t sh_plugin_id(const sh_plugin *plugin) { return plugin->id; }
 
 int sh_plugin_memory(sh_plugin *plugin, uint64_t minimum, uint64_t maximum, uint64_t page_size, uint64_t image_length,
                      size_t run_count, const uint64_t *offsets, const uint8_t *const *bytes, const uint64_t *lengths) {

@@ -106,6 +106,7 @@ void shi_region_expect_call(shi_region *region);
 bool shi_region_pin(shi_region *region);
 void shi_region_unpin(shi_region *region);
 bool shi_region_pinned(const shi_region *region);
+uint32_t shi_region_node(shi_region *region); /* the kernel's number of the NUMA node that it lies on */
 /* An image of what the region holds, up to its last page that is not zeros; *out == NULL: it holds nothing else. Shares
  * files with the region's own image. Precondition: nobody writes to the region meanwhile. capture.c */
 int shi_region_capture(shi_region *region, shi_image **out);

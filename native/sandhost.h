@@ -151,6 +151,7 @@ int sh_leaving(void);
 
 sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit); /* freed with the host */
 void sh_tenant_limit_handles(sh_tenant *tenant, uint64_t handles, uint64_t handle_bytes); /* before its first guest */
+uint32_t sh_tenant_id(const sh_tenant *tenant); /* of its host, from 1 on */
 uint64_t sh_tenant_used(const sh_tenant *tenant);
 uint64_t sh_tenant_peak(const sh_tenant *tenant);
 
@@ -190,6 +191,7 @@ int sh_plugin_segment(sh_plugin *plugin, uint32_t index, int letter, uint32_t ta
 /* The functions that tables and globals may refer to, ascending, and whether there is a start function. */
 int sh_plugin_functions(sh_plugin *plugin, const uint32_t *indices, uint32_t count, int start);
 int sh_plugin_link(sh_plugin *plugin);
+uint32_t sh_plugin_id(const sh_plugin *plugin); /* of its host, from 1 on */
 void sh_plugin_release(sh_plugin *plugin); /* its guests keep it alive */
 
 /* ---- guests ---------------------------------------------------------------------------------------------------- */
@@ -285,6 +287,22 @@ typedef struct {
 } sh_guest_stats;
 int sh_guest_running(uint64_t guest); /* whether a thread is in it */
 int sh_guest_get_stats(uint64_t guest, sh_guest_stats *out);
+
+/* One line a live guest: who it is, and what it holds. */
+enum sh_doing { SH_DOING_NOTHING, SH_DOING_CALL, SH_DOING_WAIT /* its call does, without a thread */ };
+typedef struct {
+  uint64_t guest;
+  uint64_t committed_bytes, peak_bytes; /* of its memories */
+  uint64_t handles, handle_bytes;
+  uint64_t age_ns;
+  uint64_t calls;
+  uint32_t plugin, tenant; /* sh_plugin_id, sh_tenant_id; 0: no tenant */
+  uint32_t node;           /* the kernel's number of the NUMA node of its first memory */
+  uint32_t doing;          /* enum sh_doing */
+} sh_guest_row;
+/* Fills in up to `room` rows of the host's guests, beginning at *from, 0 at first, which becomes where to go on. Returns
+ * how many; 0: no more. Stops nobody: each row is true by itself. */
+uint32_t sh_host_guests(sh_host *host, uint32_t *from, sh_guest_row *rows, uint32_t room);
 
 /* ---- calls that can wait (fiber.h) -------------------------------------------------------------------------------- */
 

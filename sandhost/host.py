@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError, SnapshotError
+from .govern.census import GuestRow, read_guests
 from .govern.stats import Latency, MemStats, read_latency, read_stats
 from .limits import UNLIMITED
 from .regions import policy_number
@@ -308,6 +309,13 @@ class Host:
     def stats(self) -> MemStats:
         """Return a snapshot of what the host holds and has done."""
         return read_stats(self.native)
+
+    def guests(self) -> list[GuestRow]:
+        """List the live guests, those of other threads too, without stopping any."""
+        with self._lock:
+            plugins = {plugin.id: plugin.name for plugin in self._plugins}
+            tenants = {tenant.id: tenant.name for tenant in self._tenants.values()}
+        return read_guests(self.native, plugins, tenants)
 
     def latency(self, operation: str) -> Latency:
         """Return how long each "spawn", "call" or "close" took since the host was made."""

@@ -12,10 +12,11 @@ __all__ = ["Tenant"]
 class Tenant:
     """Whose guests share a memory limit. Made by `host.tenant(name)`."""
 
-    __slots__ = ("_host", "memory_limit", "name", "native")
+    __slots__ = ("_host", "id", "memory_limit", "name", "native")
 
     def __init__(self, name: str, memory_limit: int | None, native: Any, host: Any) -> None:
         self.name, self.memory_limit, self.native = name, memory_limit, native
+        self.id = int(lib.sh_tenant_id(native))
         self._host = host  # the native one: it owns `native`
 
     @property
