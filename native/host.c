@@ -216,6 +216,11 @@ void sh_host_get_stats(sh_host *host, sh_host_stats *out) {
   out->memory_refusals = shi_counted(counters, SHI_HOST_MEMORY_REFUSALS);
 }
 
+void sh_host_get_workers(sh_host *host, sh_worker_stats *out) {
+  memset(out, 0, sizeof *out);
+  if (!atomic_load(&shi_forked)) shi_workers_stats(&host->workers, out); /* who holds the lock may not be here */
+}
+
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out) {
   shi_histogram_copy(&host->latency[operation], out);
 }

@@ -488,6 +488,13 @@ typedef struct {
   uint64_t memory_refusals; /* growth or spawn past a limit */
 } sh_host_stats;
 void sh_host_get_stats(sh_host *host, sh_host_stats *out);
+/* The threads that run calls which can wait and compute. threads - idle of them are in a slice. */
+typedef struct {
+  uint32_t threads;
+  uint32_t idle;
+  uint32_t queued; /* guests that wait for a thread */
+} sh_worker_stats;
+void sh_host_get_workers(sh_host *host, sh_worker_stats *out);
 enum sh_operation { SH_OP_SPAWN, SH_OP_CALL, SH_OP_CLOSE };
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out);
 

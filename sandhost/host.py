@@ -10,12 +10,19 @@ import warnings
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError, SnapshotError
 from .govern.census import GuestRow, read_guests
-from .govern.stats import Latency, MemStats, read_latency, read_stats
+from .govern.stats import (
+    Latency,
+    MemStats,
+    WorkerStats,
+    read_latency,
+    read_stats,
+    read_workers,
+)
 from .limits import UNLIMITED
 from .regions import policy_number
 from .tenants import Tenant
@@ -41,6 +48,16 @@ _CLOSE_PATIENCE_S = 0.1
 _MOST_WORKERS = 64
 _MOST_HANDLES = 1 << 26
 _MOST_GUESTS = 28_000  # 4 GiB of address space each, in 47 bits
+
+
+class Watcher(Protocol):
+    """Who wants to know of plugins and of the collector, in order to watch them."""
+
+    def loaded(self, plugin: Plugin, /) -> None:
+        """A plugin was loaded, and nobody has it yet."""
+
+    def collects(self, collector: Collector, /) -> None:
+        """The collector was made, and has not started. The host's lock is held."""
 
 
 class Host:
@@ -125,6 +142,8 @@ class Host:
         self._functions: dict[tuple[str, str], HostFunction] = {}
         self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
+        self.watcher: Watcher | None = None
+        """Who is told of what the host makes. Not for users: see observe/traces.py."""
         self._closed = True  # until there is something to close
         self._pid = os.getpid()
         self.mapped_guests: weakref.WeakSet[Guest] = weakref.WeakSet()
@@ -192,7 +211,14 @@ class Host:
         plugin = Plugin(self, title, compiled, dict(self._functions))
         with self._lock:
             self._plugins.add(plugin)
+        if self.watcher is not None:
+            self.watcher.loaded(plugin)
         return plugin
+
+    def plugins(self) -> list[Plugin]:
+        """List the plugins that were loaded and are in use."""
+        with self._lock:
+            return list(self._plugins)
 
     def load_snapshot(
         self, path: str | os.PathLike[str], *, module: Plugin | None = None
@@ -228,9 +254,7 @@ class Host:
                 raise SnapshotError(f"{name} does not fit its module: {error}") from error
 
     def _plugin_of(self, digest: str) -> Plugin | None:
-        with self._lock:
-            plugins = list(self._plugins)
-        for plugin in plugins:
+        for plugin in self.plugins():
             if plugin.module_digest() == digest:
                 return plugin
         return None
@@ -275,6 +299,11 @@ class Host:
             )
         return tenant
 
+    def tenants(self) -> list[Tenant]:
+        """List the tenants."""
+        with self._lock:
+            return list(self._tenants.values())
+
     # ---- handles ----
 
     @property
@@ -286,6 +315,11 @@ class Host:
     def gc(self) -> Collector:
         """The collector of the handle heap: when it runs, and how hard."""
         return (self._handles_and_gc or self._make_heap())[1]
+
+    @property
+    def made_heap(self) -> tuple[HandleHeap, Collector] | None:
+        """What `handles` and `gc` have made; None: nobody has needed them. Not for users."""
+        return self._handles_and_gc
 
     def _make_heap(self) -> tuple[HandleHeap, Collector]:
         from .gc.collector import Collector
@@ -301,6 +335,8 @@ class Host:
                     handles, Pacer(cores=cores, memory_limit_bytes=self._handle_memory)
                 )
                 self._handles_and_gc = (handles, collector)
+                if self.watcher is not None:
+                    self.watcher.collects(collector)
                 collector.start()
             return self._handles_and_gc
 
@@ -316,6 +352,10 @@ class Host:
             plugins = {plugin.id: plugin.name for plugin in self._plugins}
             tenants = {tenant.id: tenant.name for tenant in self._tenants.values()}
         return read_guests(self.native, plugins, tenants)
+
+    def workers(self) -> WorkerStats:
+        """Return what the threads do that run calls of `call_async` which compute."""
+        return read_workers(self.native)
 
     def latency(self, operation: str) -> Latency:
         """Return how long each "spawn", "call" or "close" took since the host was made."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .._ffi import ffi, lib
 
-__all__ = ["Latency", "MemStats", "read_latency", "read_stats"]
+__all__ = ["Latency", "MemStats", "WorkerStats", "read_latency", "read_stats", "read_workers"]
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _BUCKETS = 1184
@@ -113,6 +113,23 @@ def read_stats(host: Any) -> MemStats:
         restored_bytes=pool.restored_bytes,
         reset_failures=pool.reset_failures,
     )
+
+
+class WorkerStats(NamedTuple):
+    """The threads that run calls of `call_async` which compute, at one moment."""
+
+    threads: int
+    """Started so far; at most `Host(workers=...)`."""
+    idle: int
+    queued: int
+    """Guests that wait for one of them."""
+
+
+def read_workers(host: Any) -> WorkerStats:
+    """Take a snapshot of the workers of a `sh_host`."""
+    native = ffi.new("sh_worker_stats *")
+    lib.sh_host_get_workers(host, native)
+    return WorkerStats(native.threads, native.idle, native.queued)
 
 
 def _process_rss_bytes() -> int:

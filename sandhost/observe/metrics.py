@@ -1,0 +1,86 @@
+"""Prometheus metrics of a host, for the application's own registry and server.
+
+    from prometheus_client import REGISTRY, start_http_server
+    REGISTRY.register(HostCollector(host))
+    start_http_server(9464)
+
+or `prometheus_client.make_asgi_app()`, or `push_to_gateway`: what that library offers.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from .buckets import BOUNDS_S, cumulative, sum_s
+from .figures import FIGURES, Figure
+from .names import Folder
+from .reading import Reading
+
+if TYPE_CHECKING:
+    from ..host import Host
+
+__all__ = ["HostCollector"]
+
+_LE = tuple(map(str, BOUNDS_S))
+_FAMILIES = {
+    "gauge": GaugeMetricFamily,
+    "counter": CounterMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
+
+class HostCollector(Collector):
+    """What a registry asks at each scrape. It holds the host weakly, and stops no guest.
+
+    Two hosts need a registry each, since their metrics have the same names.
+
+    Args:
+        names: most tenants, and most plugins, that have a label of their own; the rest is summed
+            under "other".
+    """
+
+    def __init__(self, host: Host, *, names: int = 50) -> None:
+        self._host = weakref.ref(host)
+        self._tenants, self._plugins = Folder(names), Folder(names)
+        self._lock = threading.Lock()
+
+    def describe(self) -> list[Metric]:
+        """Return what there may be, without reading anything: a registry wants to know the names."""
+        return [_family(figure) for figure in FIGURES]
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the host; nothing when it is gone."""
+        host = self._host()
+        if host is None:
+            return
+        with self._lock:
+            reading = Reading(host, self._tenants, self._plugins)
+            families = [_filled(figure, reading) for figure in FIGURES]
+        yield from (family for family in families if family.samples)
+
+
+def _family(figure: Figure) -> Metric:
+    name = f"sandhost_{figure.name}"
+    return _FAMILIES[figure.kind](name, figure.help, labels=figure.labels)
+
+
+def _filled(figure: Figure, reading: Reading) -> Metric:
+    family = _family(figure)
+    for labels, value in figure.values(reading):
+        if isinstance(family, HistogramMetricFamily):
+            counts = [*zip(_LE, cumulative(value)), ("+Inf", value.total)]
+            family.add_metric(labels, counts, sum_s(value))
+        else:
+            family.add_metric(labels, value)
+    return family

@@ -1,0 +1,104 @@
+"""One reading of a host: each part is read once, when it is first asked for, without any effect."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from .names import Folder, Row
+
+if TYPE_CHECKING:
+    from ..gc.collector import Collector, CollectorStats
+    from ..gc.pacer import Pacer
+    from ..gc.trace import Cycle
+    from ..govern.stats import Latency, MemStats, WorkerStats
+    from ..heap import HeapFigures
+    from ..host import Host
+    from ..plugin import Plugin
+
+__all__ = ["OPERATIONS", "Reading"]
+
+OPERATIONS = ("spawn", "call", "close")
+
+Rows = dict[str, tuple[float | None, ...]]
+
+
+class Reading:
+    """What a host holds and has done. The parts may be a moment apart.
+
+    Args:
+        tenants, plugins: fold what has a name under few labels; see names.py.
+    """
+
+    def __init__(self, host: Host, tenants: Folder, plugins: Folder) -> None:
+        self._host, self._tenants, self._plugins = host, tenants, plugins
+
+    @cached_property
+    def stats(self) -> MemStats:
+        """The host's own figures."""
+        return self._host.stats()
+
+    @cached_property
+    def workers(self) -> WorkerStats:
+        """The threads that compute for event loops."""
+        return self._host.workers()
+
+    @cached_property
+    def latencies(self) -> dict[str, Latency]:
+        """How long spawns, calls and closes took."""
+        return {operation: self._host.latency(operation) for operation in OPERATIONS}
+
+    # ---- handles: None as long as nobody has any ----
+
+    @cached_property
+    def heap(self) -> HeapFigures | None:
+        """The handle heap."""
+        made = self._host.made_heap
+        return None if made is None else made[0].figures()
+
+    @property
+    def _collector(self) -> Collector | None:
+        made = self._host.made_heap
+        return None if made is None else made[1]
+
+    @cached_property
+    def collector(self) -> CollectorStats | None:
+        """What the collector has done."""
+        return None if self._collector is None else self._collector.stats()
+
+    @cached_property
+    def cycle(self) -> Cycle | None:
+        """The last cycle; None: there was none."""
+        return None if self._collector is None else self._collector.last
+
+    @cached_property
+    def pacer(self) -> Pacer | None:
+        """When the next cycle is to be."""
+        return None if self._collector is None else self._collector.pacer
+
+    # ---- who has names ----
+
+    @cached_property
+    def tenants(self) -> Rows:
+        """By label: memory used, its limit, its peak."""
+        rows = []
+        for tenant in self._host.tenants():
+            used, peak = tenant.memory_bytes, tenant.memory_peak_bytes
+            gauges = (used, tenant.memory_limit, peak)
+            rows.append(Row(tenant.name, tenant.name, (used, peak), gauges, ()))
+        return self._tenants.fold(rows)
+
+    @cached_property
+    def plugins(self) -> Rows:
+        """By label, as the fields of PluginStats: gauges, then counters."""
+        return self._plugins.fold(map(_plugin_row, self._host.plugins()))
+
+
+def _plugin_row(plugin: Plugin) -> Row:
+    stats = plugin.stats()
+    key: Hashable = weakref.ref(plugin)
+    gauges = (stats.guests_live, stats.image_bytes)
+    counters = (stats.spawns, stats.calls, stats.host_calls, stats.traps)
+    return Row(key, plugin.name, (stats.spawns, stats.guests_live), gauges, counters)
