@@ -33,10 +33,12 @@ def cumulative(latency: Latency) -> list[int]:
 
 
 def sum_s(latency: Latency) -> float:
-    """Return the sum of all, taking each for the middle of its bucket: within 1/64, and never less
-    than at an earlier moment."""
+    """Return the sum of all, taking each for the middle of its bucket: within 1/64, and never falling."""
     # A bucket that ends at v holds 2 ** (v.bit_length() - 6) values, from 64 on.
-    return sum(
-        count * (value - ((1 << max(value.bit_length() - 6, 0)) - 1) / 2)
-        for value, count in latency.buckets
-    ) / 1e9
+    return (
+        sum(
+            count * (value - ((1 << max(value.bit_length() - 6, 0)) - 1) / 2)
+            for value, count in latency.buckets
+        )
+        / 1e9
+    )

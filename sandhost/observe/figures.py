@@ -96,7 +96,9 @@ _WORKERS = {
     "queued": _gauge("Guests that wait for one."),
 }
 _HEAP = {
-    "live_bytes": _gauge("What live handles count for, garbage that no sweep has reached included."),
+    "live_bytes": _gauge(
+        "What live handles count for, garbage that no sweep has reached included."
+    ),
     "live_cells": _gauge("Live handles.", "live"),
     "heap_goal_bytes": _gauge("Size at which the next cycle should be done.", "goal_bytes"),
     "allocs": _counter("Handles made."),

@@ -14,12 +14,7 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from .buckets import BOUNDS_S, cumulative, sum_s
@@ -32,12 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HostCollector"]
 
-_LE = tuple(map(str, BOUNDS_S))
-_FAMILIES = {
-    "gauge": GaugeMetricFamily,
-    "counter": CounterMetricFamily,
-    "histogram": HistogramMetricFamily,
-}
+_LE = (*map(str, BOUNDS_S), "+Inf")
 
 
 class HostCollector(Collector):
@@ -71,16 +61,19 @@ class HostCollector(Collector):
 
 
 def _family(figure: Figure) -> Metric:
-    name = f"sandhost_{figure.name}"
-    return _FAMILIES[figure.kind](name, figure.help, labels=figure.labels)
+    return Metric(f"sandhost_{figure.name}", figure.help, figure.kind)
 
 
 def _filled(figure: Figure, reading: Reading) -> Metric:
     family = _family(figure)
-    for labels, value in figure.values(reading):
-        if isinstance(family, HistogramMetricFamily):
-            counts = [*zip(_LE, cumulative(value)), ("+Inf", value.total)]
-            family.add_metric(labels, counts, sum_s(value))
+    name = family.name
+    for values, value in figure.values(reading):
+        labels = dict(zip(figure.labels, values))
+        if figure.kind == "histogram":
+            for bound, count in zip(_LE, (*cumulative(value), value.total)):
+                family.add_sample(f"{name}_bucket", {**labels, "le": bound}, count)
+            family.add_sample(f"{name}_count", labels, value.total)
+            family.add_sample(f"{name}_sum", labels, sum_s(value))
         else:
-            family.add_metric(labels, value)
+            family.add_sample(f"{name}_total" if figure.kind == "counter" else name, labels, value)
     return family

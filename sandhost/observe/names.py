@@ -87,4 +87,4 @@ class Folder:
 
 
 def _sums(columns: list[tuple[float | None, ...]]) -> list[float | None]:
-    return [None if None in column else sum(column) for column in zip(*columns)]  # type: ignore[arg-type]
+    return [None if None in column else sum(column) for column in zip(*columns)]

@@ -1,4 +1,7 @@
-"""One reading of a host: each part is read once, when it is first asked for, without any effect."""
+"""One reading of a host: each part is read once, when it is first asked for, without any effect.
+
+Whoever keeps a reading does not keep the host.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,13 @@ class Reading:
     """
 
     def __init__(self, host: Host, tenants: Folder, plugins: Folder) -> None:
-        self._host, self._tenants, self._plugins = host, tenants, plugins
+        self._ref, self._tenants, self._plugins = weakref.ref(host), tenants, plugins
+
+    @property
+    def _host(self) -> Host:
+        host = self._ref()
+        assert host is not None  # whoever asks has it
+        return host
 
     @cached_property
     def stats(self) -> MemStats:

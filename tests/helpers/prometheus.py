@@ -22,7 +22,9 @@ from . import wait_until
 
 def program(name: str) -> str:
     """Return where a program of Prometheus is; skip without one, but in CI fail."""
-    found = shutil.which(name, path=os.environ.get("SANDHOST_TEST_PROMETHEUS")) or shutil.which(name)
+    found = shutil.which(name, path=os.environ.get("SANDHOST_TEST_PROMETHEUS")) or shutil.which(
+        name
+    )
     if found is None:
         assert not os.environ.get("CI"), f"CI has to have {name}"
         pytest.skip(f"there is no {name} here: Debian's package prometheus has it")

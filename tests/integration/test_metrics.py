@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 
 import pytest
 from helpers import WASM_PAGE, guest_file
@@ -27,10 +26,10 @@ HANDLES = b"""(module
 
 
 @pytest.fixture
-def registry(host) -> Iterator[CollectorRegistry]:
+def registry(host) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(HostCollector(host, names=3))
-    yield registry
+    return registry
 
 
 def text(registry: CollectorRegistry) -> str:
