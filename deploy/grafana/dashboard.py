@@ -53,6 +53,8 @@ def rate(metric: str, by: str = "") -> str:
     return f"sum by ({by}) ({rates})" if by else f"sum({rates})"
 
 
+TENANT_SHARE = "sandhost_tenant_memory_bytes$$ / sandhost_tenant_memory_limit_bytes$$"
+
 GLANCE = (
     Number("Guests alive", "short", "sum(sandhost_guests_live$$)"),
     Number(
@@ -171,8 +173,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             "percentunit",
             [
                 (
-                    "max by (tenant) (sandhost_tenant_memory_bytes$$"
-                    + " / sandhost_tenant_memory_limit_bytes$$)",
+                    f"max by (tenant) ({TENANT_SHARE})",
                     "{{tenant}}",
                 )
             ],

@@ -17,11 +17,11 @@ from __future__ import annotations
 import functools
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-from opentelemetry.trace import Span, Status, StatusCode, Tracer
+from opentelemetry.context import attach, detach
+from opentelemetry.trace import Span, Status, StatusCode, Tracer, set_span_in_context
 
 from ..errors import GuestTrap, SandhostError
 from ..guest import BoundFunction, Guest
@@ -43,6 +43,31 @@ _FUNCTION = "code.function.name"  # OpenTelemetry's semantic conventions, of thi
 _ERROR = "error.type"
 _PLUGIN, _TENANT, _TRAP = "sandhost.plugin", "sandhost.tenant", "sandhost.trap.code"
 _WATCHED = ("guest_class", "spawn_from", "call_from")
+
+
+class _Block:
+    """A span that is current within a `with` block, and says how that ended."""
+
+    __slots__ = ("_attributes", "_name", "_token", "_tracer", "span")
+
+    def __init__(self, tracer: Tracer, name: str, attributes: dict[str, str]) -> None:
+        self._tracer, self._name, self._attributes = tracer, name, attributes
+
+    def __enter__(self) -> Span:
+        self.span = self._tracer.start_span(self._name, attributes=self._attributes)
+        self._token = attach(set_span_in_context(self.span))
+        return self.span
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        detach(self._token)
+        if error is not None and self.span.is_recording():
+            _record(self.span, error)
+        self.span.end()
 
 
 class Traces:
@@ -92,25 +117,16 @@ class Traces:
 
     # ---- spans ----
 
-    @contextmanager
-    def span(self, name: str, plugin: Plugin, **attributes: str | None) -> Iterator[Span]:
+    def span(
+        self, name: str, plugin: Plugin, function: str | None = None, tenant: str | None = None
+    ) -> _Block:
         """Have a span for a block, a child of the caller's."""
-        given = {_PLUGIN: label(plugin.name)}
-        given |= {
-            _NAMES[key]: label(value) for key, value in attributes.items() if value is not None
-        }
-        with self._tracer.start_as_current_span(
-            f"sandhost.{name}",
-            attributes=given,
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                yield span
-            except BaseException as error:
-                if span.is_recording():
-                    _record(span, error)
-                raise
+        attributes = {_PLUGIN: label(plugin.name)}
+        if function is not None:
+            attributes[_FUNCTION] = label(function)
+        if tenant is not None:
+            attributes[_TENANT] = label(tenant)
+        return _Block(self._tracer, name, attributes)
 
     def _spawn(
         self,
@@ -122,7 +138,7 @@ class Traces:
         **options: Any,
     ) -> Guest:
         this = _alive(plugin)
-        with self.span("spawn", this, tenant=_tenant_name(tenant)):
+        with self.span("sandhost.spawn", this, tenant=_tenant_name(tenant)):
             return Plugin.spawn_from(this, origin, limits, tenant, *rest, **options)
 
     def _plugin_call(
@@ -135,7 +151,7 @@ class Traces:
         tenant: str | Tenant | None,
     ) -> Any:
         this = _alive(plugin)
-        with self.span("plugin_call", this, function=name, tenant=_tenant_name(tenant)):
+        with self.span("sandhost.plugin_call", this, function=name, tenant=_tenant_name(tenant)):
             return Plugin.call_from(this, origin, name, arguments, limits, tenant)
 
     def _cycle(self, cycle: Cycle) -> None:
@@ -153,9 +169,6 @@ class Traces:
             },
         )
         span.end(end_ns)
-
-
-_NAMES = {"function": _FUNCTION, "tenant": _TENANT}
 
 
 def _alive(plugin: weakref.ReferenceType[Plugin]) -> Plugin:
@@ -190,7 +203,7 @@ def _traced_guest(traces: Traces) -> type[Guest]:
         def call(self, name: str, *arguments: Any) -> Any:
             if not traces.on:
                 return super().call(name, *arguments)
-            with traces.span("call", self.plugin, function=name):
+            with traces.span("sandhost.call", self.plugin, function=name):
                 return super().call(name, *arguments)
 
         def func(self, name: str) -> BoundFunction:
@@ -204,13 +217,13 @@ def _traced_guest(traces: Traces) -> type[Guest]:
         ) -> Any:
             if not traces.on:
                 return await super().call_async(name, *arguments, on_cancel=on_cancel)
-            with traces.span("call", self.plugin, function=name):
+            with traces.span("sandhost.call", self.plugin, function=name):
                 return await super().call_async(name, *arguments, on_cancel=on_cancel)
 
         def close(self) -> Reclaim:
             if not traces.on or self._reclaim is not None:
                 return super().close()
-            with traces.span("close", self.plugin) as span:
+            with traces.span("sandhost.close", self.plugin) as span:
                 reclaim = super().close()
                 span.set_attribute("sandhost.reclaim.policy", reclaim.policy)
                 span.set_attribute("sandhost.reclaim.bytes", reclaim.bytes)
