@@ -199,8 +199,8 @@ ROWS: dict[str, Sequence[Panel]] = {
             "What live handles count for; a cycle begins at the trigger, to end at the goal.",
             "bytes",
             [
-                ("sum(sandhost_handles_live_bytes$$)", "live"),
-                ("sum(sandhost_handles_goal_bytes$$)", "goal"),
+                ("sum(sandhost_handle_bytes$$)", "live"),
+                ("sum(sandhost_handle_goal_bytes$$)", "goal"),
                 ("sum(sandhost_gc_trigger_bytes$$)", "trigger"),
                 ("sum(sandhost_gc_last_live_after_bytes$$)", "left by the last cycle"),
             ],
@@ -210,7 +210,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             "Alive, and objects that wait to be dropped.",
             "short",
             [
-                ("sum(sandhost_handles_live$$)", "live"),
+                ("sum(sandhost_handles$$)", "live"),
                 ("sum(sandhost_handles_finalizers_queued$$)", "to be dropped"),
             ],
         ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 from ..errors import printable
@@ -40,8 +40,8 @@ class Row(NamedTuple):
     name: str
     size: tuple[float, ...]
     """Whoever has the most is shown."""
-    gauges: tuple[float | None, ...]
-    counters: tuple[float, ...]
+    gauges: Mapping[str, float | None]
+    counters: Mapping[str, float]
 
 
 class Folder:
@@ -53,11 +53,11 @@ class Folder:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._last: dict[Hashable, tuple[float, ...]] = {}
-        self._totals: dict[str, list[float]] = {}
+        self._last: dict[Hashable, Mapping[str, float]] = {}
+        self._totals: dict[str, dict[str, float]] = {}
 
-    def fold(self, rows: Iterable[Row]) -> dict[str, tuple[float | None, ...]]:
-        """Return gauges and counters by label, the largest first. None: one of the sum has none."""
+    def fold(self, rows: Iterable[Row]) -> dict[str, dict[str, float | None]]:
+        """Return the fields' sums by label, the largest first. None: one of the sum has none."""
         groups: dict[str, list[Row]] = {}
         for row in rows:
             groups.setdefault(label(row.name), []).append(row)
@@ -68,7 +68,7 @@ class Folder:
             parts[OTHER] = [row for group in groups.values() for row in group]
         self._count(parts)
         return {
-            name: (*_sums([row.gauges for row in part]), *self._totals[name])
+            name: {**_sums([row.gauges for row in part]), **self._totals[name]}
             for name, part in parts.items()
         }
 
@@ -78,13 +78,17 @@ class Folder:
         if OTHER in totals:
             self._totals[OTHER] = totals[OTHER]
         for name, part in parts.items():
-            total = self._totals[name] = totals.get(name) or [0.0] * len(part[0].counters)
+            total = self._totals[name] = totals.get(name) or dict.fromkeys(part[0].counters, 0.0)
             for row in part:
-                before = last.get(row.key) or [0.0] * len(row.counters)
-                for k, (now, then) in enumerate(zip(row.counters, before)):
-                    total[k] += now - then
+                before = last.get(row.key, {})
+                for field, count in row.counters.items():
+                    total[field] += count - before.get(field, 0.0)
                 self._last[row.key] = row.counters
 
 
-def _sums(columns: list[tuple[float | None, ...]]) -> list[float | None]:
-    return [None if None in column else sum(column) for column in zip(*columns)]
+def _sums(rows: list[Mapping[str, float | None]]) -> dict[str, float | None]:
+    summed: dict[str, float | None] = {}
+    for field in rows[0]:
+        column = [value for row in rows if (value := row[field]) is not None]
+        summed[field] = sum(column) if len(column) == len(rows) else None
+    return summed

@@ -6,11 +6,11 @@ Whoever keeps a reading does not keep the host.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .names import Folder, Row
+from .tables import TABLES
 
 if TYPE_CHECKING:
     from ..gc.collector import Collector, CollectorStats
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from ..heap import HeapFigures
     from ..host import Host
     from ..plugin import Plugin
+    from ..tenants import Tenant
 
 __all__ = ["OPERATIONS", "Reading"]
 
 OPERATIONS = ("spawn", "call", "close")
 
-Rows = dict[str, tuple[float | None, ...]]
+Rows = dict[str, dict[str, float | None]]
 
 
 class Reading:
@@ -91,23 +92,42 @@ class Reading:
 
     @cached_property
     def tenants(self) -> Rows:
-        """By label: memory used, its limit, its peak."""
-        rows = []
-        for tenant in self._host.tenants():
-            used, peak = tenant.memory_bytes, tenant.memory_peak_bytes
-            gauges = (used, tenant.memory_limit, peak)
-            rows.append(Row(tenant.name, tenant.name, (used, peak), gauges, ()))
-        return self._tenants.fold(rows)
+        """By label and field: what each holds, its quotas, what it has done."""
+        return self._tenants.fold(map(_tenant_row, self._host.tenants()))
 
     @cached_property
     def plugins(self) -> Rows:
-        """By label, as the fields of PluginStats: gauges, then counters."""
+        """By label and field: what each holds and has done."""
         return self._plugins.fold(map(_plugin_row, self._host.plugins()))
+
+
+def _tenant_row(tenant: Tenant) -> Row:
+    stats, quotas = tenant.stats(), tenant.quotas
+    values = {
+        **stats._asdict(),
+        "memory_limit": quotas.memory_limit,
+        "handles_limit": quotas.handles,
+        "guests_limit": quotas.guests,
+    }
+    size = (stats.held_bytes, stats.memory_peak_bytes)
+    return Row(tenant.name, tenant.name, size, *_by_kind("tenants", values))
 
 
 def _plugin_row(plugin: Plugin) -> Row:
     stats = plugin.stats()
-    key: Hashable = weakref.ref(plugin)
-    gauges = (stats.guests_live, stats.image_bytes)
-    counters = (stats.spawns, stats.calls, stats.host_calls, stats.traps)
-    return Row(key, plugin.name, (stats.spawns, stats.guests_live), gauges, counters)
+    size = (stats.spawns, stats.guests_live)
+    return Row(weakref.ref(plugin), plugin.name, size, *_by_kind("plugins", stats._asdict()))
+
+
+def _by_kind(part: str, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    gauges, counters = _FIELDS[part]
+    return {field: values[field] for field in gauges}, {field: values[field] for field in counters}
+
+
+_FIELDS = {
+    part: tuple(
+        [field for field, entry in TABLES[part].items() if entry is not None and entry.kind == kind]
+        for kind in ("gauge", "counter")
+    )
+    for part in ("tenants", "plugins")
+}

@@ -16,9 +16,11 @@ from sandhost.gc.collector import CollectorStats
 from sandhost.govern.stats import MemStats, WorkerStats
 from sandhost.heap import HeapFigures
 from sandhost.observe.buckets import BOUNDS_S, cumulative, sum_s
-from sandhost.observe.figures import FIGURES, TABLES
+from sandhost.observe.figures import FIGURES
 from sandhost.observe.metrics import HostCollector
+from sandhost.observe.tables import TABLES
 from sandhost.plugin import Plugin, PluginStats
+from sandhost.tenants import TenantStats
 
 HANDLES = b"""(module
   (import "db" "open" (func $open (result i64)))
@@ -64,6 +66,7 @@ def with_handles(host: sandhost.Host) -> Plugin:
     ("part", "fields"),
     [
         ("stats", MemStats._fields),
+        ("plugins", PluginStats._fields),
         ("workers", WorkerStats._fields),
         ("heap", HeapFigures._fields),
         ("collector", CollectorStats._fields),
@@ -73,10 +76,9 @@ def test_every_field_has_a_figure(part, fields):
     assert set(fields) == set(TABLES[part])
 
 
-def test_every_field_of_a_plugin_has_a_figure():
-    names = [figure.name for figure in FIGURES]
-    for field in PluginStats._fields:
-        assert f"plugin_{field}" in names
+def test_every_field_and_quota_of_a_tenant_has_a_figure():
+    limits = {"memory_limit", "handles_limit", "guests_limit"}
+    assert {*TenantStats._fields, *limits} == set(TABLES["tenants"])
 
 
 def test_every_figure_is_there_once_there_is_what_it_is_about():
@@ -85,10 +87,12 @@ def test_every_figure_is_there_once_there_is_what_it_is_about():
         registry = CollectorRegistry()
         registry.register(HostCollector(host))
         plugin = with_handles(host)
-        host.tenant("acme", "1 MiB")
+        host.tenant("acme", "1 MiB", handles=10, guests=3)
         got = {family.name for family in registry.collect()}
         del plugin
-    assert got == {f"sandhost_{figure.name}" for figure in FIGURES}
+        unknown = {"cgroup_bytes": "cgroup_bytes", "stall_us": "memory_stall_seconds"}
+        absent = {name for field, name in unknown.items() if getattr(host.stats(), field) is None}
+    assert got == {f"sandhost_{figure.name}" for figure in FIGURES if figure.name not in absent}
 
 
 def test_values_are_what_the_host_says(host, registry):
@@ -119,7 +123,7 @@ def test_times_are_in_seconds(host, registry):
 
 
 def test_a_scrape_makes_no_handle_heap(host, registry):
-    assert "sandhost_handles" not in text(registry)
+    assert "sandhost_gc" not in text(registry)
     assert host.made_heap is None
 
 
