@@ -14,7 +14,9 @@ from helpers import ROOT
 EXAMPLES = [
     pytest.param(example, id=f"{document.stem}-{number}")
     for document in sorted((ROOT / "docs").glob("*.md"))
-    for number, example in enumerate(re.findall(r"```python\n(.*?)```", document.read_text(), re.S))
+    for number, example in enumerate(
+        re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+    )
 ]
 
 
