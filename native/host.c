@@ -193,6 +193,7 @@ sh_tenant *sh_tenant_new(sh_host *host, const sh_tenant_limits *limits) {
   tenant->handle_bytes = (shi_account){.parent = &host->handle_bytes, .limit = limits->handle_bytes, .level = level};
   tenant->guests = (shi_account){
       .parent = &host->guests, .limit = limits->guests, .level = level, .credits = &tenant->guest_credits};
+  tenant->memory_limit = limits->memory;
   tenant->starts = bucket(limits->starts_per_s, (double)limits->starts_burst);
   tenant->cpu = bucket(limits->cpus * 1e9, (double)limits->cpu_burst_ns);
   pthread_mutex_lock(&host->mutex);
@@ -224,6 +225,11 @@ void sh_tenant_get_stats(const sh_tenant *tenant, sh_tenant_stats *out) {
 int sh_trim_malloc(void) { return malloc_trim(0); }
 
 void sh_host_refuse(sh_host *host, uint64_t retry_ns) { atomic_store(&host->refusing_ns, retry_ns); }
+
+void sh_tenant_refuse(sh_tenant *tenant, uint64_t retry_ns, uint64_t memory) {
+  atomic_store(&tenant->refusing_ns, retry_ns);
+  shi_account_set_limit(&tenant->account, memory < tenant->memory_limit ? memory : tenant->memory_limit);
+}
 
 void sh_host_watch(sh_host *host, const char *cgroup, const char *stall) {
   shi_machine_watch(&host->machine, cgroup, stall);

@@ -57,13 +57,13 @@ TENANT_SHARE = "sandhost_tenant_memory_bytes$$ / sandhost_tenant_memory_limit_by
 
 GLANCE = (
     Number("Guests alive", "short", "sum(sandhost_guests_live$$)"),
+    Number("Pressure, 0 to 4", "short", "max(sandhost_pressure_level$$)", 2),
     Number(
         "Memory, of the limit",
         "percentunit",
         "max(sandhost_committed_bytes$$ / sandhost_memory_limit_bytes$$)",
         0.9,
     ),
-    Number("Resident memory", "bytes", "sum(sandhost_process_rss_bytes$$)"),
     Number("Spawns that fail, a second", "short", rate("sandhost_spawn_failures_total"), 1),
     Number("Slots in quarantine", "short", "sum(sandhost_quarantined_slots$$)", 1),
     Number(
@@ -132,11 +132,29 @@ ROWS: dict[str, Sequence[Panel]] = {
                 ("sum(sandhost_committed_bytes$$)", "committed"),
                 ("sum(sandhost_memory_limit_bytes$$)", "limit"),
                 ("sum(sandhost_process_rss_bytes$$)", "resident"),
+                ("sum(sandhost_pressure_limit_bytes$$)", "limit of the process"),
                 ("sum(sandhost_warm_bytes$$)", "warm"),
                 ("sum(sandhost_queued_bytes$$)", "about to go back"),
                 ("sum(sandhost_stack_bytes$$)", "stacks"),
                 ("sum(sandhost_image_bytes$$)", "images"),
             ],
+        ),
+        Panel(
+            "Pressure",
+            "What the controller does, a second; from level 2 on it refuses, at 4 it ends guests.",
+            "ops",
+            [
+                (rate("sandhost_pressure_actions_total", "action"), "{{action}}"),
+                (rate("sandhost_pressure_refusals_total"), "spawns refused"),
+                (rate("sandhost_evictions_total"), "guests ended"),
+            ],
+        ),
+        Panel(
+            "Time at each level",
+            "Of the pressure, in shares of the time.",
+            "percentunit",
+            [(rate("sandhost_pressure_level_seconds_total", "level"), "{{level}}")],
+            stacked=True,
         ),
         Panel(
             "What closed guests leave",
@@ -177,6 +195,20 @@ ROWS: dict[str, Sequence[Panel]] = {
                     "{{tenant}}",
                 )
             ],
+        ),
+        Panel(
+            "Handles by tenant",
+            "What they count for.",
+            "bytes",
+            [("sum by (tenant) (sandhost_tenant_handle_bytes$$)", "{{tenant}}")],
+            stacked=True,
+        ),
+        Panel(
+            "Refused, by tenant",
+            "Spawns and calls a second, by a quota in a time or under pressure.",
+            "ops",
+            [(rate("sandhost_tenant_refusals_total", "tenant"), "{{tenant}}")],
+            stacked=True,
         ),
         Panel(
             "Guests by plugin",
@@ -280,7 +312,7 @@ def graph(panel: Panel) -> timeseries.Panel:
     if panel.log:
         log = common.ScaleDistributionConfig().type(common_models.ScaleDistribution.LOG).log(10)
         made.scale_distribution(log)
-    for letter, (expression, legend) in zip("ABCDEFGH", panel.lines):
+    for letter, (expression, legend) in zip("ABCDEFGHIJ", panel.lines):
         made.with_target(query(expression, legend).range().ref_id(letter))
     return made
 

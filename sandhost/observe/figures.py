@@ -45,6 +45,7 @@ _PREFIXES = {
     "collector": "gc_",
     "cycle": "gc_last_",
     "pacer": "gc_",
+    "pressure": "pressure_",
     "tenants": "tenant_",
     "plugins": "plugin_",
 }
@@ -77,10 +78,16 @@ def _figure(part: str, field: str, entry: Entry) -> Figure:
     return Figure(name, entry.kind, entry.help, labels, values)
 
 
-def _reasons(reading: Reading) -> Values:
-    if reading.collector is not None:
-        for reason, count in reading.collector.by_reason.items():
-            yield (reason,), count
+def _items(part: str, field: str) -> Callable[[Reading], Values]:
+    """Return what reads a field that is a dict: a value for each key."""
+
+    def values(reading: Reading) -> Values:
+        of = getattr(reading, part)
+        if of is not None:
+            for key, value in getattr(of, field).items():
+                yield (key,), value
+
+    return values
 
 
 def _phases(reading: Reading) -> Values:
@@ -95,7 +102,9 @@ def _latencies(reading: Reading) -> Values:
 
 
 _LABELLED: dict[str, tuple[tuple[str, ...], Callable[[Reading], Values]]] = {
-    "by_reason": (("reason",), _reasons),
+    "by_reason": (("reason",), _items("collector", "by_reason")),
+    "seconds_at": (("level",), _items("pressure", "seconds_at")),
+    "actions": (("action",), _items("pressure", "actions")),
     "phase": (("phase",), _phases),
 }
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..gc.collector import Collector, CollectorStats
     from ..gc.pacer import Pacer
     from ..gc.trace import Cycle
+    from ..govern.pressure import PressureStats
     from ..govern.stats import Latency, MemStats, WorkerStats
     from ..heap import HeapFigures
     from ..host import Host
@@ -65,12 +66,12 @@ class Reading:
     @cached_property
     def heap(self) -> HeapFigures | None:
         """The handle heap."""
-        made = self._host.made_heap
+        made = self._host.handles_and_gc
         return None if made is None else made[0].figures()
 
     @property
     def _collector(self) -> Collector | None:
-        made = self._host.made_heap
+        made = self._host.handles_and_gc
         return None if made is None else made[1]
 
     @cached_property
@@ -87,6 +88,14 @@ class Reading:
     def pacer(self) -> Pacer | None:
         """When the next cycle is to be."""
         return None if self._collector is None else self._collector.pacer
+
+    # ---- pressure: None as long as nobody watches it ----
+
+    @cached_property
+    def pressure(self) -> PressureStats | None:
+        """What the pressure controller has seen and done."""
+        made = self._host.made_pressure
+        return None if made is None else made.stats()
 
     # ---- who has names ----
 

@@ -144,6 +144,18 @@ _PACER: Table = {
     "percent": _gauge("Growth between collections; absent while off.", "growth_ratio"),
     "cores": _gauge("Cores that the collector reckons with."),
 }
+_PRESSURE: Table = {
+    "level": _gauge("How short memory is: 0 calm, 1 evict, 2 refuse, 3 release, 4 end guests."),
+    "limit_bytes": _gauge("What the process may have resident; absent without a limit."),
+    "samples": _counter("Looks at the memory."),
+    "transitions": _counter("Changes of the level."),
+    "seconds_at": _counter("Time at each level.", "level_seconds"),
+    "actions": _counter("Actions carried out."),
+    "failures": _counter("Signals and actions that raised."),
+    "guests_ended": _counter("Guests ended for their memory."),
+    "scavenged_bytes": _counter("Given back by the scavenger."),
+    "scavenger_s": _counter("CPU time of the scavenger.", "scavenger_seconds"),
+}
 _TENANTS: Table = {
     "memory_bytes": _gauge("Committed in regions and stacks of the tenant's guests."),
     "memory_peak_bytes": _gauge('Most that it ever was; of "other", at most.'),
@@ -175,6 +187,7 @@ TABLES: Mapping[str, Table] = {
     "collector": _COLLECTOR,
     "cycle": _CYCLE,
     "pacer": _PACER,
+    "pressure": _PRESSURE,
     "tenants": _TENANTS,
     "plugins": _PLUGINS,
 }

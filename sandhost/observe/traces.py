@@ -86,8 +86,8 @@ class Traces:
         host.watcher = self
         for plugin in host.plugins():
             self.loaded(plugin)
-        if host.made_heap is not None:
-            self.collects(host.made_heap[1])
+        if host.handles_and_gc is not None:
+            self.collects(host.handles_and_gc[1])
 
     def stop(self) -> None:
         """Watch nothing any more."""
@@ -99,8 +99,8 @@ class Traces:
         for plugin in host.plugins():
             for name in _WATCHED:
                 vars(plugin).pop(name, None)
-        if host.made_heap is not None:
-            host.made_heap[1].on_cycle = None
+        if host.handles_and_gc is not None:
+            host.handles_and_gc[1].on_cycle = None
 
     def loaded(self, plugin: Plugin, /) -> None:
         """Watch a plugin. It is held weakly by what it is given here."""

@@ -13,6 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import sandhost
 from sandhost.gc.collector import CollectorStats
+from sandhost.govern.actions import CallBack
+from sandhost.govern.ladder import Level
+from sandhost.govern.pressure import PressureStats
 from sandhost.govern.stats import MemStats, WorkerStats
 from sandhost.heap import HeapFigures
 from sandhost.observe.buckets import BOUNDS_S, cumulative, sum_s
@@ -70,6 +73,7 @@ def with_handles(host: sandhost.Host) -> Plugin:
         ("workers", WorkerStats._fields),
         ("heap", HeapFigures._fields),
         ("collector", CollectorStats._fields),
+        ("pressure", PressureStats._fields),
     ],
 )
 def test_every_field_has_a_figure(part, fields):
@@ -82,11 +86,13 @@ def test_every_field_and_quota_of_a_tenant_has_a_figure():
 
 
 def test_every_figure_is_there_once_there_is_what_it_is_about():
-    limits = {"memory_limit": "1 GiB", "handle_memory": "1 GiB"}
+    limits = {"memory_limit": "1 GiB", "process_limit": "64 GiB", "handle_memory": "1 GiB"}
     with sandhost.Host(cache=False, max_guests=16, **limits) as host:
         registry = CollectorRegistry()
         registry.register(HostCollector(host))
         plugin = with_handles(host)
+        host.pressure.actions.append(CallBack("note", Level.CALM, bool))
+        host.pressure.turn()
         host.tenant("acme", "1 MiB", handles=10, guests=3)
         got = {family.name for family in registry.collect()}
         del plugin
@@ -122,9 +128,12 @@ def test_times_are_in_seconds(host, registry):
     assert value("sandhost_handles_phase", {"phase": "idle"}) == 1
 
 
-def test_a_scrape_makes_no_handle_heap(host, registry):
-    assert "sandhost_gc" not in text(registry)
-    assert host.made_heap is None
+def test_a_scrape_makes_neither_a_handle_heap_nor_a_pressure_controller(host, registry):
+    shown = text(registry)
+    assert "sandhost_gc" not in shown
+    assert "sandhost_pressure_level" not in shown
+    assert host.handles_and_gc is None
+    assert host.made_pressure is None
 
 
 def test_latencies_are_histograms_of_all_operations(host, registry):

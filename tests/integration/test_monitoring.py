@@ -15,6 +15,8 @@ from helpers.prometheus import Server, prometheus, promtool
 from prometheus_client import CollectorRegistry, start_http_server
 
 import sandhost
+from sandhost.govern.actions import CallBack
+from sandhost.govern.ladder import Level
 from sandhost.observe.figures import FIGURES
 from sandhost.observe.metrics import HostCollector
 
@@ -104,13 +106,14 @@ def scraped(tmp_path_factory) -> Iterator[tuple[Server, list[sandhost.Guest]]]:
     """A Prometheus with deploy's configuration, that scrapes a host with three guests, fast."""
     config = (PROMETHEUS / "prometheus.yml").read_text()
     config = config.replace(": 5s", ": 200ms").replace("alerts.yml", str(PROMETHEUS / "alerts.yml"))
-    limits: Any = {"memory_limit": "1 GiB", "max_guests": 16}
+    limits: Any = {"memory_limit": "1 GiB", "process_limit": "64 GiB", "max_guests": 16}
     with sandhost.Host(cache=False, **limits) as host:
 
         @host.function("db", "open")
         def open_one() -> sandhost.Handle[object]:
             return object()
 
+        host.pressure.actions.append(CallBack("note", Level.CALM, bool))
         plugin = host.load(HANDLES, name="opener")
         plugin.call("open")
         host.gc.collect()
