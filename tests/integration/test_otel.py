@@ -336,7 +336,7 @@ def test_traces_do_not_keep_plugins_or_the_host(spans):
     assert gone_host() is None
 
 
-def test_without_an_sdk_everything_still_runs():
+def test_without_an_sdk_everything_still_runs(tmp_path):
     code = """
 import sandhost, sys
 from sandhost.observe.otel import instrument
@@ -352,6 +352,10 @@ with sandhost.Host(cache=False, max_guests=4) as host:
 print("fine")
 """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,  # away from the sources
+        timeout=60,
     )
     assert (done.stdout, done.stderr) == ("fine\n", "")
