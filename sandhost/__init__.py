@@ -6,8 +6,10 @@
     gc, govern                    when the handle heap is collected, and how hard; statistics
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
       aio, calls, hostcalls         and how they wait, on an event loop
+    pages                         buffers for requests and results
     memory, regions, tenants,     a guest's bytes; what came back; who shares limits; what WASI gives;
       wasi, modules, heap         reading and compiling modules; objects that guests hold by number
+    _windows                      C's memory as memoryviews
     _ffi, _wasmtime               the doors to C and to wasmtime's library
     errors, limits, units, _log   the ground
 
@@ -17,6 +19,7 @@ A file imports only from floors below its own.
 import typing
 
 from .errors import (
+    BufferBusy,
     ConfigError,
     DeadlineExceeded,
     Frame,
@@ -27,6 +30,7 @@ from .errors import (
     GuestExit,
     GuestTrap,
     HostCallError,
+    InvalidBuffer,
     InvalidHandle,
     LimitExceeded,
     ModuleError,
@@ -34,6 +38,8 @@ from .errors import (
     OutOfBounds,
     OutOfFuel,
     OutOfMemory,
+    PoolClosed,
+    PoolEmpty,
     RegionFullError,
     SandhostError,
     SnapshotError,
@@ -50,12 +56,15 @@ if typing.TYPE_CHECKING:
     from .guest import Guest, GuestStats
     from .heap import Handle, HandleHeap, HandleInfo, HeapFigures
     from .memory import GuestMemory
+    from .pages import Buffer, PagePool, PoolStats
     from .plugin import Plugin, PluginStats
     from .snapshot import Snapshot
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Buffer",
+    "BufferBusy",
     "ConfigError",
     "DeadlineExceeded",
     "Dir",
@@ -75,6 +84,7 @@ __all__ = [
     "HeapFigures",
     "Host",
     "HostCallError",
+    "InvalidBuffer",
     "InvalidHandle",
     "Latency",
     "LimitExceeded",
@@ -85,8 +95,12 @@ __all__ = [
     "OutOfBounds",
     "OutOfFuel",
     "OutOfMemory",
+    "PagePool",
     "Plugin",
     "PluginStats",
+    "PoolClosed",
+    "PoolEmpty",
+    "PoolStats",
     "Reclaim",
     "RegionFullError",
     "SandhostError",
@@ -99,7 +113,8 @@ __all__ = [
     "interpreters",
 ]
 
-_MADE_BY_HOSTS = {
+_LATE = {
+    "Buffer": ".pages",
     "Guest": ".guest",
     "GuestStats": ".guest",
     "Handle": ".heap",
@@ -107,8 +122,10 @@ _MADE_BY_HOSTS = {
     "HandleInfo": ".heap",
     "HeapFigures": ".heap",
     "GuestMemory": ".memory",
+    "PagePool": ".pages",
     "Plugin": ".plugin",
     "PluginStats": ".plugin",
+    "PoolStats": ".pages",
     "Snapshot": ".snapshot",
 }
 
@@ -116,11 +133,11 @@ _ROOMS = frozenset({"aio", "interpreters"})
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Import what only a host makes, and the rooms of their own, when first named (PEP 562)."""
+    """Import what only a host makes or not all need, and rooms of their own, when first named (PEP 562)."""
     import importlib
 
     if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
-    if name not in _MADE_BY_HOSTS:
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MADE_BY_HOSTS[name], __name__), name)
+    return getattr(importlib.import_module(_LATE[name], __name__), name)
