@@ -278,17 +278,21 @@ sh_pages *sh_pages_new(uint64_t buffer_bytes, uint32_t count, int poison, uint64
   return pages;
 }
 
-/* With upkeep held. Takes every buffer out of the ring: then nobody has one, and nobody can get one. */
+/* With upkeep held. Takes every buffer out of the ring: then nobody has one, and nobody can get one. Else puts them back
+ * in their order. */
 static bool drain(sh_pages *pages) {
-  uint32_t index, count = 0, last = 0;
+  uint32_t index, count = 0, first = 0, last = 0;
   for (; shi_mpmc_take(&pages->ring, &index); count++) {
-    pages->buffers[index].next = last;
+    if (count == 0)
+      first = index;
+    else
+      pages->buffers[last].next = index;
     last = index;
   }
   if (count == pages->count) return true;
   for (; count > 0; count--) {
-    index = last;
-    last = pages->buffers[index].next;
+    index = first;
+    first = pages->buffers[index].next;
     shi_mpmc_put(&pages->ring, index);
   }
   return false;

@@ -22,8 +22,8 @@
 #include <pthread.h>
 
 #include "bridge.h"
-#include "os.h"
 #include "mpmc.h"
+#include "os.h"
 
 enum { SHI_LEASE_INDEX_BITS = 24 };
 

@@ -502,6 +502,20 @@ typedef struct {
   uint64_t memory_refusals; /* growth or spawn past a limit */
 } sh_host_stats;
 void sh_host_get_stats(sh_host *host, sh_host_stats *out);
+/* What the regions of one NUMA node hold. All gauges; bytes unless said otherwise. */
+#define SH_UNKNOWN 0xffffffffffffffff
+typedef struct {
+  uint64_t node; /* the kernel's number */
+  uint64_t cpus;
+  uint64_t slots_live;
+  uint64_t slots_warm;      /* free, with resident pages */
+  uint64_t committed_bytes; /* accessible in live regions */
+  uint64_t warm_bytes;      /* resident in free slots */
+  uint64_t resident_bytes;  /* private pages in RAM of all its slots, by pagemap. SH_UNKNOWN: Linux before 6.7 */
+  uint64_t local_bytes;     /* of these, what lies on the node, by move_pages of up to 4,096. SH_UNKNOWN: not told */
+} sh_node_stats;
+/* Of up to `room` nodes; returns how many there are. Takes a walk over the page tables of all regions. */
+uint32_t sh_host_node_stats(sh_host *host, sh_node_stats *out, uint32_t room);
 enum sh_operation { SH_OP_SPAWN, SH_OP_CALL, SH_OP_CLOSE };
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out);
 
@@ -528,6 +542,7 @@ enum sh_os_call {
   SH_OS_PAGEMAP_SCAN,
   SH_OS_PAGEMAP_READ,
   SH_OS_MBIND,
+  SH_OS_MOVE_PAGES,
   SH_OS_THREAD,
   SH_OS_OPEN_BENEATH, /* openat2 */
   SH_OS_CALLS

@@ -44,7 +44,7 @@ from .errors import (
     SandhostError,
     SnapshotError,
 )
-from .govern.stats import Latency, MemStats
+from .govern.stats import Latency, MemStats, NodeStats
 from .host import Host
 from .limits import Limits
 from .regions import Reclaim
@@ -92,6 +92,7 @@ __all__ = [
     "MemStats",
     "ModuleError",
     "NativeError",
+    "NodeStats",
     "OutOfBounds",
     "OutOfFuel",
     "OutOfMemory",

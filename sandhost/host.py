@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError, SnapshotError
-from .govern.stats import Latency, MemStats, read_latency, read_stats
+from .govern.stats import (
+    Latency,
+    MemStats,
+    NodeStats,
+    read_latency,
+    read_nodes,
+    read_stats,
+)
 from .limits import UNLIMITED
 from .regions import policy_number
 from .tenants import Tenant
@@ -308,6 +315,14 @@ class Host:
     def stats(self) -> MemStats:
         """Return a snapshot of what the host holds and has done."""
         return read_stats(self.native)
+
+    def node_stats(self) -> tuple[NodeStats, ...]:
+        """Return what the guests' memories hold on each NUMA node, and whether their pages lie there.
+
+        Walks the page tables of all guests: for a look now and then, not for each request.
+        """
+        self._check_open()
+        return read_nodes(self.native)
 
     def latency(self, operation: str) -> Latency:
         """Return how long each "spawn", "call" or "close" took since the host was made."""

@@ -64,7 +64,7 @@ class PoolStats(NamedTuple):
 class Buffer:
     """A buffer of a pool while it is somebody's. Released by the `with` block, or `pool.release`."""
 
-    __slots__ = ("_left", "_lease", "_pool")
+    __slots__ = ("_lease", "_left", "_pool")
 
     def __init__(self, pool: PagePool, lease: int) -> None:
         self._pool = pool
@@ -228,6 +228,7 @@ class PagePool:
         except BaseException:
             self._decline(waiter)
             raise
+        lib.sh_pages_count(self.native, False)
         raise PoolEmpty(
             f"no buffer came back within {seconds:g} s, and all {self.count} are in use: "
             "release them sooner, or make the pool larger"
@@ -269,7 +270,6 @@ class PagePool:
         """Return the lease that it was given; _GONE: it was not, and will not be."""
         lease = waiter.settle(_GONE)
         if lease == _GONE:
-            lib.sh_pages_count(self.native, False)
             try:
                 self._line.remove(waiter)
             except ValueError:  # somebody has it in hand, and will find it gone
@@ -278,6 +278,7 @@ class PagePool:
 
     def _decline(self, waiter: _Waiter) -> None:
         """Go without; what was given meanwhile goes on to the next."""
+        lib.sh_pages_count(self.native, False)
         lease = self._leave_line(waiter)
         if lease and not _put(self.native, lease):
             self._serve()
@@ -293,7 +294,10 @@ class PagePool:
                 while waiter.settle(lease) != lease:
                     waiter = self._line.popleft()
                 waiter.wake()
-            except (IndexError, RuntimeError):  # all have left; or an event loop ended before its tasks
+            except (
+                IndexError,
+                RuntimeError,
+            ):  # all have left; or an event loop ended before its tasks
                 _put(self.native, lease)
 
     # ---- release ----
@@ -392,4 +396,9 @@ class PagePool:
                 raise
 
 
-_take, _put, _pin, _unpin = lib.sh_pages_take, lib.sh_pages_put, lib.sh_pages_pin, lib.sh_pages_unpin
+_take, _put, _pin, _unpin = (
+    lib.sh_pages_take,
+    lib.sh_pages_put,
+    lib.sh_pages_pin,
+    lib.sh_pages_unpin,
+)
