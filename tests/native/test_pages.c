@@ -318,6 +318,47 @@ static void a_ring_is_in_order_over_many_laps(void) {
   shi_mpmc_destroy(&ring);
 }
 
+static void *put_nine(void *argument) {
+  (void)argument;
+  shi_mpmc_put(&ring, 9);
+  return NULL;
+}
+
+static void a_put_waits_for_a_take_that_was_stopped_a_lap_ago(void) {
+  pthread_t thread;
+  uint32_t number;
+  CHECK_EQ(shi_mpmc_init(&ring, 1), 0); /* room for two */
+  shi_mpmc_put(&ring, 7);
+  atomic_store(&ring.taken, 1); /* a take of 7 has its position, and is stopped before it says that it is done */
+  shi_mpmc_put(&ring, 8);
+  CHECK(shi_mpmc_take(&ring, &number));
+  CHECK_EQ(number, 8);
+  CHECK_EQ(pthread_create(&thread, NULL, put_nine, NULL), 0); /* comes to the cell that 7 is still in */
+  nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+  CHECK_EQ(atomic_load(&ring.put), 2);
+  CHECK(!shi_mpmc_take(&ring, &number));
+  atomic_store(&ring.cells[0].turn, 2); /* it goes on */
+  pthread_join(thread, NULL);
+  CHECK(shi_mpmc_take(&ring, &number));
+  CHECK_EQ(number, 9);
+  shi_mpmc_destroy(&ring);
+}
+
+static void a_take_does_not_pass_a_put_that_was_stopped(void) {
+  uint32_t number;
+  CHECK_EQ(shi_mpmc_init(&ring, 2), 0);
+  atomic_store(&ring.put, 1); /* a put has its position, and is stopped before it says that it is done */
+  shi_mpmc_put(&ring, 8);
+  CHECK(!shi_mpmc_take(&ring, &number));
+  ring.cells[0].number = 7;
+  atomic_store(&ring.cells[0].turn, 1); /* it goes on */
+  CHECK(shi_mpmc_take(&ring, &number));
+  CHECK_EQ(number, 7);
+  CHECK(shi_mpmc_take(&ring, &number));
+  CHECK_EQ(number, 8);
+  shi_mpmc_destroy(&ring);
+}
+
 static sh_pages *shared;
 static _Atomic bool over;
 
@@ -384,6 +425,8 @@ static void each_thread_has_its_buffers_for_itself(void) {
 
 int main(void) {
   RUN(a_ring_is_in_order_over_many_laps);
+  RUN(a_put_waits_for_a_take_that_was_stopped_a_lap_ago);
+  RUN(a_take_does_not_pass_a_put_that_was_stopped);
   RUN(a_ring_gives_each_number_to_one_thread);
   RUN(a_lease_is_good_for_one_put);
   RUN(a_lease_that_was_never_given_is_refused);
