@@ -508,11 +508,11 @@ typedef struct {
   uint64_t node; /* the kernel's number */
   uint64_t cpus;
   uint64_t slots_live;
-  uint64_t slots_warm;      /* free, with resident pages */
+  uint64_t slots_warm; /* free, with resident pages */
   uint64_t committed_bytes; /* accessible in live regions */
-  uint64_t warm_bytes;      /* resident in free slots */
-  uint64_t resident_bytes;  /* private pages in RAM of all its slots, by pagemap. SH_UNKNOWN: Linux before 6.7 */
-  uint64_t local_bytes;     /* of these, what lies on the node, by move_pages of up to 4,096. SH_UNKNOWN: not told */
+  uint64_t warm_bytes; /* resident in free slots */
+  uint64_t resident_bytes; /* private pages in RAM of all its slots, by pagemap. SH_UNKNOWN: Linux before 6.7 */
+  uint64_t local_bytes; /* of these, what lies on the node, by move_pages of up to 4,096. SH_UNKNOWN: not told */
 } sh_node_stats;
 /* Of up to `room` nodes; returns how many there are. Takes a walk over the page tables of all regions. */
 uint32_t sh_host_node_stats(sh_host *host, sh_node_stats *out, uint32_t room);

@@ -104,11 +104,11 @@ class GuestMemory:
         """
         self._views += 1  # before looking whether the memory is there: see release
         try:
-            start = self._start(address, length)
+            first = self._base + self._start(address, length)
         except BaseException:
             self._view_ended()
             raise
-        return open_window(self._base + start, length, self._guest(), self._view_ended)
+        return open_window(first, length, self._guest(), self._view_ended)
 
     def _view_ended(self) -> None:
         self._views -= 1

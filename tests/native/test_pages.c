@@ -256,7 +256,7 @@ static void a_child_has_no_buffers(void) {
 
 /* ---- threads ------------------------------------------------------------------------------------------------------ */
 
-enum { THREADS = 8, NUMBERS = 5, ROUNDS = UNDER_TSAN ? 5000 : 100000 };
+enum { THREADS = 8, NUMBERS = 5, ROUNDS = UNDER_TSAN ? 10000 : 400000 };
 
 static shi_mpmc ring;
 static _Atomic int had[NUMBERS];
@@ -366,7 +366,7 @@ static _Atomic bool over;
 static void *use_buffers(void *argument) {
   uint8_t mark = (uint8_t)(uintptr_t)argument;
   uint64_t ended = 0;
-  for (int k = 0; k < ROUNDS / 20;) {
+  for (int k = 0; k < ROUNDS / 40;) {
     uint64_t lease = sh_pages_take(shared);
     if (lease == 0) {
       sched_yield();
@@ -419,7 +419,7 @@ static void each_thread_has_its_buffers_for_itself(void) {
   atomic_store(&over, true);
   pthread_join(trimmer, NULL);
   CHECK_EQ(sh_pages_put(shared, held), SH_OK);
-  CHECK_EQ(stats(shared).acquired, 1 + THREADS * (ROUNDS / 20));
+  CHECK_EQ(stats(shared).acquired, 1 + THREADS * (ROUNDS / 40));
   close_pages(shared);
 }
 

@@ -68,10 +68,18 @@ def boot(kernel: Path, image: Path) -> int:
     for node in range(NODES):
         first = node * CPUS_EACH
         nodes += ["-object", f"memory-backend-ram,id=memory{node},size={MEMORY_EACH}"]
-        nodes += ["-numa", f"node,nodeid={node},cpus={first}-{first + CPUS_EACH - 1},memdev=memory{node}"]
+        nodes += [
+            "-numa",
+            f"node,nodeid={node},cpus={first}-{first + CPUS_EACH - 1},memdev=memory{node}",
+        ]
     command = [
         "qemu-system-x86_64",
-        *("-accel", "tcg,thread=multi", "-cpu", "max"),  # works everywhere, and time is not measured
+        *(
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max",
+        ),  # works everywhere, and time is not measured
         *("-smp", str(NODES * CPUS_EACH), "-m", f"{NODES * int(MEMORY_EACH[:-1])}M", *nodes),
         *("-numa", "dist,src=0,dst=1,val=21", "-display", "none", "-serial", "stdio"),
         *("-nic", "none", "-no-reboot", "-kernel", str(kernel), "-initrd", str(image)),

@@ -30,7 +30,12 @@ wrong: list[str] = []
 
 def mount_all() -> None:
     """Mount what a program expects to find."""
-    for kind, where in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")):
+    for kind, where in (
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/tmp"),
+    ):
         libc.mount(kind.encode(), where.encode(), kind.encode(), 0, None)
 
 
@@ -165,8 +170,8 @@ def placement(bind: bool) -> None:
             "host.node_stats() agrees: all pages are local, but those of the plugin's data",
             all(
                 (each.slots_live, each.slots_warm) == (1, 1)
-                and each.resident_bytes - each.local_bytes == len(IMAGE) * PAGE
                 and each.resident_bytes == (2 * len(OWN) + len(IMAGE)) * PAGE
+                and each.local_bytes == 2 * len(OWN) * PAGE
                 for each in figures.values()
             ),
         )
@@ -220,11 +225,14 @@ def fill(bind: bool, mib: int, limit_mib: int | None) -> None:
     import sandhost
 
     limit = None if limit_mib is None else f"{limit_mib} MiB"
-    with on_node(1), sandhost.Host(numa_bind=bind, cache=False, memory_limit=limit) as host:
-        with host.load(FILL.encode()).spawn(limits=sandhost.Limits(memory="4 GiB")) as guest:
-            done = guest.call("fill", mib * 16)
-            found = nodes_by_move_pages(address_of(guest), mib * 256) if done else {}
-            print(done, found.get(0, 0), found.get(1, 0), flush=True)
+    with (
+        on_node(1),
+        sandhost.Host(numa_bind=bind, cache=False, memory_limit=limit) as host,
+        host.load(FILL.encode()).spawn(limits=sandhost.Limits(memory="4 GiB")) as guest,
+    ):
+        done = guest.call("fill", mib * 16)
+        found = nodes_by_move_pages(address_of(guest), mib * 256) if done else {}
+        print(done, found.get(0, 0), found.get(1, 0), flush=True)
 
 
 def filled(bind: bool, mib: int, limit_mib: int | None = None) -> tuple[int, list[int]]:
@@ -238,7 +246,10 @@ def full_node() -> None:
     """Ask more of node 1 than it has."""
     free = {node: free_mib(node) for node in NODES}
     mib = free[1] + 96
-    print(f"\nA guest of node 1 dirties {mib} MiB; free: {free[0]} MiB on node 0, {free[1]} on node 1", flush=True)
+    print(
+        f"\nA guest of node 1 dirties {mib} MiB; free: {free[0]} MiB on node 0, {free[1]} on node 1",
+        flush=True,
+    )
     status, numbers = filled(bind=False, mib=mib)
     print(f"  PREFERRED: status {status}, pages on node 0 and 1: {numbers[1:]}", flush=True)
     claim(
@@ -252,7 +263,9 @@ def full_node() -> None:
         status == -signal.SIGKILL and numbers == [],
     )
     status, numbers = filled(bind=True, mib=mib, limit_mib=free[1] // 2)
-    print(f"  BIND, memory_limit of half the node: status {status}, grown: {numbers[0]}", flush=True)
+    print(
+        f"  BIND, memory_limit of half the node: status {status}, grown: {numbers[0]}", flush=True
+    )
     claim(
         "BIND with a memory limit below the node's: the guest's memory.grow fails, nothing else does",
         status == 0 and numbers[0] == 0,
@@ -266,7 +279,9 @@ def main() -> None:
     """Print what the machine is, then each table, then the verdict."""
     import sandhost
 
-    print(f"Linux {platform.release()}, Python {platform.python_version()}, sandhost {sandhost.__version__}")
+    print(
+        f"Linux {platform.release()}, Python {platform.python_version()}, sandhost {sandhost.__version__}"
+    )
     for node in NODES:
         distances = read(f"/sys/devices/system/node/node{node}/distance")
         cpus = ", ".join(map(str, sorted(cpus_of(node))))
