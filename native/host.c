@@ -268,6 +268,10 @@ void sh_host_get_figures(sh_host *host, uint64_t *out) {
   memcpy(out, &stats, sizeof stats);
 }
 
+uint32_t sh_host_node_stats(sh_host *host, sh_node_stats *out, uint32_t room) {
+  return shi_pool_node_stats(host->pool, out, room);
+}
+
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out) {
   shi_histogram_copy(&host->latency[operation], out);
 }

@@ -452,6 +452,38 @@ uint32_t sh_heap_dropped(sh_heap *heap, uint32_t *objects, uint32_t room);
 enum { SH_HEAP_FIGURES = 19 };
 void sh_heap_get_figures(sh_heap *heap, uint64_t *out);
 
+/* ---- buffers for requests and results (page_pool.h) -------------------------------------------------------------- */
+
+typedef struct sh_pages sh_pages;
+/* `count` buffers of `buffer_bytes`, rounded up to OS pages. `poison`: what was used is filled with 0xDB, and with it what
+ * a user has not written; else with zeros. After `idle_ns` without use the free ones' pages go back to the OS. NULL: see
+ * sh_take_error. */
+sh_pages *sh_pages_new(uint64_t buffer_bytes, uint32_t count, int poison, uint64_t idle_ns);
+/* A lease on a free buffer. 0: none is free, or being trimmed. */
+uint64_t sh_pages_take(sh_pages *pages);
+/* Ends the lease. SH_BUSY changes nothing: it is pinned. SH_CLOSED: there is no such lease, any more. */
+int sh_pages_put(sh_pages *pages, uint64_t lease);
+/* The buffer's bytes, of which `end` may be used until they are unpinned. NULL: there is no such lease. */
+uint8_t *sh_pages_pin(sh_pages *pages, uint64_t lease, uint64_t end);
+void sh_pages_unpin(sh_pages *pages, uint64_t lease);
+/* Gives the pages of free buffers back to the OS; returns the bytes. */
+uint64_t sh_pages_trim(sh_pages *pages);
+/* Unmaps all of it. SH_BUSY changes nothing: a buffer is out. */
+int sh_pages_close(sh_pages *pages);
+void sh_pages_free(sh_pages *pages); /* left as it is while a buffer is out, and in a forked child */
+void sh_pages_count(sh_pages *pages, int waited); /* somebody had to wait, or (0) went without */
+typedef struct {
+  uint64_t buffers; /* 0: closed */
+  uint64_t in_use; /* exact when nothing moves, else not too many */
+  uint64_t peak;
+  uint64_t resident_bytes; /* that were written to and not given back */
+  uint64_t acquired; /* counters from here */
+  uint64_t waits;
+  uint64_t refused;
+  uint64_t trimmed_bytes;
+} sh_pages_stats;
+void sh_pages_get_stats(sh_pages *pages, sh_pages_stats *out);
+
 /* ---- callbacks into Python ------------------------------------------------------------------------------------- */
 
 enum sh_said {
@@ -531,6 +563,20 @@ typedef struct {
 enum { SH_HOST_FIGURES = 63 };
 void sh_host_get_figures(sh_host *host, uint64_t *out); /* the same as so many numbers, which Python unpacks at once */
 void sh_host_get_stats(sh_host *host, sh_host_stats *out);
+/* What the regions of one NUMA node hold. All gauges; bytes unless said otherwise. */
+#define SH_UNKNOWN 0xffffffffffffffff
+typedef struct {
+  uint64_t node; /* the kernel's number */
+  uint64_t cpus;
+  uint64_t slots_live;
+  uint64_t slots_warm; /* free, with resident pages */
+  uint64_t committed_bytes; /* accessible in live regions */
+  uint64_t warm_bytes; /* resident in free slots */
+  uint64_t resident_bytes; /* private pages in RAM of all its slots, by pagemap. SH_UNKNOWN: Linux before 6.7 */
+  uint64_t local_bytes; /* of these, what lies on the node, by move_pages of up to 4,096. SH_UNKNOWN: not told */
+} sh_node_stats;
+/* Of up to `room` nodes; returns how many there are. Takes a walk over the page tables of all regions. */
+uint32_t sh_host_node_stats(sh_host *host, sh_node_stats *out, uint32_t room);
 enum sh_operation { SH_OP_SPAWN, SH_OP_CALL, SH_OP_CLOSE };
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out);
 
@@ -557,6 +603,7 @@ enum sh_os_call {
   SH_OS_PAGEMAP_SCAN,
   SH_OS_PAGEMAP_READ,
   SH_OS_MBIND,
+  SH_OS_MOVE_PAGES,
   SH_OS_THREAD,
   SH_OS_OPEN_BENEATH, /* openat2 */
   SH_OS_CALLS

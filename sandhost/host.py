@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError, SnapshotError
 from .govern.census import GuestRow, read_guests
-from .govern.stats import Latency, MemStats, read_latency, read_stats
+from .govern.stats import (
+    Latency,
+    MemStats,
+    NodeStats,
+    read_latency,
+    read_nodes,
+    read_stats,
+)
 from .limits import UNLIMITED
 from .regions import policy_number
 from .tenants import Quotas, Tenant
@@ -377,6 +384,14 @@ class Host:
             plugins = {plugin.id: plugin.name for plugin in self._plugins}
             tenants = {tenant.id: tenant.name for tenant in self._tenants.values()}
         return read_guests(self.native, plugins, tenants)
+
+    def node_stats(self) -> tuple[NodeStats, ...]:
+        """Return what the guests' memories hold on each NUMA node, and whether their pages lie there.
+
+        Walks the page tables of all guests: for a look now and then, not for each request.
+        """
+        self._check_open()
+        return read_nodes(self.native)
 
     def latency(self, operation: str) -> Latency:
         """Return how long each "spawn", "call" or "close" took since the host was made."""
