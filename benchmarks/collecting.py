@@ -288,7 +288,7 @@ def steady(quick: bool) -> list[Row]:
         ),
         Row(
             f"the same limit, beside {_HUNGRY} threads of Python's that compute without a pause",
-            f"the median of {rounds} runs of {seconds:g} s; {_UNTENDED:,} handles a call, in which the guest needs nobody",
+            f"the median of {rounds} runs of {seconds:g} s; {_UNTENDED:,} handles a call, without Python's lock",
             [
                 Claim(
                     "peak beyond the limit",

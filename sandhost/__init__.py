@@ -47,6 +47,7 @@ from .wasi import Dir, Wasi
 
 if typing.TYPE_CHECKING:
     from . import aio, interpreters
+    from .callbacks import Callback
     from .guest import Guest, GuestStats
     from .heap import Handle, HandleHeap, HandleInfo, HeapFigures
     from .memory import GuestMemory
@@ -56,6 +57,7 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Callback",
     "ConfigError",
     "DeadlineExceeded",
     "Dir",
@@ -100,6 +102,7 @@ __all__ = [
 ]
 
 _MADE_BY_HOSTS = {
+    "Callback": ".callbacks",
     "Guest": ".guest",
     "GuestStats": ".guest",
     "Handle": ".heap",

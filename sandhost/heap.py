@@ -233,13 +233,16 @@ class HandleHeap:
                 raise TypeError(f"a {cls.__qualname__} is expected")
         return self._new(thing, guest_id, kind, None, "", None)
 
-    def get(self, handle: int) -> Any:
-        """Return the object of a handle.
+    def get(self, handle: int, *, guest: Any = None) -> Any:
+        """Return the object of a handle; with `guest`, only of one that is that guest's own.
 
         Raises:
-            InvalidHandle: it is none, or stands for no object of the host's.
+            InvalidHandle: it is none, stands for no object of the host's, or belongs to another.
+            GuestClosed, GuestBusy: the guest has ended; another thread is in it.
         """
-        place = lib.sh_handle_object(self.native, 0, handle, 0)
+        if guest is not None and not guest.id:
+            raise GuestClosed("the guest has ended")
+        place = lib.sh_handle_object(self.native, 0 if guest is None else guest.id, handle, 0)
         if place < 0:
             raise failure()
         return self.objects[place]

@@ -56,7 +56,7 @@ class HeapCycle(NamedTuple):
     number: int
     """Of all that have begun; `HeapFigures.begun` from its begin to the next one's."""
     reason: str
-    """"asked", by `run_cycle_async`; or why it began by itself: "heap goal" or "limit"."""
+    """Why it began: "asked", by `run_cycle_async`, or by itself "heap goal" or "limit"."""
     began_s: float
     """As `time.monotonic()` counts."""
     ended_s: float | None

@@ -95,7 +95,7 @@ class HeapCycle(Protocol):
 
     @property
     def reason(self) -> str:
-        """ "asked", or why it began by itself: "heap goal" or "limit"."""
+        """Why it began: "asked", or by itself "heap goal" or "limit"; see `run_cycle_async`."""
 
     @property
     def began_s(self) -> float:
