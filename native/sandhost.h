@@ -432,12 +432,22 @@ int sh_heap_begin(sh_heap *heap);
 int sh_heap_mark(sh_heap *heap, uint64_t budget);
 int sh_heap_finish_mark(sh_heap *heap);
 int sh_heap_sweep(sh_heap *heap, uint64_t cells);
-/* The same by a thread. `wait` gives 1 when no such cycle is under way any more. */
+/* The same by a thread. `wait` gives 1 when its cycle that runs now is over, or none does. */
 int sh_heap_start(sh_heap *heap);
 int sh_heap_wait(sh_heap *heap, uint64_t timeout_ns);
-/* Live bytes that reach `trigger` want a cycle; guests that allocate while marking do `assist_ratio` bytes of scan work
- * for each byte, if the background did not; that has the time of so many `cores`, of which its thread uses one at most. */
-void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, double assist_ratio, double cores);
+/* What the collector wants. Goal, trigger, ratio and reason are of one moment, `as_of`: twice the number of the cycle that
+ * began last, less 1 while it ran (UINT64_MAX: whenever). If the heap has gone on since, they are too old, and not taken. */
+typedef struct {
+  uint64_t goal, trigger; /* live bytes that reach the trigger want a cycle */
+  double assist_ratio; /* guests that allocate while marking scan so much for each byte, if the background did not; */
+  double cores; /*   that has the time of so many, of which its thread uses one at most */
+  uint64_t as_of;
+  int limited; /* the memory limit sets the goal */
+  int begins; /* a cycle begins by itself at the trigger; and until somebody sets a goal for the next one, that is: */
+  double growth; /*   what was left, and so much of it again; below 0: no goal, */
+  uint64_t minimum, ceiling; /*   not less than this, and not more */
+} sh_heap_plan;
+int sh_heap_set_plan(sh_heap *heap, const sh_heap_plan *plan);
 int sh_heap_wants_cycle(sh_heap *heap);
 /* Called when live bytes reach the trigger, once for each cycle or goal, or when many objects wait to be taken, by the
  * thread that allocates or releases. */
@@ -448,9 +458,21 @@ uint32_t sh_heap_dropped(sh_heap *heap, uint32_t *objects, uint32_t room);
 /* live bytes, live cells, goal bytes; counters: allocs, frees, alloc bytes, free bytes; of the last or current cycle:
  * marked bytes, scan work bytes, roots bytes; counters: assist ns, mark ns, sweep ns; longest stop ns, cycles, phase (0
  * idle, 1 marking, 2 sweeping), objects to be taken; live bytes when marking last ended; counter: ns spent marking, by
- * the clock. */
-enum { SH_HEAP_FIGURES = 19 };
+ * the clock; cycles that have begun. */
+enum { SH_HEAP_FIGURES = 20 };
 void sh_heap_get_figures(sh_heap *heap, uint64_t *out);
+/* A cycle of the thread's, of which nobody said yet that he knows it. */
+enum sh_cycle_reason { SH_CYCLE_ASKED, SH_CYCLE_GOAL, SH_CYCLE_LIMIT };
+typedef struct {
+  uint64_t number; /* of all cycles that have begun */
+  uint64_t began_ns, ended_ns; /* CLOCK_MONOTONIC; 0: it runs */
+  uint64_t trigger;
+  uint32_t reason;
+  uint64_t before[SH_HEAP_FIGURES], after[SH_HEAP_FIGURES];
+} sh_heap_cycle;
+/* The oldest of these: 1, or 0 if there is none. */
+int sh_heap_get_cycle(sh_heap *heap, sh_heap_cycle *out);
+void sh_heap_forget_cycle(sh_heap *heap, uint64_t number);
 
 /* ---- buffers for requests and results (page_pool.h) -------------------------------------------------------------- */
 

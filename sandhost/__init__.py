@@ -56,6 +56,7 @@ from .wasi import Dir, Wasi
 
 if typing.TYPE_CHECKING:
     from . import aio, interpreters
+    from .callbacks import Callback
     from .guest import Guest, GuestStats
     from .heap import Handle, HandleHeap, HandleInfo, HeapFigures
     from .memory import GuestMemory
@@ -68,6 +69,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Buffer",
     "BufferBusy",
+    "Callback",
     "ConfigError",
     "DeadlineExceeded",
     "Dir",
@@ -122,6 +124,8 @@ __all__ = [
 
 _LATE = {
     "Buffer": ".pages",
+_MADE_BY_HOSTS = {
+    "Callback": ".callbacks",
     "Guest": ".guest",
     "GuestStats": ".guest",
     "Handle": ".heap",
