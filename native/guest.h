@@ -73,6 +73,7 @@ typedef struct shi_guest {
 
   struct shi_holder *holder; /* of its handles (heap.h); NULL: it was never given one */
   sh_tenant *tenant;         /* NULL: none */
+  shi_whose whose;           /* as events call it */
 
   bool in_callback; /* Python runs on the guest's thread, and not for a host function */
   uint64_t born_ns;

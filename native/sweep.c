@@ -19,6 +19,7 @@ bool shi_sweep(shi_heap *heap, uint64_t budget_cells) {
     if (over) {
       heap->phase = SHI_HEAP_IDLE;
       heap->cycles++;
+      shi_event_cycle_end(heap->events, heap->cycle, heap->live_bytes, heap->live_cells);
     } else if (shi_heap_wanted(heap)) {
       shi_heap_let_in(heap);
       over = heap->phase != SHI_HEAP_SWEEPING; /* another thread sweeps too */
