@@ -6,6 +6,7 @@
     gc, govern                    when the handle heap is collected, and how hard; statistics
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
       aio, calls, hostcalls         and how they wait, on an event loop
+    events                        what happens, for whoever listens
     memory, regions, tenants,     a guest's bytes; what came back; who shares limits; what WASI gives;
       wasi, modules, heap         reading and compiling modules; objects that guests hold by number
     _ffi, _wasmtime               the doors to C and to wasmtime's library
@@ -47,6 +48,7 @@ from .wasi import Dir, Wasi
 
 if typing.TYPE_CHECKING:
     from . import aio, interpreters
+    from .events import Events
     from .guest import Guest, GuestStats
     from .heap import Handle, HandleHeap, HandleInfo, HeapFigures
     from .memory import GuestMemory
@@ -59,6 +61,7 @@ __all__ = [
     "ConfigError",
     "DeadlineExceeded",
     "Dir",
+    "Events",
     "Frame",
     "Guest",
     "GuestBusy",
@@ -100,6 +103,7 @@ __all__ = [
 ]
 
 _MADE_BY_HOSTS = {
+    "Events": ".events",
     "Guest": ".guest",
     "GuestStats": ".guest",
     "Handle": ".heap",

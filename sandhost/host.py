@@ -21,6 +21,7 @@ from .tenants import Tenant
 from .units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
+    from .events import Events
     from .gc.collector import Collector
     from .guest import Guest
     from .heap import HandleHeap
@@ -39,6 +40,7 @@ _SMALLEST_STACK, _LARGEST_STACK = 64 << 10, 1536 << 10
 _CLOSE_PATIENCE_S = 0.1
 _MOST_WORKERS = 64
 _MOST_HANDLES = 1 << 26
+_MOST_NAMES = 1 << 16  # of plugins, remembered for events that come late. Arbitrary
 _MOST_GUESTS = 28_000  # 4 GiB of address space each, in 47 bits
 
 
@@ -121,6 +123,9 @@ class Host:
         self._cache: CompileCache | None = None
         self._handle_memory = None if handle_memory is None else parse_bytes(handle_memory)
         self._handles_and_gc: tuple[HandleHeap, Collector] | None = None  # made when first needed
+        self._events: Events | None = None  # made when first needed
+        self._plugin_names: dict[int, str] = {}
+        self._tenant_names: dict[int, str] = {}
         self._functions: dict[tuple[str, str], HostFunction] = {}
         self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
@@ -191,6 +196,9 @@ class Host:
         plugin = Plugin(self, title, compiled, dict(self._functions))
         with self._lock:
             self._plugins.add(plugin)
+            self._plugin_names[plugin.number] = plugin.name
+            if len(self._plugin_names) > _MOST_NAMES:
+                del self._plugin_names[next(iter(self._plugin_names))]
         return plugin
 
     def load_snapshot(
@@ -268,6 +276,7 @@ class Host:
                     most = UNLIMITED if handles is None else handles
                     lib.sh_tenant_limit_handles(native, most, _limit(handle_memory))
                     tenant = self._tenants[name] = Tenant(name, limit, native, self.native)
+                    self._tenant_names[tenant.number] = name
         if limit is not None and tenant.memory_limit != limit:
             raise ConfigError(
                 f"tenant {name!r} exists with the memory limit {tenant.memory_limit}, not {limit}"
@@ -302,6 +311,19 @@ class Host:
                 self._handles_and_gc = (handles, collector)
                 collector.start()
             return self._handles_and_gc
+
+    # ---- events ----
+
+    @property
+    def events(self) -> Events:
+        """What happens to guests, memory and handles, for whoever listens: nobody, to begin with."""
+        if self._events is None:
+            from .events import Events
+
+            with self._lock:
+                if self._events is None:
+                    self._events = Events(self.native, self._plugin_names, self._tenant_names)
+        return self._events
 
     # ---- figures ----
 
@@ -345,6 +367,8 @@ class Host:
             if not lib.sh_host_close(self.native):
                 if self._handles_and_gc is not None:
                     self._handles_and_gc[0].run_finalizers()
+                if self._events is not None:
+                    self._events.close()
                 return
             error = failure()
         raise error
@@ -402,6 +426,8 @@ _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 def _at_exit() -> None:
     try:
         for host in list(_hosts):
+            if host._events is not None:
+                host._events.close()
             host.warn_if_live()
     finally:  # the warning may be an error
         lib.sh_exiting()

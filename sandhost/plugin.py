@@ -86,6 +86,10 @@ class Plugin:
         )
         if not self._native:
             raise failure()
+        self.number = lib.sh_plugin_name(self._native, printable(name).encode(errors="replace"))
+        """What probes and events of C call it by. Not for users."""
+        if not self.number:
+            raise failure()
         self._numbers: list[int] = []
         self._adapters: list[Any] = []
         weakref.finalize(self, unbind, self._numbers).atexit = False

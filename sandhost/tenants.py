@@ -28,5 +28,10 @@ class Tenant:
         """The most it ever was."""
         return int(lib.sh_tenant_peak(self.native))
 
+    @property
+    def number(self) -> int:
+        """What probes and events of C call it by. Not for users."""
+        return int(lib.sh_tenant_number(self.native))
+
     def __repr__(self) -> str:
         return f"<sandhost.Tenant {self.name!r}>"
