@@ -71,6 +71,7 @@ int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out) {
   heap->goal_bytes = heap->trigger_bytes = UINT64_MAX;
   heap->plan.growth = -1;
   heap->share = 1;
+  heap->events = &shi_no_events;
   init_locks(heap);
   int error = shi_os_pagemap_open(&heap->pagemap);
   if (!error) error = shi_os_reserve(hot_reserved, (uint8_t **)&heap->hot);
@@ -178,6 +179,8 @@ shi_holder *shi_holder_new(shi_heap *heap, const shi_holder_request *request) {
       .heap = heap,
       .first = SHI_NONE,
       .guest = request->guest,
+      .plugin = request->plugin,
+      .tenant = request->tenant,
       .scans = request->scans,
       .calls = request->in_call,
       .pieces = request->pieces,
@@ -312,14 +315,22 @@ static int own(shi_heap *heap, uint32_t index) {
 
 static const char *const whose[] = {"the guest's limit", "its tenant's limit", "the host's limit"};
 
+static shi_whose whose_is(const shi_holder *holder) {
+  return (shi_whose){holder->guest, holder->plugin, holder->tenant};
+}
+
 static int charge(shi_holder *holder, uint64_t cells, uint64_t bytes) {
+  shi_events *events = holder->heap->events;
   shi_account *full = cells ? shi_account_charge(&holder->handles, cells) : NULL;
-  if (full)
+  if (full) {
+    shi_event_refused(events, whose_is(holder), SH_REFUSED_HANDLES, full->level, cells, full->limit);
     return shi_fail_limit(SH_HANDLE_LIMIT, atomic_load(&full->used) + cells, full->limit,
                           "%s of %" PRIu64 " handles is reached", whose[full->level], full->limit);
+  }
   full = shi_account_charge(&holder->bytes, bytes);
   if (!full) return SH_OK;
   if (cells) shi_account_refund(&holder->handles, cells);
+  shi_event_refused(events, whose_is(holder), SH_REFUSED_HANDLE_MEMORY, full->level, bytes, full->limit);
   int status = shi_fail_limit(SH_OUT_OF_MEMORY, bytes, full->limit, "what its handles hold");
   shi_error()->level = full->level;
   return status;
@@ -355,6 +366,8 @@ static int room_for_object(shi_heap *heap) {
   return SH_OK;
 }
 
+static uint64_t handle_of(const shi_heap *heap, uint32_t index) { return (uint64_t)heap->hot[index].tag << 32 | index; }
+
 int shi_cell_add(shi_heap *heap, shi_holder *holder, const shi_cell_request *request, uint32_t *index) {
   if (holder->closed) return shi_fail(SH_CLOSED, "the guest has ended");
   if (request->size >> 48) return shi_fail(SH_ARGUMENT, "a handle of %" PRIu64 " bytes", request->size);
@@ -380,12 +393,11 @@ int shi_cell_add(shi_heap *heap, shi_holder *holder, const shi_cell_request *req
   heap->live_bytes += request->size;
   heap->allocs++;
   heap->alloc_bytes += request->size;
+  shi_event_handle_alloc(heap->events, whose_is(holder), handle_of(heap, *index), request->size, request->label);
   status = own(heap, *index);
   if (status != SH_OK) shi_cell_free(heap, *index);
   return status;
 }
-
-static uint64_t handle_of(const shi_heap *heap, uint32_t index) { return (uint64_t)heap->hot[index].tag << 32 | index; }
 
 int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_edges *edges, uint64_t *handle) {
   shi_heap *heap = holder->heap;
@@ -432,6 +444,7 @@ void shi_cell_free(shi_heap *heap, uint32_t index) {
   heap->live_bytes -= cell->size;
   heap->frees++;
   heap->free_bytes += cell->size;
+  shi_event_handle_free(heap->events, whose_is(holder), handle_of(heap, index), cell->size);
   remove_from_owner(heap, holder, index);
   put(heap, index);
 }

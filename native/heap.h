@@ -127,6 +127,7 @@ typedef struct shi_holder {
   uint64_t assist_ns;
 
   uint64_t guest; /* its id; 0: the host */
+  uint32_t plugin, tenant; /* for events */
   uint32_t global_count;
   uint64_t globals[]; /* as they were when its last call ended; and again as many, for the thread inside to fill in */
 } shi_holder;
@@ -210,6 +211,7 @@ struct shi_heap {
   uint64_t cycles;
 
   shi_os_pagemap pagemap;
+  shi_events *events; /* the host's */
 
   pthread_t thread; /* runs whole cycles: see sweep.c */
   pthread_cond_t wake, done;
@@ -239,6 +241,7 @@ void shi_heap_let_in(shi_heap *heap);
 /* `handles` and `bytes` are the parents of the new holder's accounts; NULL: the heap's own. NULL: no memory. */
 typedef struct {
   uint64_t guest;
+  uint32_t plugin, tenant;
   bool scans;
   bool in_call;
   shi_pieces_fn *pieces;

@@ -74,6 +74,7 @@ static void set_own_goal(shi_heap *heap) {
 void shi_cycle_over(shi_heap *heap) {
   heap->phase = SHI_HEAP_IDLE;
   heap->cycles++;
+  shi_event_cycle_end(heap->events, heap->cycle, heap->live_bytes, heap->live_cells);
   heap->left_bytes = heap->live_bytes;
   heap->left_work_bytes = heap->scan_work_bytes;
   heap->assist_ratio = 0;

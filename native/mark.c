@@ -229,6 +229,7 @@ void shi_mark_turn(shi_heap *heap) {
   heap->marking_since_ns = shi_now_ns();
   heap->scan_cursor = 0;
   atomic_store_explicit(&heap->wants_cycle, false, memory_order_relaxed);
+  shi_event_cycle_begin(heap->events, heap->cycle, heap->live_bytes, heap->live_cells);
 }
 
 int shi_mark_begin(shi_heap *heap) {
@@ -273,7 +274,9 @@ static bool finish(shi_heap *heap) {
   if (!over) return false;
   heap->phase = SHI_HEAP_SWEEPING;
   heap->peak_bytes = heap->live_bytes;
-  heap->marking_ns += shi_now_ns() - heap->marking_since_ns;
+  uint64_t ns = shi_now_ns() - heap->marking_since_ns;
+  heap->marking_ns += ns;
+  shi_event_mark_done(heap->events, heap->cycle, heap->live_bytes, heap->live_cells, ns);
   heap->cursor = 0;
   heap->walk_end = heap->count;
   return true;
@@ -327,6 +330,7 @@ void shi_mark_assist(shi_holder *holder) {
     holder->assist_ns += cpu_ns;
     uint64_t ns = shi_now_ns() - begun_ns, longest = atomic_load_explicit(&heap->longest_stop_ns, memory_order_relaxed);
     if (ns > longest) atomic_store_explicit(&heap->longest_stop_ns, ns, memory_order_relaxed);
+    SHI_PROBE(gc_assist, holder->guest, done, ns);
   }
   shi_heap_unlock(heap);
 }

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "account.h"
+#include "events.h"
 #include "sandhost.h"
 
 /* ---- images --------------------------------------------------------------------------------------------------- */
@@ -60,6 +61,7 @@ typedef struct {
   uint64_t queue_ns;          /* ... and for at most this long */
   bool numa_bind;             /* BIND instead of PREFERRED */
   const char *sysfs_node;     /* NULL: "/sys/devices/system/node" */
+  shi_events *events;         /* outlives the pool; NULL: nobody listens */
 } shi_pool_options;
 
 int shi_pool_create(const shi_pool_options *options, shi_pool **out);
@@ -95,6 +97,7 @@ typedef struct {
   uint64_t affinity;    /* the tenant: a slot last used with the same image and affinity is taken first */
   uint64_t initial;     /* bytes */
   uint64_t maximum;     /* bytes; <= slot_capacity */
+  shi_whose whose;      /* for events */
   bool learns;          /* forks of this image are alike: learn which pages they dirty first */
 } shi_region_request;
 

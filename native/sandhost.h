@@ -612,6 +612,54 @@ typedef struct {
 } sh_plugin_stats;
 void sh_plugin_get_stats(const sh_plugin *plugin, sh_plugin_stats *out);
 
+/* ---- events ---------------------------------------------------------------------------------------------------- */
+
+/* What happened, by kind, with what its `detail` and `values` are. Nanoseconds are CLOCK_MONOTONIC's, or durations. */
+enum sh_event_kind {
+  SH_EVENT_SPAWN, /* committed bytes, ns it took; detail 1: of a snapshot */
+  SH_EVENT_CLOSE, /* bytes returned, kept, deferred, ns it took; detail: enum sh_policy */
+  SH_EVENT_COMMIT, /* growth: bytes more, size then */
+  SH_EVENT_DECOMMIT, /* after the close, by upkeep: bytes */
+  SH_EVENT_RESET, /* one region: bytes returned, kept, deferred, ns; detail: enum sh_policy */
+  SH_EVENT_QUARANTINE, /* bytes that stay counted */
+  SH_EVENT_REFUSED, /* wanted, limit, enum sh_level; detail: enum sh_refusal */
+  SH_EVENT_TRAP, /* code, as in sh_error */
+  SH_EVENT_DEADLINE, /* limit in ns */
+  SH_EVENT_CANCEL,
+  SH_EVENT_CYCLE_BEGIN, /* number of the cycle, live bytes, live handles */
+  SH_EVENT_MARK_DONE, /* the same, ns since it began */
+  SH_EVENT_CYCLE_END, /* number of the cycle, live bytes, live handles */
+  SH_EVENT_HANDLE_ALLOC, /* handle, bytes, label */
+  SH_EVENT_HANDLE_FREE, /* handle, bytes */
+  SH_EVENT_KINDS
+};
+enum sh_refusal {
+  SH_REFUSED_MEMORY,
+  SH_REFUSED_REGIONS,
+  SH_REFUSED_TABLE,
+  SH_REFUSED_FUEL,
+  SH_REFUSED_HANDLES,
+  SH_REFUSED_HANDLE_MEMORY,
+  SH_REFUSED_OS, /* no limit: the system had no more */
+  SH_REFUSED_QUOTA, /* of the tenant's, in a time or of guests; limit: nanoseconds to wait, or guests */
+  SH_REFUSED_PRESSURE /* the host is short of memory; limit: nanoseconds to wait */
+};
+typedef struct {
+  uint32_t unused;
+  uint16_t kind, detail;
+  uint64_t ns, guest;
+  uint32_t plugin, tenant; /* numbers; 0: none */
+  uint64_t values[4];
+} sh_event;
+/* Listens to the kinds whose bits are set, and no others. SH_NATIVE. */
+int sh_events_listen(sh_host *host, uint32_t kinds);
+/* Takes up to `room` of them, the oldest first. */
+uint32_t sh_events_read(sh_host *host, sh_event *out, uint32_t room);
+/* Counters, SH_EVENT_KINDS of them: those that nobody read in time. */
+void sh_events_lost(sh_host *host, uint64_t *by_kind);
+/* Names the plugin for probes. Once, before its first guest. */
+int sh_plugin_name(sh_plugin *plugin, const char *name);
+
 /* ---- fault injection (for tests of the error paths) ------------------------------------------------------------ */
 
 /* The OS calls that can be made to fail. */

@@ -7,6 +7,7 @@
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
       aio, calls, hostcalls         and how they wait, on an event loop
     pages                         buffers for requests and results
+    events                        what happens, for whoever listens
     memory, regions, tenants,     a guest's bytes; what came back; who shares limits; what WASI gives;
       wasi, modules, heap         reading and compiling modules; objects that guests hold by number
     _windows                      C's memory as memoryviews
@@ -57,6 +58,7 @@ from .wasi import Dir, Wasi
 if typing.TYPE_CHECKING:
     from . import aio, interpreters
     from .callbacks import Callback
+    from .events import Events
     from .guest import Guest, GuestStats
     from .heap import Handle, HandleHeap, HandleInfo, HeapFigures
     from .memory import GuestMemory
@@ -73,6 +75,7 @@ __all__ = [
     "ConfigError",
     "DeadlineExceeded",
     "Dir",
+    "Events",
     "Frame",
     "Guest",
     "GuestBusy",
@@ -124,8 +127,8 @@ __all__ = [
 
 _LATE = {
     "Buffer": ".pages",
-_MADE_BY_HOSTS = {
     "Callback": ".callbacks",
+    "Events": ".events",
     "Guest": ".guest",
     "GuestStats": ".guest",
     "Handle": ".heap",

@@ -53,6 +53,22 @@ class _Lib:
     SH_DOING_CALL: int
     SH_DOING_NOTHING: int
     SH_DOING_WAIT: int
+    SH_EVENT_CANCEL: int
+    SH_EVENT_CLOSE: int
+    SH_EVENT_COMMIT: int
+    SH_EVENT_CYCLE_BEGIN: int
+    SH_EVENT_CYCLE_END: int
+    SH_EVENT_DEADLINE: int
+    SH_EVENT_DECOMMIT: int
+    SH_EVENT_HANDLE_ALLOC: int
+    SH_EVENT_HANDLE_FREE: int
+    SH_EVENT_KINDS: int
+    SH_EVENT_MARK_DONE: int
+    SH_EVENT_QUARANTINE: int
+    SH_EVENT_REFUSED: int
+    SH_EVENT_RESET: int
+    SH_EVENT_SPAWN: int
+    SH_EVENT_TRAP: int
     SH_EXIT: int
     SH_FORKED: int
     SH_HANDLE_LIMIT: int
@@ -97,6 +113,15 @@ class _Lib:
     SH_QUOTA: int
     SH_RECLAIM_FIGURES: int
     SH_REFUSED: int
+    SH_REFUSED_FUEL: int
+    SH_REFUSED_HANDLES: int
+    SH_REFUSED_HANDLE_MEMORY: int
+    SH_REFUSED_MEMORY: int
+    SH_REFUSED_OS: int
+    SH_REFUSED_PRESSURE: int
+    SH_REFUSED_QUOTA: int
+    SH_REFUSED_REGIONS: int
+    SH_REFUSED_TABLE: int
     SH_REGION_FULL: int
     SH_SAID: int
     SH_SAID_LATER: int
@@ -130,6 +155,9 @@ class _Lib:
     def sh_exiting(self, /) -> None: ...
     def sh_leaving(self, /) -> int: ...
     def sh_end(self, guest: int, figures: _CData, /) -> int: ...
+    def sh_events_listen(self, host: _CData, kinds: int, /) -> int: ...
+    def sh_events_lost(self, host: _CData, by_kind: _CData, /) -> None: ...
+    def sh_events_read(self, host: _CData, out: _CData, room: int, /) -> int: ...
     def sh_fault_inject(self, call: int, skip: int, times: int, error: int, /) -> None: ...
     def sh_fiber_abandon(self, guest: int, /) -> None: ...
     def sh_fiber_answer(self, guest: int, level: int, answer: _CData, cells: _CData, /) -> int: ...
@@ -273,6 +301,7 @@ class _Lib:
         lengths: _CData,
         /,
     ) -> int: ...
+    def sh_plugin_name(self, plugin: _CData, name: _CData, /) -> int: ...
     def sh_plugin_new(self, host: _CData, module: _CData, /) -> _CData: ...
     def sh_plugin_release(self, plugin: _CData, /) -> None: ...
     def sh_plugin_segment(self, plugin: _CData, index: int, letter: int, target: int, /) -> int: ...
