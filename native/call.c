@@ -132,6 +132,7 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
     return out_of_memory(guest, false);
   case SH_REGION_FULL:
     shi_error_forget();
+    shi_event_refused(&host->events, guest->whose, SH_REFUSED_REGIONS, SH_LEVEL_HOST, 1, host->options.max_regions);
     return shi_fail_limit(SH_REGION_FULL, 1, host->options.max_regions, "all %u regions are in use",
                           host->options.max_regions);
   case SH_NATIVE:
@@ -142,6 +143,7 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
     return shi_cpu_refuse(guest, shi_now_ns());
   case SH_DEADLINE:
     shi_count(&host->counters, SHI_HOST_DEADLINES, 1);
+    shi_event_deadline(&host->events, guest->whose, guest->limits.deadline_ns);
     shi_error()->limit = guest->limits.deadline_ns;
     break;
   case SH_HOST_ERROR:
@@ -161,6 +163,7 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
   case SH_CANCELLED:
   case SH_EVICTED:
     shi_count(&host->counters, SHI_HOST_CANCELS, 1);
+    shi_event_cancel(&host->events, guest->whose);
     break;
   default:
     break;
@@ -176,11 +179,14 @@ int shi_guest_outcome(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *tr
   if (status == SH_TRAP && shi_error()->trap_code == WASMTIME_TRAP_OUT_OF_FUEL) {
     shi_error()->limit = guest->limits.fuel;
     shi_fail_is(SH_OUT_OF_FUEL);
+    shi_event_refused(&guest->plugin->host->events, guest->whose, SH_REFUSED_FUEL, SH_LEVEL_GUEST, guest->limits.fuel,
+                      guest->limits.fuel);
     return SH_OUT_OF_FUEL;
   }
   if (status == SH_TRAP) {
     shi_count(&guest->plugin->host->counters, SHI_HOST_TRAPS, 1);
     shi_count(&guest->plugin->counters, SHI_PLUGIN_TRAPS, 1);
+    shi_event_trap(&guest->plugin->host->events, guest->whose, shi_error()->trap_code);
     if (guest->refused) return out_of_memory(guest, true);
   }
   return status;

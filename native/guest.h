@@ -73,6 +73,7 @@ typedef struct shi_guest {
 
   _Atomic(struct shi_holder *) holder; /* of its handles (heap.h); NULL: it was never given one */
   sh_tenant *tenant;                   /* NULL: none */
+  shi_whose whose;                     /* as events call it */
   _Atomic uint32_t node;               /* of its first memory: the kernel's number */
   bool counted;                        /* among the live guests of tenant and host */
   _Atomic bool evicted;                /* the host ends it: its call, and then itself */

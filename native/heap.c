@@ -69,7 +69,9 @@ int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out) {
   heap->handles = handles;
   heap->bytes = bytes;
   heap->goal_bytes = heap->trigger_bytes = UINT64_MAX;
+  heap->plan.growth = -1;
   heap->share = 1;
+  heap->events = &shi_no_events;
   init_locks(heap);
   int error = shi_os_pagemap_open(&heap->pagemap);
   if (!error) error = shi_os_reserve(hot_reserved, (uint8_t **)&heap->hot);
@@ -177,6 +179,8 @@ shi_holder *shi_holder_new(shi_heap *heap, const shi_holder_request *request) {
       .heap = heap,
       .first = SHI_NONE,
       .guest = request->guest,
+      .plugin = request->plugin,
+      .tenant = request->tenant,
       .scans = request->scans,
       .calls = request->in_call,
       .pieces = request->pieces,
@@ -311,22 +315,25 @@ static int own(shi_heap *heap, uint32_t index) {
 
 static const char *const whose[] = {"the guest's limit", "its tenant's limit", "the host's limit"};
 
+static shi_whose whose_is(const shi_holder *holder) {
+  return (shi_whose){holder->guest, holder->plugin, holder->tenant};
+}
+
 static int charge(shi_holder *holder, uint64_t cells, uint64_t bytes) {
+  shi_events *events = holder->heap->events;
   shi_account *full = cells ? shi_account_charge(&holder->handles, cells) : NULL;
-  if (full)
+  if (full) {
+    shi_event_refused(events, whose_is(holder), SH_REFUSED_HANDLES, full->level, cells, full->limit);
     return shi_fail_limit(SH_HANDLE_LIMIT, atomic_load(&full->used) + cells, full->limit,
                           "%s of %" PRIu64 " handles is reached", whose[full->level], full->limit);
+  }
   full = shi_account_charge(&holder->bytes, bytes);
   if (!full) return SH_OK;
   if (cells) shi_account_refund(&holder->handles, cells);
+  shi_event_refused(events, whose_is(holder), SH_REFUSED_HANDLE_MEMORY, full->level, bytes, full->limit);
   int status = shi_fail_limit(SH_OUT_OF_MEMORY, bytes, full->limit, "what its handles hold");
   shi_error()->level = full->level;
   return status;
-}
-
-static void look_at_trigger(shi_heap *heap) {
-  if (heap->live_bytes < heap->trigger_bytes || heap->phase != SHI_HEAP_IDLE) return;
-  if (!atomic_exchange_explicit(&heap->wants_cycle, true, memory_order_relaxed)) atomic_store(&heap->tells, true);
 }
 
 int shi_cell_resize(shi_heap *heap, uint32_t index, uint64_t size) {
@@ -336,11 +343,14 @@ int shi_cell_resize(shi_heap *heap, uint32_t index, uint64_t size) {
   int status = size > before ? charge(holder, 0, size - before) : SH_OK;
   if (status != SH_OK) return status;
   if (size < before) shi_account_refund(&holder->bytes, before - size);
-  if (size > before) heap->alloc_bytes += size - before;
+  if (size > before) {
+    heap->alloc_bytes += size - before;
+    if (heap->phase == SHI_HEAP_MARKING) (void)shi_assist_owed(holder, size - before); /* its next new cell pays */
+  }
   if (size < before) heap->free_bytes += before - size;
   heap->live_bytes += size - before;
   cell->size = size;
-  look_at_trigger(heap);
+  shi_look_at_trigger(heap);
   return SH_OK;
 }
 
@@ -355,6 +365,8 @@ static int room_for_object(shi_heap *heap) {
   heap->dropped_capacity = capacity;
   return SH_OK;
 }
+
+static uint64_t handle_of(const shi_heap *heap, uint32_t index) { return (uint64_t)heap->hot[index].tag << 32 | index; }
 
 int shi_cell_add(shi_heap *heap, shi_holder *holder, const shi_cell_request *request, uint32_t *index) {
   if (holder->closed) return shi_fail(SH_CLOSED, "the guest has ended");
@@ -381,12 +393,11 @@ int shi_cell_add(shi_heap *heap, shi_holder *holder, const shi_cell_request *req
   heap->live_bytes += request->size;
   heap->allocs++;
   heap->alloc_bytes += request->size;
+  shi_event_handle_alloc(heap->events, whose_is(holder), handle_of(heap, *index), request->size, request->label);
   status = own(heap, *index);
   if (status != SH_OK) shi_cell_free(heap, *index);
   return status;
 }
-
-static uint64_t handle_of(const shi_heap *heap, uint32_t index) { return (uint64_t)heap->hot[index].tag << 32 | index; }
 
 int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_edges *edges, uint64_t *handle) {
   shi_heap *heap = holder->heap;
@@ -398,10 +409,12 @@ int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_e
     heap->cold[index].edges = edges;
     heap->hot[index].edged = edges != NULL;
   }
+  shi_look_at_trigger(heap);
   bool assists = status == SH_OK && heap->phase == SHI_HEAP_MARKING && shi_assist_owed(holder, request->size);
-  look_at_trigger(heap);
+  bool sweeps = shi_sweep_owed(heap);
   shi_heap_unlock(heap);
   if (assists) shi_mark_assist(holder);
+  if (sweeps) shi_sweep_assist(heap);
   return status;
 }
 
@@ -431,6 +444,7 @@ void shi_cell_free(shi_heap *heap, uint32_t index) {
   heap->live_bytes -= cell->size;
   heap->frees++;
   heap->free_bytes += cell->size;
+  shi_event_handle_free(heap->events, whose_is(holder), handle_of(heap, index), cell->size);
   remove_from_owner(heap, holder, index);
   put(heap, index);
 }

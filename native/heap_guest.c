@@ -14,7 +14,8 @@ sh_heap *sh_host_heap(sh_host *host) {
   if (atomic_load(&shi_forked))
     return shi_fail(SH_FORKED, "this process was forked from the one that has the handles"), NULL;
   pthread_mutex_lock(&host->mutex);
-  if (!host->heap) shi_heap_create(&host->handles, &host->handle_bytes, &host->heap);
+  if (!host->heap && shi_heap_create(&host->handles, &host->handle_bytes, &host->heap) == SH_OK)
+    host->heap->events = &host->events;
   sh_heap *heap = host->heap;
   pthread_mutex_unlock(&host->mutex);
   return heap;
@@ -61,6 +62,8 @@ shi_holder *shi_guest_holder(shi_guest *guest, bool in_call) {
   if (!heap) return NULL;
   const shi_holder_request request = {
       .guest = shi_guest_id(guest),
+      .plugin = guest->whose.plugin,
+      .tenant = guest->whose.tenant,
       .scans = !plugin->releases,
       .in_call = in_call,
       .pieces = piece,

@@ -18,8 +18,10 @@ from .govern.census import GuestRow, read_guests
 from .govern.stats import (
     Latency,
     MemStats,
+    NodeStats,
     WorkerStats,
     read_latency,
+    read_nodes,
     read_stats,
     read_workers,
 )
@@ -29,6 +31,7 @@ from .tenants import Quotas, Tenant
 from .units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
+    from .events import Events
     from .gc.collector import Collector
     from .govern.pressure import Pressure
     from .govern.protocol import Released
@@ -50,6 +53,7 @@ _NO_QUOTAS = Quotas()
 _CLOSE_PATIENCE_S = 0.1
 _MOST_WORKERS = 64
 _MOST_HANDLES = 1 << 26
+_MOST_NAMES = 1 << 16  # of plugins, remembered for events that come late. Arbitrary
 _MOST_GUESTS = 28_000  # 4 GiB of address space each, in 47 bits
 
 
@@ -152,6 +156,9 @@ class Host:
         """Made when first needed. Not for users, who have `handles` and `gc`."""
         self.made_pressure: Pressure | None = None
         """Likewise; users have `pressure`."""
+        self._events: Events | None = None  # made when first needed
+        self._plugin_names: dict[int, str] = {}
+        self._tenant_names: dict[int, str] = {}
         self._functions: dict[tuple[str, str], HostFunction] = {}
         self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
@@ -226,6 +233,9 @@ class Host:
         plugin = Plugin(self, title, compiled, dict(self._functions))
         with self._lock:
             self._plugins.add(plugin)
+            self._plugin_names[plugin.id] = plugin.name
+            if len(self._plugin_names) > _MOST_NAMES:
+                del self._plugin_names[next(iter(self._plugin_names))]
         if self.watcher is not None:
             self.watcher.loaded(plugin)
         return plugin
@@ -318,6 +328,7 @@ class Host:
                     if wanted.memory_limit is None:
                         wanted = Quotas(self._tenant_memory, *wanted[1:])
                     tenant = self._tenants[name] = Tenant(name, wanted, self.native)
+                    self._tenant_names[tenant.id] = name
         other = wanted.differs_from(tenant.quotas)
         if other is not None:
             raise ConfigError(
@@ -392,6 +403,19 @@ class Host:
 
         return release_os_memory(self)
 
+    # ---- events ----
+
+    @property
+    def events(self) -> Events:
+        """What happens to guests, memory and handles, for whoever listens: nobody, to begin with."""
+        if self._events is None:
+            from .events import Events
+
+            with self._lock:
+                if self._events is None:
+                    self._events = Events(self.native, self._plugin_names, self._tenant_names)
+        return self._events
+
     # ---- figures ----
 
     def stats(self) -> MemStats:
@@ -408,6 +432,14 @@ class Host:
     def workers(self) -> WorkerStats:
         """Return what the threads do that run calls of `call_async` which compute."""
         return read_workers(self.native)
+
+    def node_stats(self) -> tuple[NodeStats, ...]:
+        """Return what the guests' memories hold on each NUMA node, and whether their pages lie there.
+
+        Walks the page tables of all guests: for a look now and then, not for each request.
+        """
+        self._check_open()
+        return read_nodes(self.native)
 
     def latency(self, operation: str) -> Latency:
         """Return how long each "spawn", "call" or "close" took since the host was made."""
@@ -447,6 +479,8 @@ class Host:
             if not lib.sh_host_close(self.native):
                 if self.handles_and_gc is not None:
                     self.handles_and_gc[0].run_finalizers()
+                if self._events is not None:
+                    self._events.close()
                 return
             error = failure()
         raise error
@@ -518,6 +552,8 @@ _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 def _at_exit() -> None:
     try:
         for host in list(_hosts):
+            if host._events is not None:
+                host._events.close()
             host.warn_if_live()
     finally:  # the warning may be an error
         lib.sh_exiting()

@@ -94,7 +94,8 @@ class Plugin:
         if not self._native:
             raise failure()
         self.id = int(lib.sh_plugin_id(self._native))
-        """What C calls it, among those of its host."""
+        """What C calls it, among those of its host; probes and events too."""
+        self._do(lib.sh_plugin_name(self._native, printable(name).encode(errors="replace")))
         self._numbers: list[int] = []
         self._adapters: list[Any] = []
         weakref.finalize(self, unbind, self._numbers).atexit = False
