@@ -112,6 +112,7 @@ static wasmtime_error_t *new_memory(void *env, const wasm_memorytype_t *type, si
   if (gc_heap) {
     guest->gc_heap = region;
   } else {
+    if (!guest->region_count) atomic_store_explicit(&guest->node, shi_region_node(region), memory_order_relaxed);
     atomic_store_explicit(&guest->sizes[guest->region_count], minimum, memory_order_release);
     guest->regions[guest->region_count++] = region;
   }

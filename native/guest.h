@@ -71,9 +71,13 @@ typedef struct shi_guest {
   shi_stream streams[2]; /* kept of stdout and of stderr */
   int32_t exit_status;   /* with stop == SH_EXIT */
 
-  struct shi_holder *holder; /* of its handles (heap.h); NULL: it was never given one */
-  sh_tenant *tenant;         /* NULL: none */
-  shi_whose whose;           /* as events call it */
+  _Atomic(struct shi_holder *) holder; /* of its handles (heap.h); NULL: it was never given one */
+  sh_tenant *tenant;                   /* NULL: none */
+  shi_whose whose;                     /* as events call it */
+  _Atomic uint32_t node;               /* of its first memory: the kernel's number */
+  bool counted;                        /* among the live guests of tenant and host */
+  _Atomic bool evicted;                /* the host ends it: its call, and then itself */
+  uint64_t cpu_from_ns;                /* of the thread inside; 0: not counted (quota.h) */
 
   bool in_callback; /* Python runs on the guest's thread, and not for a host function */
   uint64_t born_ns;
@@ -88,6 +92,11 @@ extern _Thread_local uint32_t shi_thread_in_guest __attribute__((tls_model("init
 
 static inline bool shi_guest_cancelled(const shi_guest *guest) {
   return atomic_load_explicit(&guest->state, memory_order_relaxed) & SHI_CANCEL;
+}
+
+/* Why that is. */
+static inline int shi_guest_cancelled_for(const shi_guest *guest) {
+  return atomic_load_explicit(&guest->evicted, memory_order_relaxed) ? SH_EVICTED : SH_CANCELLED;
 }
 
 static inline uint64_t shi_guest_id(const shi_guest *guest) {

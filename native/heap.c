@@ -69,6 +69,7 @@ int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out) {
   heap->handles = handles;
   heap->bytes = bytes;
   heap->goal_bytes = heap->trigger_bytes = UINT64_MAX;
+  heap->plan.growth = -1;
   heap->share = 1;
   heap->events = &shi_no_events;
   init_locks(heap);
@@ -335,11 +336,6 @@ static int charge(shi_holder *holder, uint64_t cells, uint64_t bytes) {
   return status;
 }
 
-static void look_at_trigger(shi_heap *heap) {
-  if (heap->live_bytes < heap->trigger_bytes || heap->phase != SHI_HEAP_IDLE) return;
-  if (!atomic_exchange_explicit(&heap->wants_cycle, true, memory_order_relaxed)) atomic_store(&heap->tells, true);
-}
-
 int shi_cell_resize(shi_heap *heap, uint32_t index, uint64_t size) {
   shi_hot *cell = &heap->hot[index];
   shi_holder *holder = heap->holders[cell->owner];
@@ -347,11 +343,14 @@ int shi_cell_resize(shi_heap *heap, uint32_t index, uint64_t size) {
   int status = size > before ? charge(holder, 0, size - before) : SH_OK;
   if (status != SH_OK) return status;
   if (size < before) shi_account_refund(&holder->bytes, before - size);
-  if (size > before) heap->alloc_bytes += size - before;
+  if (size > before) {
+    heap->alloc_bytes += size - before;
+    if (heap->phase == SHI_HEAP_MARKING) (void)shi_assist_owed(holder, size - before); /* its next new cell pays */
+  }
   if (size < before) heap->free_bytes += before - size;
   heap->live_bytes += size - before;
   cell->size = size;
-  look_at_trigger(heap);
+  shi_look_at_trigger(heap);
   return SH_OK;
 }
 
@@ -410,10 +409,12 @@ int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_e
     heap->cold[index].edges = edges;
     heap->hot[index].edged = edges != NULL;
   }
+  shi_look_at_trigger(heap);
   bool assists = status == SH_OK && heap->phase == SHI_HEAP_MARKING && shi_assist_owed(holder, request->size);
-  look_at_trigger(heap);
+  bool sweeps = shi_sweep_owed(heap);
   shi_heap_unlock(heap);
   if (assists) shi_mark_assist(holder);
+  if (sweeps) shi_sweep_assist(heap);
   return status;
 }
 

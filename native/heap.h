@@ -13,6 +13,7 @@
  *
  *   files   heap.c table, ownership, limits       heap_edges.c what cells refer to; the barrier
  *           mark.c who is reachable               sweep.c      who is not, and the whole cycle in a thread
+ *           heap_cycle.c when one begins, and what is known of it
  *           scan.c handles in a guest's memory    heap_guest.c what guests import       heap_door.c what Python calls
  *
  * One lock for all. What guests do under it takes less than a microsecond; who marks or sweeps holds it for a slice, and
@@ -145,6 +146,9 @@ typedef struct {
 /* Memory answers late. So a cell waits between the stack and its visit, and an edge between the visit and what it leads
  * to, while what they need is fetched: rings, of which the oldest entry is taken and replaced. */
 enum { SHI_VISITS_AHEAD = 16, SHI_EDGES_AHEAD = 32 };
+/* Cycles of the thread's that Python does not know of yet. With so many of them no more begin by themselves. Arbitrary:
+ * seconds of the shortest cycles. */
+enum { SHI_UNKNOWN_MOST = 1024 };
 typedef struct {
   uint32_t visits[SHI_VISITS_AHEAD], first_visit, visit_count;
   uint64_t edges[SHI_EDGES_AHEAD]; /* 0: no edge */
@@ -189,6 +193,11 @@ struct shi_heap {
   double credit; /* scan work that was done in the background, and that no allocation has been paid with */
   double share; /* of its time that the thread marks; 1: all */
   uint64_t goal_bytes, trigger_bytes;
+  bool limited; /* the memory limit has set them */
+  sh_heap_plan plan; /* what was asked for last; of it only what holds for every cycle */
+  uint64_t paced_in; /* the cycle whose `assist_ratio` was set from outside */
+  uint64_t rest_until_ns; /* all that is live exceeds the limit by itself: no cycle begins by itself before this */
+  uint64_t left_bytes, left_work_bytes; /* live when the last cycle was over, and what it had read; 0: there was none */
   _Atomic bool wants_cycle; /* live bytes have reached the trigger, and no cycle has begun */
   _Atomic bool tells; /* the same, or SHI_DROPPED_MANY, until it was told: see shi_heap_tell */
 
@@ -206,7 +215,9 @@ struct shi_heap {
 
   pthread_t thread; /* runs whole cycles: see sweep.c */
   pthread_cond_t wake, done;
-  bool has_thread, asked, running, stop;
+  bool has_thread, asked, stop; /* asked: the newest cycle of the thread's is not over */
+  sh_heap_cycle cycles_of_thread[SHI_UNKNOWN_MOST]; /* a ring */
+  uint32_t first_unknown, unknown_count;
 };
 
 /* The accounts outlive it. */
@@ -305,6 +316,7 @@ int shi_container_length(shi_heap *heap, shi_holder *holder, uint64_t container,
 
 /* SH_BUSY: a cycle is under way. */
 int shi_mark_begin(shi_heap *heap);
+void shi_mark_turn(shi_heap *heap); /* the same, under the lock, when there is none */
 /* Does about `budget` bytes of scan work. True: nothing is grey, every root was seen. */
 bool shi_mark(shi_heap *heap, uint64_t budget);
 int shi_mark_finish(shi_heap *heap); /* SH_BUSY: marking is not over */
@@ -314,12 +326,29 @@ bool shi_sweep(shi_heap *heap, uint64_t budget_cells);
 bool shi_assist_owed(shi_holder *holder, uint64_t bytes);
 /* It does so. No lock is held. */
 void shi_mark_assist(shi_holder *holder);
-/* The thread. `wait` gives false after `timeout_ns`. */
+/* Under the lock, while sweeping: the heap is beyond its goal, and who allocates is to sweep as well. */
+static inline bool shi_sweep_owed(const shi_heap *heap) {
+  return heap->phase == SHI_HEAP_SWEEPING && heap->live_bytes > heap->goal_bytes;
+}
+void shi_sweep_assist(shi_heap *heap); /* It does so. No lock is held */
+/* The thread. `wait` gives false after `timeout_ns`, true when its cycle that runs now is over. */
 int shi_cycle_start(shi_heap *heap);
+int shi_cycle_thread_begin(shi_heap *heap); /* under the lock; 0, or -errno */
 /* Under the lock: the share of its time that the thread marks from now on, also in a cycle that runs. */
 void shi_cycle_set_share(shi_heap *heap, double share);
 bool shi_cycle_wait(shi_heap *heap, uint64_t timeout_ns);
 void shi_cycle_thread_end(shi_heap *heap);
+
+/* heap_cycle.c, all under the lock. */
+void shi_cycle_begin(shi_heap *heap, uint32_t reason); /* nothing is under way, and there is a thread */
+void shi_cycle_over(shi_heap *heap); /* whoever swept the last cell */
+void shi_cycle_take_plan(shi_heap *heap, const sh_heap_plan *plan);
+void shi_cycle_pace(shi_heap *heap); /* the assist ratio, unless somebody else sets it in this cycle */
+void shi_trigger_reached(shi_heap *heap);
+static inline void shi_look_at_trigger(shi_heap *heap) {
+  if (heap->live_bytes >= heap->trigger_bytes && heap->phase == SHI_HEAP_IDLE) shi_trigger_reached(heap);
+}
+void shi_heap_figures(const shi_heap *heap, uint64_t *out);
 
 /* Under the lock. Marking: what is white becomes grey, or black if it has no edges. */
 void shi_shade(shi_heap *heap, uint32_t index);

@@ -13,6 +13,9 @@ sh_plugin *sh_plugin_new(sh_host *host, sh_module *module) {
     return NULL;
   }
   plugin->host = host;
+  pthread_mutex_lock(&host->mutex);
+  plugin->id = ++host->plugins;
+  pthread_mutex_unlock(&host->mutex);
   plugin->module = module;
   plugin->references = 1;
   static char start[] = "sandhost:start", nothing[] = "";
@@ -21,11 +24,11 @@ sh_plugin *sh_plugin_new(sh_host *host, sh_module *module) {
   return plugin;
 }
 
-uint32_t sh_plugin_name(sh_plugin *plugin, const char *name) {
+uint32_t sh_plugin_id(const sh_plugin *plugin) { return plugin->id; }
+
+int sh_plugin_name(sh_plugin *plugin, const char *name) {
   plugin->name = strdup(name);
-  if (!plugin->name) return shi_fail_no_memory(), 0;
-  plugin->number = atomic_fetch_add(&plugin->host->plugins_named, 1) + 1;
-  return plugin->number;
+  return plugin->name ? SH_OK : shi_fail_no_memory();
 }
 
 int sh_plugin_memory(sh_plugin *plugin, uint64_t minimum, uint64_t maximum, uint64_t page_size, uint64_t image_length,

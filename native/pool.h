@@ -4,6 +4,7 @@
  *   pool.c    arenas, who gets which slot    maintain.c  deferred decommit and decay, in a thread
  *   freelist  free slots by what they held   image.c     what memories start with, in pieces of files
  *   capture.c an image of a live region      habit.c     which pages forks dirty first
+ *   nodes.c   figures of each NUMA node
  *   account, counters, numa, layout, os
  *
  * Locks, in the order in which they may be taken together:

@@ -214,6 +214,11 @@ bool shi_region_pin(shi_region *region) {
 
 void shi_region_unpin(shi_region *region) { atomic_fetch_sub(&shi_slot_of(region)->pins, 1); }
 
+uint32_t shi_region_node(shi_region *region) {
+  const shi_arena *arena = shi_slot_of(region)->arena;
+  return arena->pool->numa.ids[arena->node];
+}
+
 bool shi_region_pinned(const shi_region *region) {
   return atomic_load(&((const shi_slot *)(const void *)region)->pins) > 0;
 }

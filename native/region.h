@@ -71,6 +71,8 @@ void shi_pool_destroy(shi_pool *pool);
  * Returns the bytes given back. */
 uint64_t shi_pool_trim(shi_pool *pool, uint64_t idle_ns);
 void shi_pool_stats(shi_pool *pool, sh_pool_stats *out);
+/* Of up to `room` nodes; returns how many there are. Takes a walk over the page tables of all regions. */
+uint32_t shi_pool_node_stats(shi_pool *pool, sh_node_stats *out, uint32_t room);
 /* The child of a fork: no slot may be touched again; slots with live views are mapped to zeros so that a stale
  * memoryview reads zeros instead of faulting. From then on acquire, grow and release give -ECHILD, and destroy does
  * nothing. To be called for each pool before the child creates one of its own. Async-signal-safe. */
@@ -109,6 +111,7 @@ void shi_region_expect_call(shi_region *region);
 bool shi_region_pin(shi_region *region);
 void shi_region_unpin(shi_region *region);
 bool shi_region_pinned(const shi_region *region);
+uint32_t shi_region_node(shi_region *region); /* the kernel's number of the NUMA node that it lies on */
 /* An image of what the region holds, up to its last page that is not zeros; *out == NULL: it holds nothing else. Shares
  * files with the region's own image. Precondition: nobody writes to the region meanwhile. capture.c */
 int shi_region_capture(shi_region *region, shi_image **out);

@@ -75,7 +75,10 @@ enum sh_status {
   SH_NATIVE,        /* an OS call failed: os_errno, operation */
   SH_WASMTIME,      /* wasmtime refused; message */
   SH_INVALID_HANDLE, /* message says which and why */
-  SH_HANDLE_LIMIT   /* wanted, limit; message */
+  SH_HANDLE_LIMIT,   /* wanted, limit; message */
+  SH_QUOTA,          /* of the tenant, in a time; message: of what; limit: nanoseconds until it has some again */
+  SH_REFUSED,        /* the host takes no new guests; limit: nanoseconds until it is worth to ask again */
+  SH_EVICTED         /* the host ended the guest, for its memory */
 };
 
 enum sh_level { SH_LEVEL_GUEST, SH_LEVEL_TENANT, SH_LEVEL_HOST };
@@ -149,10 +152,35 @@ void sh_exiting(void);
 /* Whether nothing has to be given back any more: after sh_exiting, and in a forked child, which owns none of it. */
 int sh_leaving(void);
 
-sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit); /* freed with the host */
-void sh_tenant_limit_handles(sh_tenant *tenant, uint64_t handles, uint64_t handle_bytes); /* before its first guest */
-uint64_t sh_tenant_used(const sh_tenant *tenant);
-uint64_t sh_tenant_peak(const sh_tenant *tenant);
+/* Nothing new is spawned: SH_REFUSED, with that hint. 0: no longer. */
+void sh_host_refuse(sh_host *host, uint64_t retry_ns);
+/* The files that tell of the cgroup's memory and of waiting for it; NULL: there is none. */
+void sh_host_watch(sh_host *host, const char *cgroup, const char *stall);
+/* Gives memory of the C library's free lists back to the OS. 1: some was. */
+int sh_trim_malloc(void);
+
+typedef struct {
+  uint64_t memory; /* bytes that its guests may have committed; UINT64_MAX: none, as the next */
+  uint64_t handles, handle_bytes;
+  uint64_t guests;        /* alive at once */
+  double starts_per_s;    /* 0: any number */
+  uint64_t starts_burst;  /* of these, at once */
+  double cpus;            /* share of one processor's time; 0: all */
+  uint64_t cpu_burst_ns;  /* CPU time at once */
+} sh_tenant_limits;
+sh_tenant *sh_tenant_new(sh_host *host, const sh_tenant_limits *limits); /* freed with the host */
+/* The same for one tenant, whose guests' memories grow to no more than `memory` bytes meanwhile. 0, UINT64_MAX: no longer. */
+void sh_tenant_refuse(sh_tenant *tenant, uint64_t retry_ns, uint64_t memory);
+typedef struct {
+  uint64_t memory_bytes, memory_peak_bytes;
+  uint64_t handles, handle_bytes;
+  uint64_t guests_live, guests_peak;
+  uint64_t spawns, calls; /* counters; calls of guests that ended */
+  uint64_t cpu_ns; /* counter; where it has a quota */
+  uint64_t refusals; /* counter: spawns refused by a quota or under pressure */
+} sh_tenant_stats;
+void sh_tenant_get_stats(const sh_tenant *tenant, sh_tenant_stats *out);
+uint32_t sh_tenant_id(const sh_tenant *tenant); /* of its host, from 1 on */
 
 /* ---- modules and plugins --------------------------------------------------------------------------------------- */
 
@@ -190,6 +218,7 @@ int sh_plugin_segment(sh_plugin *plugin, uint32_t index, int letter, uint32_t ta
 /* The functions that tables and globals may refer to, ascending, and whether there is a start function. */
 int sh_plugin_functions(sh_plugin *plugin, const uint32_t *indices, uint32_t count, int start);
 int sh_plugin_link(sh_plugin *plugin);
+uint32_t sh_plugin_id(const sh_plugin *plugin); /* of its host, from 1 on */
 void sh_plugin_release(sh_plugin *plugin); /* its guests keep it alive */
 
 /* ---- guests ---------------------------------------------------------------------------------------------------- */
@@ -198,12 +227,12 @@ void sh_plugin_release(sh_plugin *plugin); /* its guests keep it alive */
  * never dangle. 0 is no guest. */
 
 typedef struct {
-  uint64_t memory;         /* bytes over all its memories; UINT64_MAX: none */
-  uint64_t deadline_ns;    /* per call; 0: none */
-  uint64_t fuel;           /* per call; 0: not counted */
+  uint64_t memory; /* bytes over all its memories; UINT64_MAX: none */
+  uint64_t deadline_ns; /* per call; 0: none */
+  uint64_t fuel; /* per call; 0: not counted */
   uint64_t table_elements; /* per table; 8 bytes each, all tables together no more than `memory` */
-  uint64_t handles;        /* held at once */
-  uint64_t handle_bytes;   /* that those stand for; UINT64_MAX: none */
+  uint64_t handles; /* held at once */
+  uint64_t handle_bytes; /* that those stand for; UINT64_MAX: none */
 } sh_limits;
 
 typedef struct {
@@ -243,6 +272,8 @@ enum { SH_RECLAIM_FIGURES = 5 };
 int sh_end(uint64_t guest, uint64_t *figures);
 /* Ends the call in progress at its next check. Returns 1 if there was one. */
 int sh_cancel(uint64_t guest);
+/* Closes it, for its memory. SH_BUSY: its call was told to end (SH_EVICTED), or a view is alive; come again. */
+int sh_evict(uint64_t guest, sh_reclaim *out);
 
 /* The export's parameters are given, and its results left, in `cells`: 16 bytes each, integers and doubles in the first
  * 8. f32 travels as a double. `cells` holds max(params, results) of them. */
@@ -285,6 +316,22 @@ typedef struct {
 } sh_guest_stats;
 int sh_guest_running(uint64_t guest); /* whether a thread is in it */
 int sh_guest_get_stats(uint64_t guest, sh_guest_stats *out);
+
+/* One line a live guest: who it is, and what it holds. */
+enum sh_doing { SH_DOING_NOTHING, SH_DOING_CALL, SH_DOING_WAIT /* its call does, without a thread */ };
+typedef struct {
+  uint64_t guest;
+  uint64_t committed_bytes, peak_bytes; /* of its memories */
+  uint64_t handles, handle_bytes;
+  uint64_t age_ns;
+  uint64_t calls;
+  uint32_t plugin, tenant; /* sh_plugin_id, sh_tenant_id; 0: no tenant */
+  uint32_t node; /* the kernel's number of the NUMA node of its first memory */
+  uint32_t doing; /* enum sh_doing */
+} sh_guest_row;
+/* Fills in up to `room` rows of the host's guests, beginning at *from, 0 at first, which becomes where to go on. Returns
+ * how many; 0: no more. Stops nobody: each row is true by itself. */
+uint32_t sh_host_guests(sh_host *host, uint32_t *from, sh_guest_row *rows, uint32_t room);
 
 /* ---- calls that can wait (fiber.h) -------------------------------------------------------------------------------- */
 
@@ -385,12 +432,22 @@ int sh_heap_begin(sh_heap *heap);
 int sh_heap_mark(sh_heap *heap, uint64_t budget);
 int sh_heap_finish_mark(sh_heap *heap);
 int sh_heap_sweep(sh_heap *heap, uint64_t cells);
-/* The same by a thread. `wait` gives 1 when no such cycle is under way any more. */
+/* The same by a thread. `wait` gives 1 when its cycle that runs now is over, or none does. */
 int sh_heap_start(sh_heap *heap);
 int sh_heap_wait(sh_heap *heap, uint64_t timeout_ns);
-/* Live bytes that reach `trigger` want a cycle; guests that allocate while marking do `assist_ratio` bytes of scan work
- * for each byte, if the background did not; that has the time of so many `cores`, of which its thread uses one at most. */
-void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, double assist_ratio, double cores);
+/* What the collector wants. Goal, trigger, ratio and reason are of one moment, `as_of`: twice the number of the cycle that
+ * began last, less 1 while it ran (UINT64_MAX: whenever). If the heap has gone on since, they are too old, and not taken. */
+typedef struct {
+  uint64_t goal, trigger; /* live bytes that reach the trigger want a cycle */
+  double assist_ratio; /* guests that allocate while marking scan so much for each byte, if the background did not; */
+  double cores; /*   that has the time of so many, of which its thread uses one at most */
+  uint64_t as_of;
+  int limited; /* the memory limit sets the goal */
+  int begins; /* a cycle begins by itself at the trigger; and until somebody sets a goal for the next one, that is: */
+  double growth; /*   what was left, and so much of it again; below 0: no goal, */
+  uint64_t minimum, ceiling; /*   not less than this, and not more */
+} sh_heap_plan;
+int sh_heap_set_plan(sh_heap *heap, const sh_heap_plan *plan);
 int sh_heap_wants_cycle(sh_heap *heap);
 /* Called when live bytes reach the trigger, once for each cycle or goal, or when many objects wait to be taken, by the
  * thread that allocates or releases. */
@@ -401,9 +458,53 @@ uint32_t sh_heap_dropped(sh_heap *heap, uint32_t *objects, uint32_t room);
 /* live bytes, live cells, goal bytes; counters: allocs, frees, alloc bytes, free bytes; of the last or current cycle:
  * marked bytes, scan work bytes, roots bytes; counters: assist ns, mark ns, sweep ns; longest stop ns, cycles, phase (0
  * idle, 1 marking, 2 sweeping), objects to be taken; live bytes when marking last ended; counter: ns spent marking, by
- * the clock. */
-enum { SH_HEAP_FIGURES = 19 };
+ * the clock; cycles that have begun. */
+enum { SH_HEAP_FIGURES = 20 };
 void sh_heap_get_figures(sh_heap *heap, uint64_t *out);
+/* A cycle of the thread's, of which nobody said yet that he knows it. */
+enum sh_cycle_reason { SH_CYCLE_ASKED, SH_CYCLE_GOAL, SH_CYCLE_LIMIT };
+typedef struct {
+  uint64_t number; /* of all cycles that have begun */
+  uint64_t began_ns, ended_ns; /* CLOCK_MONOTONIC; 0: it runs */
+  uint64_t trigger;
+  uint32_t reason;
+  uint64_t before[SH_HEAP_FIGURES], after[SH_HEAP_FIGURES];
+} sh_heap_cycle;
+/* The oldest of these: 1, or 0 if there is none. */
+int sh_heap_get_cycle(sh_heap *heap, sh_heap_cycle *out);
+void sh_heap_forget_cycle(sh_heap *heap, uint64_t number);
+
+/* ---- buffers for requests and results (page_pool.h) -------------------------------------------------------------- */
+
+typedef struct sh_pages sh_pages;
+/* `count` buffers of `buffer_bytes`, rounded up to OS pages. `poison`: what was used is filled with 0xDB, and with it what
+ * a user has not written; else with zeros. After `idle_ns` without use the free ones' pages go back to the OS. NULL: see
+ * sh_take_error. */
+sh_pages *sh_pages_new(uint64_t buffer_bytes, uint32_t count, int poison, uint64_t idle_ns);
+/* A lease on a free buffer. 0: none is free, or being trimmed. */
+uint64_t sh_pages_take(sh_pages *pages);
+/* Ends the lease. SH_BUSY changes nothing: it is pinned. SH_CLOSED: there is no such lease, any more. */
+int sh_pages_put(sh_pages *pages, uint64_t lease);
+/* The buffer's bytes, of which `end` may be used until they are unpinned. NULL: there is no such lease. */
+uint8_t *sh_pages_pin(sh_pages *pages, uint64_t lease, uint64_t end);
+void sh_pages_unpin(sh_pages *pages, uint64_t lease);
+/* Gives the pages of free buffers back to the OS; returns the bytes. */
+uint64_t sh_pages_trim(sh_pages *pages);
+/* Unmaps all of it. SH_BUSY changes nothing: a buffer is out. */
+int sh_pages_close(sh_pages *pages);
+void sh_pages_free(sh_pages *pages); /* left as it is while a buffer is out, and in a forked child */
+void sh_pages_count(sh_pages *pages, int waited); /* somebody had to wait, or (0) went without */
+typedef struct {
+  uint64_t buffers; /* 0: closed */
+  uint64_t in_use; /* exact when nothing moves, else not too many */
+  uint64_t peak;
+  uint64_t resident_bytes; /* that were written to and not given back */
+  uint64_t acquired; /* counters from here */
+  uint64_t waits;
+  uint64_t refused;
+  uint64_t trimmed_bytes;
+} sh_pages_stats;
+void sh_pages_get_stats(sh_pages *pages, sh_pages_stats *out);
 
 /* ---- callbacks into Python ------------------------------------------------------------------------------------- */
 
@@ -468,8 +569,36 @@ typedef struct {
   uint64_t deadlines;
   uint64_t cancels;
   uint64_t memory_refusals; /* growth or spawn past a limit */
+  uint64_t quota_refusals;
+  uint64_t pressure_refusals;
+  uint64_t evictions;
+  uint64_t handles; /* gauges: live handles, and what they count for; where the collector wants to keep that */
+  uint64_t handle_bytes;
+  uint64_t handle_goal_bytes;
+  uint64_t handle_allocs; /* counters */
+  uint64_t handle_frees;
+  uint64_t collections;
+  uint64_t rss_bytes; /* the kernel's figures; UINT64_MAX: it has none. Of the process: /proc/self/statm */
+  uint64_t cgroup_bytes;
+  uint64_t stall_us; /* counter: somebody waited for memory */
 } sh_host_stats;
+enum { SH_HOST_FIGURES = 63 };
+void sh_host_get_figures(sh_host *host, uint64_t *out); /* the same as so many numbers, which Python unpacks at once */
 void sh_host_get_stats(sh_host *host, sh_host_stats *out);
+/* What the regions of one NUMA node hold. All gauges; bytes unless said otherwise. */
+#define SH_UNKNOWN 0xffffffffffffffff
+typedef struct {
+  uint64_t node; /* the kernel's number */
+  uint64_t cpus;
+  uint64_t slots_live;
+  uint64_t slots_warm; /* free, with resident pages */
+  uint64_t committed_bytes; /* accessible in live regions */
+  uint64_t warm_bytes; /* resident in free slots */
+  uint64_t resident_bytes; /* private pages in RAM of all its slots, by pagemap. SH_UNKNOWN: Linux before 6.7 */
+  uint64_t local_bytes; /* of these, what lies on the node, by move_pages of up to 4,096. SH_UNKNOWN: not told */
+} sh_node_stats;
+/* Of up to `room` nodes; returns how many there are. Takes a walk over the page tables of all regions. */
+uint32_t sh_host_node_stats(sh_host *host, sh_node_stats *out, uint32_t room);
 enum sh_operation { SH_OP_SPAWN, SH_OP_CALL, SH_OP_CLOSE };
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out);
 
@@ -511,7 +640,9 @@ enum sh_refusal {
   SH_REFUSED_FUEL,
   SH_REFUSED_HANDLES,
   SH_REFUSED_HANDLE_MEMORY,
-  SH_REFUSED_OS /* no limit: the system had no more */
+  SH_REFUSED_OS, /* no limit: the system had no more */
+  SH_REFUSED_QUOTA, /* of the tenant's, in a time or of guests; limit: nanoseconds to wait, or guests */
+  SH_REFUSED_PRESSURE /* the host is short of memory; limit: nanoseconds to wait */
 };
 typedef struct {
   uint32_t unused;
@@ -526,9 +657,8 @@ int sh_events_listen(sh_host *host, uint32_t kinds);
 uint32_t sh_events_read(sh_host *host, sh_event *out, uint32_t room);
 /* Counters, SH_EVENT_KINDS of them: those that nobody read in time. */
 void sh_events_lost(sh_host *host, uint64_t *by_kind);
-/* Names the plugin for probes, and gives the number that events have for it. Once, before its first guest. 0: no memory. */
-uint32_t sh_plugin_name(sh_plugin *plugin, const char *name);
-uint32_t sh_tenant_number(const sh_tenant *tenant);
+/* Names the plugin for probes. Once, before its first guest. */
+int sh_plugin_name(sh_plugin *plugin, const char *name);
 
 /* ---- fault injection (for tests of the error paths) ------------------------------------------------------------ */
 
@@ -543,6 +673,7 @@ enum sh_os_call {
   SH_OS_PAGEMAP_SCAN,
   SH_OS_PAGEMAP_READ,
   SH_OS_MBIND,
+  SH_OS_MOVE_PAGES,
   SH_OS_THREAD,
   SH_OS_OPEN_BENEATH, /* openat2 */
   SH_OS_CALLS

@@ -5,19 +5,26 @@
     ├── ModuleError            bytes that are no module sandhost can load   .offset
     ├── SnapshotError          a file that is no snapshot, was altered, or is of another module
     ├── RegionFullError        no free region for another guest
+    ├── Overloaded             the host takes no new guests         .retry_after_s
     ├── LimitExceeded          a guest reached a limit set for it
     │   ├── OutOfMemory
     │   ├── OutOfFuel
-    │   └── DeadlineExceeded
+    │   ├── DeadlineExceeded
+    │   └── QuotaExceeded      its tenant's, in a time              .retry_after_s
     ├── GuestError             the guest ended its own call
     │   ├── GuestTrap          .code, .frames
     │   ├── GuestExit          .status
     │   ├── GuestCancelled
+    │   ├── GuestEvicted       the host ended the guest, for its memory
     │   └── OutOfBounds        an address outside the guest's memory (also an IndexError)
     ├── HostCallError          a host function returned what wasm has no value for
     ├── InvalidHandle          a handle that is stale, foreign or never was one
     ├── GuestClosed            use of a guest after its close
     ├── GuestBusy              use of a guest while another call is in it
+    ├── InvalidBuffer          a pool's buffer that was released, or is another pool's
+    ├── BufferBusy             release of a buffer that has views, of a pool that has buffers out (also a BufferError)
+    ├── PoolEmpty              no buffer came back in time (also a TimeoutError)
+    ├── PoolClosed             use of a pool after its close
     └── NativeError            an operating-system call failed              .errno, .operation
 
 A message says what happened, the figure and the limit, and what to do. All of them survive pickle
@@ -31,6 +38,7 @@ import os
 from typing import Any, NamedTuple
 
 __all__ = [
+    "BufferBusy",
     "ConfigError",
     "DeadlineExceeded",
     "Frame",
@@ -38,9 +46,11 @@ __all__ = [
     "GuestCancelled",
     "GuestClosed",
     "GuestError",
+    "GuestEvicted",
     "GuestExit",
     "GuestTrap",
     "HostCallError",
+    "InvalidBuffer",
     "InvalidHandle",
     "LimitExceeded",
     "ModuleError",
@@ -48,6 +58,10 @@ __all__ = [
     "OutOfBounds",
     "OutOfFuel",
     "OutOfMemory",
+    "Overloaded",
+    "PoolClosed",
+    "PoolEmpty",
+    "QuotaExceeded",
     "RegionFullError",
     "SandhostError",
     "SnapshotError",
@@ -128,6 +142,15 @@ class RegionFullError(SandhostError):
     """No region is free for another guest."""
 
 
+class Overloaded(SandhostError):
+    """The host is short of memory and takes no new guests; those that live go on."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """When to try again, in seconds."""
+
+
 class LimitExceeded(SandhostError):
     """A guest reached a limit that was set for it."""
 
@@ -142,6 +165,15 @@ class OutOfFuel(LimitExceeded):
 
 class DeadlineExceeded(LimitExceeded):
     """A guest's call ran past its deadline."""
+
+
+class QuotaExceeded(LimitExceeded):
+    """A tenant has as many guests as it may, or has used what it may use in a time."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """When it has some again, in seconds; None: when one of its guests ends."""
 
 
 class GuestError(SandhostError):
@@ -182,6 +214,10 @@ class GuestCancelled(GuestError):
     """The call was cancelled from the host's side before the guest returned."""
 
 
+class GuestEvicted(GuestError):
+    """The host ended the guest, and with it this call, since it was short of memory."""
+
+
 class OutOfBounds(GuestError, IndexError):
     """An address or length that the guest gave, or that is used on its memory, lies outside it."""
 
@@ -203,6 +239,22 @@ class GuestClosed(SandhostError):
 
 class GuestBusy(SandhostError):
     """The guest was used while another call was in it."""
+
+
+class InvalidBuffer(SandhostError):
+    """A buffer was released before, or belongs to another pool."""
+
+
+class BufferBusy(SandhostError, BufferError):
+    """A buffer was to be released while views of it are alive, or a pool closed with buffers in use."""
+
+
+class PoolEmpty(SandhostError, TimeoutError):
+    """No buffer came back to the pool within the time that was given."""
+
+
+class PoolClosed(SandhostError):
+    """The pool was used after its close."""
 
 
 class NativeError(SandhostError):

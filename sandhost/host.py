@@ -14,15 +14,25 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError, SnapshotError
-from .govern.stats import Latency, MemStats, read_latency, read_stats
+from .govern.census import GuestRow, read_guests
+from .govern.stats import (
+    Latency,
+    MemStats,
+    NodeStats,
+    read_latency,
+    read_nodes,
+    read_stats,
+)
 from .limits import UNLIMITED
 from .regions import policy_number
-from .tenants import Tenant
+from .tenants import Quotas, Tenant
 from .units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
     from .events import Events
     from .gc.collector import Collector
+    from .govern.pressure import Pressure
+    from .govern.protocol import Released
     from .guest import Guest
     from .heap import HandleHeap
     from .hostcalls import HostFunction
@@ -37,6 +47,7 @@ __all__ = ["Host"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _SMALLEST_STACK, _LARGEST_STACK = 64 << 10, 1536 << 10
+_NO_QUOTAS = Quotas()
 _CLOSE_PATIENCE_S = 0.1
 _MOST_WORKERS = 64
 _MOST_HANDLES = 1 << 26
@@ -48,7 +59,10 @@ class Host:
     """Where plugins are loaded and guests live. Close it, or use it in a `with` block.
 
     Args:
-        memory_limit: bytes (or "4 GiB") that all guests together may have committed; None: no limit.
+        memory_limit: bytes (or "4 GiB") that all guests together may have committed; None: nine
+            tenths of `process_limit`, or no limit.
+        process_limit: bytes that the whole process may have resident, or "cgroup" for the limit of its
+            cgroup; None: no limit. With one, `pressure` watches from the beginning.
         reclaim: what happens to a guest's memory at its end. "immediate": all of it is back with the
             operating system when `close()` returns. "warm": up to `warm_guest` bytes a guest and
             `warm_total` in all are reset in place and stay resident for the next one; they go back
@@ -74,6 +88,7 @@ class Host:
         self,
         *,
         memory_limit: int | str | None = None,
+        process_limit: int | str | None = None,
         reclaim: str = "warm",
         max_guests: int = 16_384,
         warm_guest: int | str = "2 MiB",
@@ -100,6 +115,9 @@ class Host:
             raise ConfigError(f"stack is {stack!r}; give 64 KiB to 1.5 MiB")
         if not isinstance(handles, int) or not 0 <= handles <= _MOST_HANDLES:
             raise ConfigError(f"handles is {handles!r}; give 0 to {_MOST_HANDLES}")
+        self._process_limit = _process_limit(process_limit)
+        if memory_limit is None and self._process_limit is not None:
+            memory_limit = self._process_limit * 9 // 10
         options = ffi.new(
             "sh_host_options *",
             {
@@ -122,7 +140,9 @@ class Host:
         self._cache_limit = parse_bytes(cache_limit) if cache else None
         self._cache: CompileCache | None = None
         self._handle_memory = None if handle_memory is None else parse_bytes(handle_memory)
-        self._handles_and_gc: tuple[HandleHeap, Collector] | None = None  # made when first needed
+        self.handles_and_gc: tuple[HandleHeap, Collector] | None = None
+        """Made when first needed. Not for users, who have `handles` and `gc`."""
+        self._pressure: Pressure | None = None  # made when first needed
         self._events: Events | None = None  # made when first needed
         self._plugin_names: dict[int, str] = {}
         self._tenant_names: dict[int, str] = {}
@@ -139,6 +159,8 @@ class Host:
         self.native = ffi.gc(self.native, lib.sh_host_release)
         self._closed = False
         _hosts.add(self)
+        if self._process_limit is not None:
+            self.pressure.start()
 
     # ---- host functions, modules, tenants ----
 
@@ -196,7 +218,7 @@ class Host:
         plugin = Plugin(self, title, compiled, dict(self._functions))
         with self._lock:
             self._plugins.add(plugin)
-            self._plugin_names[plugin.number] = plugin.name
+            self._plugin_names[plugin.id] = plugin.name
             if len(self._plugin_names) > _MOST_NAMES:
                 del self._plugin_names[next(iter(self._plugin_names))]
         return plugin
@@ -249,51 +271,68 @@ class Host:
         *,
         handles: int | None = None,
         handle_memory: int | str | None = None,
+        guests: int | None = None,
+        spawns_per_s: float | None = None,
+        cpus: float | None = None,
+        weight: float | None = None,
     ) -> Tenant:
-        """Return the tenant of this name; the first call makes it, with its limits.
+        """Return the tenant of this name; the first call makes it, with its quotas. None: no quota.
 
         Args:
             memory_limit: bytes that its guests' memories may have committed.
             handles: handles that its guests may hold at once.
             handle_memory: bytes that the objects behind those may count for.
+            guests: guests alive at once.
+            spawns_per_s: guests that it may start in a second, on average; what was not used of the
+                last second may be used at once.
+            cpus: share of one processor that its guests' calls may use, on average over a second;
+                above it, calls end with `QuotaExceeded`. Costs each call a microsecond.
+            weight: its part of the memory when the process is short of it, beside the other tenants'
+                weights; 1 unless given. Who is furthest above its part loses guests first.
 
         Raises:
-            ConfigError: it exists with another limit, or the name is no text.
+            ConfigError: it exists with other quotas, or a value cannot be meant.
         """
         if not isinstance(name, str):
             raise ConfigError(f"a tenant's name is a text, not {name!r:.200}")
         tenant = self._tenants.get(name)
-        limit = None if memory_limit is None else parse_bytes(memory_limit)
+        wanted = _NO_QUOTAS
+        given = (memory_limit, handles, handle_memory, guests, spawns_per_s, cpus, weight)
+        if any(value is not None for value in given):
+            wanted = Quotas(*given)
         if tenant is None:
             self._check_open()
             with self._lock:
                 tenant = self._tenants.get(name)
                 if tenant is None:
-                    limit = self._tenant_memory if limit is None else limit
-                    native = lib.sh_tenant_new(self.native, UNLIMITED if limit is None else limit)
-                    if not native:
-                        raise failure()
-                    most = UNLIMITED if handles is None else handles
-                    lib.sh_tenant_limit_handles(native, most, _limit(handle_memory))
-                    tenant = self._tenants[name] = Tenant(name, limit, native, self.native)
-                    self._tenant_names[tenant.number] = name
-        if limit is not None and tenant.memory_limit != limit:
+                    if wanted.memory_limit is None:
+                        wanted = Quotas(self._tenant_memory, *wanted[1:])
+                    tenant = self._tenants[name] = Tenant(name, wanted, self.native)
+                    self._tenant_names[tenant.id] = name
+        other = wanted.differs_from(tenant.quotas)
+        if other is not None:
             raise ConfigError(
-                f"tenant {name!r} exists with the memory limit {tenant.memory_limit}, not {limit}"
+                f"tenant {name!r} exists with {other}={getattr(tenant.quotas, other)}, "
+                f"not {getattr(wanted, other)}"
             )
         return tenant
+
+    def tenants(self) -> list[Tenant]:
+        """List the tenants that were ever named, in that order."""
+        with self._lock:
+            return list(self._tenants.values())
 
     # ---- handles ----
 
     @property
     def handles(self) -> HandleHeap:
         """The handle heap: objects of the application that guests hold by number."""
-        return (self._handles_and_gc or self._make_heap())[0]
+        return (self.handles_and_gc or self._make_heap())[0]
 
     @property
     def gc(self) -> Collector:
         """The collector of the handle heap: when it runs, and how hard."""
-        return (self._handles_and_gc or self._make_heap())[1]
+        return (self.handles_and_gc or self._make_heap())[1]
 
     def _make_heap(self) -> tuple[HandleHeap, Collector]:
         from .gc.collector import Collector
@@ -302,15 +341,45 @@ class Host:
 
         self._check_open()
         with self._lock:
-            if self._handles_and_gc is None:
+            if self.handles_and_gc is None:
                 handles = HandleHeap(self.native)
                 cores = len(os.sched_getaffinity(0))
                 collector = Collector(
                     handles, Pacer(cores=cores, memory_limit_bytes=self._handle_memory)
                 )
-                self._handles_and_gc = (handles, collector)
+                self.handles_and_gc = (handles, collector)
                 collector.start()
-            return self._handles_and_gc
+            return self.handles_and_gc
+
+    # ---- memory ----
+
+    @property
+    def pressure(self) -> Pressure:
+        """What watches the process's memory, and acts when that gets short.
+
+        It has begun to if the host was given a `process_limit`; else `host.pressure.start()` has it
+        watch what limits there are: the cgroup's, that of handles, and how long the machine stalls.
+        """
+        return self._pressure or self._make_pressure()
+
+    def _make_pressure(self) -> Pressure:
+        from .govern.pressure import Pressure
+        from .governed import GovernedHost
+
+        self._check_open()
+        with self._lock:
+            if self._pressure is None:
+                self._pressure = Pressure(GovernedHost(self), self._process_limit)
+            return self._pressure
+
+    def release_os_memory(self) -> Released:
+        """Give all memory that is free back to the operating system; return what went back.
+
+        Free slots of guests, and what the C library keeps. Nothing is collected: see `gc.collect`.
+        """
+        from .governed import release_os_memory
+
+        return release_os_memory(self)
 
     # ---- events ----
 
@@ -330,6 +399,21 @@ class Host:
     def stats(self) -> MemStats:
         """Return a snapshot of what the host holds and has done."""
         return read_stats(self.native)
+
+    def guests(self) -> list[GuestRow]:
+        """List the live guests, those of other threads too, without stopping any."""
+        with self._lock:
+            plugins = {plugin.id: plugin.name for plugin in self._plugins}
+            tenants = {tenant.id: tenant.name for tenant in self._tenants.values()}
+        return read_guests(self.native, plugins, tenants)
+
+    def node_stats(self) -> tuple[NodeStats, ...]:
+        """Return what the guests' memories hold on each NUMA node, and whether their pages lie there.
+
+        Walks the page tables of all guests: for a look now and then, not for each request.
+        """
+        self._check_open()
+        return read_nodes(self.native)
 
     def latency(self, operation: str) -> Latency:
         """Return how long each "spawn", "call" or "close" took since the host was made."""
@@ -360,20 +444,23 @@ class Host:
         if os.getpid() != self._pid:
             return  # a forked child has no guests
         self._closed = True
-        if self._handles_and_gc is not None:
-            self._handles_and_gc[1].close()
+        if self._pressure is not None:
+            self._pressure.close()
+        if self.handles_and_gc is not None:
+            self.handles_and_gc[1].close()
         for _ in range(2):  # a guest that the first round has cancelled is ended in the second
             self._end_mapped()
             if not lib.sh_host_close(self.native):
-                if self._handles_and_gc is not None:
-                    self._handles_and_gc[0].run_finalizers()
+                if self.handles_and_gc is not None:
+                    self.handles_and_gc[0].run_finalizers()
                 if self._events is not None:
                     self._events.close()
                 return
             error = failure()
         raise error
 
-    def _mapped(self) -> list[Guest]:
+    def mapped(self) -> list[Guest]:
+        """Return the guests of which Python has more to let go of than C. Not for users."""
         while True:
             try:
                 return list(self.mapped_guests)
@@ -383,7 +470,7 @@ class Host:
     def _end_mapped(self) -> None:
         """End the guests of which Python has more to do: memory to let go of, output to keep."""
         patience = time.monotonic() + _CLOSE_PATIENCE_S
-        for guest in self._mapped():
+        for guest in self.mapped():
             while True:
                 try:
                     guest.close()
@@ -414,6 +501,19 @@ class Host:
         lib.sh_host_get_stats(self.native, native)
         if native.guests_live:
             warnings.warn("a sandhost.Host with live guests was never closed", ResourceWarning)
+
+
+def _process_limit(value: int | str | None) -> int | None:
+    if value is None:
+        return None
+    if value != "cgroup":
+        return parse_bytes(value)
+    from .govern.cgroup import find_group
+
+    group = find_group()
+    if group is None or group.limit_bytes is None:
+        raise ConfigError('process_limit is "cgroup", but no cgroup limits this process\'s memory')
+    return group.limit_bytes
 
 
 def _limit(value: int | str | None) -> int:

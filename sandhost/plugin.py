@@ -86,10 +86,9 @@ class Plugin:
         )
         if not self._native:
             raise failure()
-        self.number = lib.sh_plugin_name(self._native, printable(name).encode(errors="replace"))
-        """What probes and events of C call it by. Not for users."""
-        if not self.number:
-            raise failure()
+        self.id = int(lib.sh_plugin_id(self._native))
+        """What C calls it, among those of its host; probes and events too."""
+        self._do(lib.sh_plugin_name(self._native, printable(name).encode(errors="replace")))
         self._numbers: list[int] = []
         self._adapters: list[Any] = []
         weakref.finalize(self, unbind, self._numbers).atexit = False

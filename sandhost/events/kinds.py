@@ -253,6 +253,8 @@ _REFUSALS = {
     lib.SH_REFUSED_HANDLES: "handles",
     lib.SH_REFUSED_HANDLE_MEMORY: "handle_memory",
     lib.SH_REFUSED_OS: "os",
+    lib.SH_REFUSED_QUOTA: "quota",
+    lib.SH_REFUSED_PRESSURE: "pressure",
 }
 _WHOSE = {
     lib.SH_LEVEL_GUEST: "guest",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -104,6 +105,40 @@ def test_cycle_follows_cycle_as_long_as_a_guest_allocates(host: sandhost.Host) -
         assert highest < 10  # 1.0 where cores are free to mark; 20 without a collection
         host.gc.collect()
         assert heap.figures().live_cells == cells + 1
+
+
+def test_cycles_begin_and_end_while_python_is_held_up(host: sandhost.Host) -> None:
+    cells, heap = 60_000, host.handles
+    with host.load(TURNOVER).spawn() as guest:
+        guest.call("fill", cells)
+        host.gc.collect()
+        host.gc.memory_limit = limit = max(heap.figures().live_bytes * 2, 8 << 20)
+        before = host.gc.stats()
+        begun, over = threading.Event(), threading.Event()
+
+        def replace() -> None:
+            begun.set()
+            for _ in range(20):
+                guest.call("replace", 0, cells)
+                if over.is_set():
+                    break
+
+        thread = threading.Thread(target=replace)
+        thread.start()
+        begun.wait()
+        keeps_the_lock = ctypes.PyDLL(None)  # of the interpreter, while the call lasts
+        peak = 0
+        while heap.figures().cycles < before.cycles + 3 and thread.is_alive():
+            keeps_the_lock.usleep(300_000)
+            peak = max(peak, heap.figures().peak_bytes)
+        over.set()
+        thread.join()
+        host.gc.collect()
+        after, figures = host.gc.stats(), heap.figures()
+        assert after.by_reason.get("limit", 0) + after.by_reason.get("heap goal", 0) >= 3
+        assert after.cycles == figures.cycles == sum(after.by_reason.values())
+        assert peak <= limit * 1.03
+        assert figures.live_cells == cells + 1
 
 
 def test_what_guests_release_by_hand_is_dropped_without_a_cycle(host: sandhost.Host) -> None:
