@@ -264,6 +264,11 @@ void sh_host_get_stats(sh_host *host, sh_host_stats *out) {
   out->stall_us = shi_machine_stall_us(&host->machine, shi_now_ns());
 }
 
+void sh_host_get_workers(sh_host *host, sh_worker_stats *out) {
+  memset(out, 0, sizeof *out);
+  if (!atomic_load(&shi_forked)) shi_workers_stats(&host->workers, out); /* who holds the lock may not be here */
+}
+
 void sh_host_get_figures(sh_host *host, uint64_t *out) {
   sh_host_stats stats;
   _Static_assert(sizeof stats == SH_HOST_FIGURES * sizeof *out, "a number each");

@@ -585,6 +585,13 @@ typedef struct {
 enum { SH_HOST_FIGURES = 63 };
 void sh_host_get_figures(sh_host *host, uint64_t *out); /* the same as so many numbers, which Python unpacks at once */
 void sh_host_get_stats(sh_host *host, sh_host_stats *out);
+/* The threads that run calls which can wait and compute. threads - idle of them are in a slice. */
+typedef struct {
+  uint32_t threads;
+  uint32_t idle;
+  uint32_t queued; /* guests that wait for a thread */
+} sh_worker_stats;
+void sh_host_get_workers(sh_host *host, sh_worker_stats *out);
 /* What the regions of one NUMA node hold. All gauges; bytes unless said otherwise. */
 #define SH_UNKNOWN 0xffffffffffffffff
 typedef struct {

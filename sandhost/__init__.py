@@ -2,6 +2,7 @@
 
     cli, bench, demo, doctor      what people use from a shell
     interpreters                  Python and JavaScript as guests
+    observe                       what a host does, for those who watch it
     host                          puts the parts together, owns their lifetimes
     gc, govern                    when the handle heap is collected, and how hard; statistics
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross

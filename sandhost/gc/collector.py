@@ -107,6 +107,8 @@ class Collector:
         self._heap, self._adaptive, self._other_bytes = heap, adaptive, other_bytes
         self._long_pause_s = long_pause_s
         self._trace = trace or tracer()
+        self.on_cycle: Callable[[Cycle], object] | None = None
+        """Called with each cycle that has ended, after `trace`, on the thread that led it."""
         self._clock, self._start_thread = clock, thread
         self._thread: threading.Thread | None = None
         self._lock = threading.Condition()
@@ -477,6 +479,8 @@ class Collector:
             self._adapt(cycle)
             self._apply()
         self._trace(cycle)
+        if self.on_cycle is not None:
+            self.on_cycle(cycle)
 
     def _let_go(self) -> None:
         with self._lock:

@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 from .._ffi import ffi, lib
 from ..limits import UNLIMITED
 
-__all__ = ["Latency", "MemStats", "NodeStats", "read_latency", "read_nodes", "read_stats"]
+__all__ = [
+    "Latency",
+    "MemStats",
+    "NodeStats",
+    "WorkerStats",
+    "read_latency",
+    "read_nodes",
+    "read_stats",
+    "read_workers",
+]
 
 _BUCKETS = 1184
 _COUNT = lib.SH_HOST_FIGURES
@@ -148,6 +157,23 @@ def read_stats(host: Any) -> MemStats:
         if figures[position] == UNLIMITED:
             figures[position] = None
     return MemStats._make(_in_order(figures))
+
+
+class WorkerStats(NamedTuple):
+    """The threads that run calls of `call_async` which compute, at one moment."""
+
+    threads: int
+    """Started so far; at most `Host(workers=...)`."""
+    idle: int
+    queued: int
+    """Guests that wait for one of them."""
+
+
+def read_workers(host: Any) -> WorkerStats:
+    """Take a snapshot of the workers of a `sh_host`."""
+    native = ffi.new("sh_worker_stats *")
+    lib.sh_host_get_workers(host, native)
+    return WorkerStats(native.threads, native.idle, native.queued)
 
 
 class NodeStats(NamedTuple):
