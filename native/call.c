@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "fiber.h"
+#include "heap.h"
 
 /* What a host function or a trap handler may need of the native stack, on top of the wasm stack. */
 enum { HOST_STACK = 256 << 10 };
@@ -37,6 +38,7 @@ bool shi_guest_goes_on(shi_guest *guest) {
 wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *guest, uint64_t *delta, uint8_t *kind) {
   (void)context;
   if (!shi_guest_may_go_on(guest)) return wt.wasmtime_error_new("sandhost: stopped");
+  if (__builtin_expect(((shi_guest *)guest)->holder != NULL, 0)) shi_guest_handles_tick(guest);
   if (shi_on_fiber(guest)) *kind = WASMTIME_UPDATE_DEADLINE_YIELD; /* else it stays "continue" */
   *delta = 1;
   return NULL;
@@ -82,6 +84,7 @@ int shi_guest_begin(shi_guest *guest) {
   shi_trap_signals_check();
   shi_thread_in_guest++;
   if (guest->depth > 1) return SH_OK; /* the outermost call has armed the rest */
+  guest->stack_top = __builtin_frame_address(0);
   int status = shi_guest_arm(guest);
   if (status == SH_OK) {
     shi_ticker_enter(&guest->plugin->host->ticker);
@@ -94,7 +97,10 @@ int shi_guest_begin(shi_guest *guest) {
 
 void shi_guest_finish(shi_guest *guest) {
   shi_thread_in_guest--;
-  if (guest->depth > 1) return;
+  if (guest->depth > 1) { /* the host may have got handles from it */
+    if (guest->holder) shi_holder_lends(guest->holder);
+    return;
+  }
   shi_cpu_ends(guest);
   shi_ticker_leave(&guest->plugin->host->ticker);
   shi_guest_disarm(guest);

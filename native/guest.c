@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "fiber.h"
+#include "heap.h"
 #include "snapshot.h"
 #include "wasi.h"
 
@@ -73,6 +74,7 @@ void shi_guest_leave(shi_guest *guest) {
 }
 
 void shi_guest_park(shi_guest *guest) {
+  if (guest->holder) shi_guest_handles_stand(guest);
   atomic_store(&guest->owner, 0);
   uint64_t state = atomic_load(&guest->state), parked;
   do {
@@ -96,6 +98,7 @@ int shi_guest_claim(uint64_t id, shi_guest **out) {
   } while (
       !atomic_compare_exchange_weak(&guest->state, &state, state_of(id >> 32, SHI_RUNNING) | (state & SHI_CANCEL)));
   atomic_store(&guest->owner, (uintptr_t)&shi_thread_in_guest);
+  if (guest->holder) shi_holder_call_goes_on(guest->holder);
   *out = guest;
   return SH_OK;
 }

@@ -214,23 +214,83 @@ static void clear_root(shi_heap *heap, uint32_t index) {
   if (!heap->hot[index].root && heap->phase == SHI_HEAP_MARKING) shi_shade(heap, index);
 }
 
+/* The last of those in flight. */
+static void land_one(shi_holder *holder) {
+  uint32_t index = holder->flight[--holder->flight_count];
+  shi_hot *cell = &holder->heap->hot[index];
+  if (!cell->flight || cell->owner != holder->index) return; /* it is gone, and was used again perhaps */
+  cell->flight = 0;
+  see_root(holder->heap, index);
+}
+
 /* Without the barrier: what the guest has kept is in its memory, which is yet to be scanned, or was, and then what came
  * after was black or is still in the snapshot. */
 static void land(shi_holder *holder) {
   shi_heap *heap = holder->heap;
-  for (uint32_t k = 0; k < holder->flight_count; k++) {
-    shi_hot *cell = &heap->hot[holder->flight[k]];
-    if (!cell->flight || cell->owner != holder->index) continue; /* it is gone, and was used again perhaps */
-    cell->flight = 0;
-    see_root(heap, holder->flight[k]);
+  while (holder->flight_count) {
+    land_one(holder);
     if (shi_heap_wanted(heap)) shi_heap_let_in(heap);
   }
-  holder->flight_count = 0;
+}
+
+bool shi_holder_land_some(shi_holder *holder) {
+  enum { SOME = 2048 };
+  for (int k = 0; k < SOME && holder->landing; k++, holder->landing--) land_one(holder);
+  return holder->landing == 0;
+}
+
+static void take_globals(shi_holder *holder) {
+  memcpy(holder->globals, shi_holder_new_globals(holder), holder->global_count * sizeof holder->globals[0]);
+}
+
+static void stand(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone) {
+  take_globals(holder);
+  holder->stack = stack;
+  holder->stack_bytes = bytes;
+  holder->landing = alone && !holder->lent ? holder->flight_count : 0;
+}
+
+void shi_holder_call_stands(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone) {
+  shi_heap *heap = holder->heap;
+  shi_heap_lock(heap);
+  stand(holder, stack, bytes, alone);
+  holder->stands = true;
+  atomic_fetch_add(&holder->calls, 1);
+  if (heap->phase == SHI_HEAP_MARKING && heap->asked_in == heap->cycle) pthread_cond_signal(&heap->wake);
+  shi_heap_unlock(heap);
+}
+
+void shi_holder_call_goes_on(shi_holder *holder) {
+  if (!holder->stands) return;
+  holder->stands = false;
+  atomic_fetch_add(&holder->calls, 1);
+}
+
+bool shi_holder_is_waited_for(shi_holder *holder) {
+  shi_heap *heap = holder->heap;
+  shi_heap_lock(heap);
+  bool waited_for = heap->phase == SHI_HEAP_MARKING && heap->asked_in == heap->cycle &&
+                    holder->scanned_in != heap->cycle && holder->kept_in != heap->cycle;
+  shi_heap_unlock(heap);
+  return waited_for;
+}
+
+void shi_holder_scan_standing(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone) {
+  shi_heap *heap = holder->heap;
+  shi_heap_lock(heap);
+  stand(holder, stack, bytes, alone);
+  holder->scan_calls = 0; /* what it saw at an earlier stand may have changed */
+  if (heap->phase == SHI_HEAP_MARKING) shi_scan_own(holder);
+  holder->scan_calls = 0;
+  holder->stack_bytes = holder->landing = 0;
+  shi_heap_unlock(heap);
 }
 
 void shi_holder_call_ends(shi_holder *holder) {
   shi_heap_lock(holder->heap);
-  memcpy(holder->globals, shi_holder_new_globals(holder), holder->global_count * sizeof holder->globals[0]);
+  take_globals(holder);
+  holder->stack_bytes = holder->landing = 0;
+  holder->lent = false;
   land(holder);
   atomic_fetch_add(&holder->calls, 1);
   if (holder->heap->phase == SHI_HEAP_MARKING && holder->heap->asked_in == holder->heap->cycle) shi_scan_own(holder);
@@ -495,6 +555,11 @@ int shi_cell_own(shi_heap *heap, uint64_t handle) {
   return own(heap, shi_index_of(handle));
 }
 
+static void lend(shi_holder *holder) {
+  holder->landing = 0;
+  shi_holder_lends(holder);
+}
+
 int shi_cell_retain(shi_heap *heap, shi_holder *holder, uint64_t handle, uint64_t *out) {
   shi_heap_lock(heap);
   shi_hot *cell = shi_cell_find(heap, holder, handle, 0);
@@ -510,6 +575,7 @@ int shi_cell_retain(shi_heap *heap, shi_holder *holder, uint64_t handle, uint64_
     }
   }
   if (cell) status = shi_cell_own(heap, *out);
+  if (cell && !holder) lend(heap->holders[cell->owner]); /* it is the host that wants it */
   shi_heap_unlock(heap);
   return status;
 }
@@ -570,7 +636,10 @@ int shi_cell_lend(shi_heap *heap, uint64_t handle) {
   shi_heap_lock(heap);
   shi_hot *cell = shi_cell_find(heap, NULL, handle, 0);
   int status = cell ? SH_OK : SH_INVALID_HANDLE;
-  if (cell && heap->holders[cell->owner]->scans) status = fly(heap, heap->holders[cell->owner], shi_index_of(handle));
+  if (cell && heap->holders[cell->owner]->scans) {
+    status = fly(heap, heap->holders[cell->owner], shi_index_of(handle));
+    lend(heap->holders[cell->owner]);
+  }
   shi_heap_unlock(heap);
   return status;
 }

@@ -115,14 +115,19 @@ typedef struct shi_holder {
   uint32_t flight_count, flight_capacity;
 
   _Atomic uint32_t calls; /* odd: a thread is in the guest */
-  uint64_t scanned_in;    /* the cycle in which its memory was scanned, or it was born */
-  uint64_t kept_in;       /* the cycle in which it could not be scanned: what it owns stays */
+  bool stands; /* its call is on its way, and stands still (`calls` is even); of the thread that has the guest */
+  _Atomic bool lent; /* since its call began the host took handles of it by number: see `landing` */
+  const uint8_t *stack; /* of the call that stands: scanned with its memory, */
+  uint64_t stack_bytes; /*   0: none does; */
+  uint32_t landing; /*   and then so many of `flight` are no roots any more: who has none has lost it */
+  uint64_t scanned_in; /* the cycle in which its memory was scanned, or it was born */
+  uint64_t kept_in; /* the cycle in which it could not be scanned: what it owns stays */
   uint32_t scan_calls, scan_piece;
   uint64_t scan_at; /* offset in the piece */
   shi_pieces_fn *pieces;
   void *context;
 
-  double assist_owed;   /* scan work in bytes, of cycle `assists_in`; below 0: it did more than its share */
+  double assist_owed; /* scan work in bytes, of cycle `assists_in`; below 0: it did more than its share */
   uint64_t assists_in;
   uint64_t assist_ns;
 
@@ -259,6 +264,15 @@ void shi_holder_close(shi_holder *holder);
 void shi_holder_call_begins(shi_holder *holder);
 static inline uint64_t *shi_holder_new_globals(shi_holder *holder) { return holder->globals + holder->global_count; }
 void shi_holder_call_ends(shi_holder *holder);
+/* It stands still somewhere in the middle, with `stack` (8-aligned) of all its frames and registers, and the globals filled in
+ * as above. `alone`: no frame is the host's. Only of holders that scan. */
+void shi_holder_call_stands(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone);
+void shi_holder_call_goes_on(shi_holder *holder); /* if it stood */
+/* It stands still for as long as this takes: scans itself, if it is waited for, unless that takes too long. */
+bool shi_holder_is_waited_for(shi_holder *holder);
+void shi_holder_scan_standing(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone);
+/* The host got handles of the call by number: they are roots until it ends, wherever it stands before. */
+static inline void shi_holder_lends(shi_holder *holder) { atomic_store(&holder->lent, true); }
 
 typedef struct {
   uint32_t kind, object, label;
@@ -362,6 +376,9 @@ void shi_stack_free(shi_stack *stack);
  * found. Returns how many bytes were read. */
 uint64_t shi_scan_words(const uint8_t *bytes, uint64_t length, uint32_t count, uint64_t *found, uint32_t room,
                         uint32_t *found_count);
+/* Under the lock: a call that stands was scanned; what was in flight for it is found in its memory, or lost. A piece of them,
+ * all of which were there when it came to stand. True: that was the last. */
+bool shi_holder_land_some(shi_holder *holder);
 /* Under the lock, gives it away meanwhile: the calling thread has left the guest, whose memory is waited for. Scans all of
  * it, unless that takes too long. */
 void shi_scan_own(shi_holder *holder);

@@ -210,7 +210,7 @@ void shi_scan_own(shi_holder *holder) {
     if (heap->scanning) return; /* by the thread, which began between two calls */
     heap->scan_work_bytes += shi_scan_slice(heap, holder);
   } while (heap->phase == SHI_HEAP_MARKING && heap->cycle == cycle && !holder->closed && !scanned(heap, holder) &&
-           shi_now_ns() - begun_ns < most_ns);
+           holder->kept_in != cycle && shi_now_ns() - begun_ns < most_ns);
   pthread_cond_signal(&heap->wake);
 }
 

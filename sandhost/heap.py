@@ -169,7 +169,10 @@ class HandleHeap:
         if guest is not None and not guest_id:
             raise GuestClosed("the guest has ended")
         of = self._by_number[kind] if kind else self._kind_of(thing)
-        return self._new(thing, guest_id, of, size, label, finalize)
+        handle = self._new(thing, guest_id, of, size, label, finalize)
+        if guest_id:
+            self.lend(handle)  # the guest does not know of it, and the caller does
+        return handle
 
     def _kind_of(self, thing: object) -> _Kind:
         return next(self._kinds[cls] for cls in type(thing).__mro__ if cls in self._kinds)

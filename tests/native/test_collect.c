@@ -15,11 +15,12 @@ static shi_heap *heap;
 static shi_holder *holder;
 
 static uint8_t memory[1 << 20] __attribute__((aligned(4096)));
+static uint64_t memory_bytes = sizeof memory;
 
 static bool piece(void *context, uint32_t k, const uint8_t **base, uint64_t *bytes) {
   (void)context;
   *base = memory;
-  *bytes = sizeof memory;
+  *bytes = memory_bytes;
   return k == 0;
 }
 
@@ -259,6 +260,79 @@ static void handles_in_memory_are_roots_of_who_does_not_release(void) {
   store(0x8000, 0);
   collect();
   CHECK(!lives(kept) && !lives(inner));
+  close_heap();
+}
+
+/* A call that stands still holds what is in memory, globals and its stack; what it was given and has nowhere goes. */
+static void a_call_that_stands_is_scanned_with_its_stack(void) {
+  static uint64_t stack[64] __attribute__((aligned(4096)));
+  open_heap(true);
+  shi_holder_call_begins(holder);
+  uint64_t in_memory = list(), on_stack = list(), inner = cell(), in_global = cell(), lost = cell();
+  push(on_stack, inner);
+  store(64, in_memory);
+  stack[63] = on_stack;
+  *shi_holder_new_globals(holder) = in_global;
+  shi_holder_call_stands(holder, (const uint8_t *)stack, sizeof stack, true);
+  collect(); /* the walk finds all of it in flight, and the scan lets that go */
+  collect();
+  CHECK(lives(in_memory) && lives(on_stack) && lives(inner) && lives(in_global) && !lives(lost));
+  shi_holder_call_goes_on(holder);
+  stack[63] = 0;
+  uint64_t young = cell();
+  collect();
+  CHECK(lives(on_stack) && lives(young)); /* now it runs, and keeps all it owns */
+  shi_holder_call_stands(holder, (const uint8_t *)stack, sizeof stack, true);
+  collect();
+  collect();
+  CHECK(lives(in_memory) && !lives(on_stack) && !lives(inner) && !lives(young));
+  shi_holder_call_goes_on(holder);
+  call_ends();
+  store(64, 0);
+  collect();
+  CHECK_EQ(heap->live_cells, 0);
+  close_heap();
+}
+
+static void what_the_host_got_by_number_stays_while_a_call_stands(void) {
+  static uint64_t stack[8] __attribute__((aligned(4096)));
+  open_heap(true);
+  for (int way = 0; way < 3; way++) {
+    shi_holder_call_begins(holder);
+    uint64_t handle = cell(), out;
+    if (way == 1) CHECK_EQ(shi_cell_lend(heap, handle), SH_OK);
+    shi_holder_call_stands(holder, (const uint8_t *)stack, sizeof stack, way != 0);
+    if (way == 2) CHECK_EQ(shi_cell_retain(heap, NULL, handle, &out), SH_OK);
+    collect();
+    collect();
+    CHECK(lives(handle));
+    shi_holder_call_goes_on(holder);
+    call_ends();
+    collect();
+    CHECK(!lives(handle));
+  }
+  close_heap();
+}
+
+static void a_call_that_looks_up_scans_itself(void) {
+  static uint64_t stack[64] __attribute__((aligned(4096)));
+  open_heap(true);
+  memory_bytes = 64 << 10; /* more than a call reads while it stands would be kept */
+  shi_holder_call_begins(holder);
+  uint64_t kept = cell(), lost = cell();
+  stack[1] = kept;
+  for (int tries = 0; tries < 1000 && lives(lost); tries++) {
+    CHECK_EQ(shi_cycle_start(heap), SH_OK);
+    while (!shi_cycle_wait(heap, 1000000))
+      if (shi_holder_is_waited_for(holder))
+        shi_holder_scan_standing(holder, (const uint8_t *)stack, sizeof stack, true);
+  }
+  CHECK(lives(kept) && !lives(lost));
+  call_ends();
+  stack[1] = 0;
+  collect();
+  CHECK(!lives(kept));
+  memory_bytes = sizeof memory;
   close_heap();
 }
 
@@ -728,6 +802,9 @@ int main(void) {
   RUN(what_is_born_while_marking_stays);
   RUN(a_long_list_is_marked_in_steps_while_it_changes);
   RUN(handles_in_memory_are_roots_of_who_does_not_release);
+  RUN(a_call_that_stands_is_scanned_with_its_stack);
+  RUN(what_the_host_got_by_number_stays_while_a_call_stands);
+  RUN(a_call_that_looks_up_scans_itself);
   RUN(a_guest_in_a_call_keeps_all_it_owns);
   RUN(what_moves_from_memory_into_a_black_cell_is_not_lost);
   RUN(a_scan_that_a_call_interrupts_begins_again);
