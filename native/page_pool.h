@@ -65,6 +65,11 @@ struct sh_pages {
   struct sh_pages *next; /* all pools, for forks */
 };
 
+/* What sandhost.h says of sh_pages_take and so on, without the turnstile that Python passes (crossings.c). */
+uint64_t shi_pages_take(sh_pages *pages);
+int shi_pages_put(sh_pages *pages, uint64_t lease);
+uint8_t *shi_pages_pin(sh_pages *pages, uint64_t lease, uint64_t end);
+void shi_pages_unpin(sh_pages *pages, uint64_t lease);
 /* Whether the invariants hold. Only at rest. */
 bool shi_pages_check(sh_pages *pages);
 

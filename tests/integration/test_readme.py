@@ -1,4 +1,4 @@
-"""What the README shows must run."""
+"""What the README and the pages of docs/ show must run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 README = Path(__file__).parents[2] / "README.md"
+DOCS = README.parent / "docs"
 
 
-def output_of_example(number: int, tmp_path: Path) -> str:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def output_of_example(number: int, tmp_path: Path, page: Path = README) -> str:
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     example = [block for block in blocks if block.startswith("import ")][number]
     script = tmp_path / "example.py"
     script.write_text(example)
@@ -53,3 +54,7 @@ def test_the_example_in_the_readme_prints_what_a_reader_expects(tmp_path: Path) 
 
 def test_the_example_of_an_interpreter_prints_what_a_reader_expects(tmp_path: Path) -> None:
     assert output_of_example(1, tmp_path) == "hello\n {'sum': 42} None\n"
+
+
+def test_the_example_of_buffers_goes_to_a_guest_and_back(tmp_path: Path) -> None:
+    assert output_of_example(0, tmp_path, DOCS / "pages.md") == "HELLO\n0 1\n"
