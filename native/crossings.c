@@ -1,9 +1,8 @@
-/* The crossings that Python makes for every guest: spawn, call, close, and all three in one; and for every buffer.
+/* The crossings that Python makes for every guest: spawn, call, close, and all three in one.
  *
  * cffi gives the interpreter's lock away for each, so each goes through the turnstile.
  */
 #include "guest.h"
-#include "page_pool.h"
 #include "turnstile.h"
 
 uint64_t sh_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, sh_wasi *wasi) {
@@ -87,31 +86,4 @@ int64_t sh_live_ints(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, co
   }
   shi_turnstile_pass();
   return result;
-}
-
-uint64_t sh_pages_take(sh_pages *pages) {
-  shi_turnstile_leave();
-  uint64_t lease = shi_pages_take(pages);
-  shi_turnstile_pass();
-  return lease;
-}
-
-int sh_pages_put(sh_pages *pages, uint64_t lease) {
-  shi_turnstile_leave();
-  int status = shi_pages_put(pages, lease);
-  shi_turnstile_pass();
-  return status;
-}
-
-uint8_t *sh_pages_pin(sh_pages *pages, uint64_t lease, uint64_t end) {
-  shi_turnstile_leave();
-  uint8_t *bytes = shi_pages_pin(pages, lease, end);
-  shi_turnstile_pass();
-  return bytes;
-}
-
-void sh_pages_unpin(sh_pages *pages, uint64_t lease) {
-  shi_turnstile_leave();
-  shi_pages_unpin(pages, lease);
-  shi_turnstile_pass();
 }

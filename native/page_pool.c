@@ -152,6 +152,13 @@ void shi_pages_unpin(sh_pages *pages, uint64_t lease) {
   (void)before;
 }
 
+uint64_t shi_pages_extent(const sh_pages *pages, uint64_t lease) {
+  const shi_page_buffer *buffer = buffer_of(pages, lease);
+  return buffer ? atomic_load_explicit(&buffer->extent, memory_order_relaxed) : 0;
+}
+
+uint8_t *sh_pages_base(const sh_pages *pages) { return pages->base; }
+
 /* ---- giving pages back ------------------------------------------------------------------------------------------ */
 
 uint64_t sh_pages_trim(sh_pages *pages) {
