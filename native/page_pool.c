@@ -87,7 +87,7 @@ static void written_to(shi_page_buffer *buffer, uint64_t bytes) {
     atomic_store_explicit(&buffer->resident, whole, memory_order_relaxed);
 }
 
-uint64_t sh_pages_take(sh_pages *pages) {
+uint64_t shi_pages_take(sh_pages *pages) {
   uint32_t index;
   if (is_forked(pages) || !shi_mpmc_take(&pages->ring, &index)) return 0;
   shi_page_buffer *buffer = &pages->buffers[index];
@@ -113,7 +113,7 @@ static bool is_held(uint64_t state, uint64_t lease) {
   return (state & LEASED) && generation_of(state) == generation_of(lease);
 }
 
-int sh_pages_put(sh_pages *pages, uint64_t lease) {
+int shi_pages_put(sh_pages *pages, uint64_t lease) {
   if (is_forked(pages)) return SH_FORKED;
   shi_page_buffer *buffer = buffer_of(pages, lease);
   if (!buffer) return SH_CLOSED;
@@ -131,7 +131,7 @@ int sh_pages_put(sh_pages *pages, uint64_t lease) {
   return SH_OK;
 }
 
-uint8_t *sh_pages_pin(sh_pages *pages, uint64_t lease, uint64_t end) {
+uint8_t *shi_pages_pin(sh_pages *pages, uint64_t lease, uint64_t end) {
   shi_page_buffer *buffer = buffer_of(pages, lease);
   if (is_forked(pages) || !buffer || end > pages->buffer_bytes) return NULL;
   uint64_t state = atomic_load(&buffer->state);
@@ -145,12 +145,19 @@ uint8_t *sh_pages_pin(sh_pages *pages, uint64_t lease, uint64_t end) {
   return bytes_of(pages, index_of(lease));
 }
 
-void sh_pages_unpin(sh_pages *pages, uint64_t lease) {
+void shi_pages_unpin(sh_pages *pages, uint64_t lease) {
   if (is_forked(pages)) return;
   uint64_t before = atomic_fetch_sub(&pages->buffers[index_of(lease)].state, PIN);
   SHI_CHECK(is_held(before, lease) && pins_of(before) > 0);
   (void)before;
 }
+
+uint64_t shi_pages_extent(const sh_pages *pages, uint64_t lease) {
+  const shi_page_buffer *buffer = buffer_of(pages, lease);
+  return buffer ? atomic_load_explicit(&buffer->extent, memory_order_relaxed) : 0;
+}
+
+uint8_t *sh_pages_base(const sh_pages *pages) { return pages->base; }
 
 /* ---- giving pages back ------------------------------------------------------------------------------------------ */
 

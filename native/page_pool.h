@@ -26,6 +26,7 @@
 #include "os.h"
 
 enum { SHI_LEASE_INDEX_BITS = 24 };
+_Static_assert(SH_LEASE_INDEX == (1 << SHI_LEASE_INDEX_BITS) - 1, "as sandhost.h says");
 
 /* Invariant: leased or pins == 0; extent <= buffer_bytes, 0 unless leased; resident <= buffer_bytes, in whole OS pages.
  * Not leased: [0, buffer_bytes) reads as zeros; of a pool that poisons, as poison if `poisoned`, else as zeros. */
@@ -65,6 +66,15 @@ struct sh_pages {
   struct sh_pages *next; /* all pools, for forks */
 };
 
+/* A lease on a free buffer. 0: none is free, or being trimmed. */
+uint64_t shi_pages_take(sh_pages *pages);
+/* Ends the lease. SH_BUSY changes nothing: it is pinned. SH_CLOSED: there is no such lease, any more. */
+int shi_pages_put(sh_pages *pages, uint64_t lease);
+/* The buffer's bytes, of which `end` may be used until they are unpinned. NULL: there is no such lease. */
+uint8_t *shi_pages_pin(sh_pages *pages, uint64_t lease, uint64_t end);
+void shi_pages_unpin(sh_pages *pages, uint64_t lease);
+/* How much a put of it would write over, as of now; 0 if there is no such lease. */
+uint64_t shi_pages_extent(const sh_pages *pages, uint64_t lease);
 /* Whether the invariants hold. Only at rest. */
 bool shi_pages_check(sh_pages *pages);
 

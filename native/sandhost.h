@@ -481,13 +481,11 @@ typedef struct sh_pages sh_pages;
  * a user has not written; else with zeros. After `idle_ns` without use the free ones' pages go back to the OS. NULL: see
  * sh_take_error. */
 sh_pages *sh_pages_new(uint64_t buffer_bytes, uint32_t count, int poison, uint64_t idle_ns);
-/* A lease on a free buffer. 0: none is free, or being trimmed. */
-uint64_t sh_pages_take(sh_pages *pages);
-/* Ends the lease. SH_BUSY changes nothing: it is pinned. SH_CLOSED: there is no such lease, any more. */
-int sh_pages_put(sh_pages *pages, uint64_t lease);
-/* The buffer's bytes, of which `end` may be used until they are unpinned. NULL: there is no such lease. */
-uint8_t *sh_pages_pin(sh_pages *pages, uint64_t lease, uint64_t end);
-void sh_pages_unpin(sh_pages *pages, uint64_t lease);
+/* Puts take, put, pin and unpin of this pool (page_pool.h) into a dict, as functions that keep Python's lock: take() gives
+ * a lease or 0, put(lease) an enum sh_status, pin(lease, end) whether it is one. They must not outlive the pool. */
+int sh_python_pages(sh_pages *pages, void *dict);
+uint8_t *sh_pages_base(const sh_pages *pages); /* of all buffers, the one of a lease by its low bits */
+enum { SH_LEASE_INDEX = 0xffffff };
 /* Gives the pages of free buffers back to the OS; returns the bytes. */
 uint64_t sh_pages_trim(sh_pages *pages);
 /* Unmaps all of it. SH_BUSY changes nothing: a buffer is out. */

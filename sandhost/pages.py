@@ -20,7 +20,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ._ffi import failure, ffi, lib
 from ._windows import open_window
@@ -36,6 +36,7 @@ from .units import parse_bytes, parse_seconds
 
 __all__ = ["Buffer", "PagePool", "PoolStats"]
 
+_INDEX = lib.SH_LEASE_INDEX
 _CLEAN = {"zero": 0, "poison": 1}
 
 
@@ -95,13 +96,13 @@ class Buffer:
         length = size - start if length is None else length
         if start < 0 or length < 0 or start + length > size:
             raise ConfigError(f"{length} bytes at {start} are not within a buffer of {size} bytes")
-        base = _pin(self._pool.native, self._lease, start + length)
-        if not base:
+        if not self._pool.pin(self._lease, start + length):
             raise self._pool.refusal(self)
-        return open_window(base + start, length, self, self._view_ended)
+        first = self._pool.base + (self._lease & _INDEX) * size + start
+        return open_window(first, length, self, self._view_ended)
 
     def _view_ended(self) -> None:
-        _unpin(self._pool.native, self._lease)
+        self._pool.unpin(self._lease)
         if self._left:
             self._pool.take_back(self)
 
@@ -182,6 +183,12 @@ class PagePool:
         if not native:
             raise failure()
         self.native = ffi.gc(native, lib.sh_pages_free)
+        functions: dict[str, Any] = {}
+        if lib.sh_python_pages(native, ffi.cast("void *", id(functions))):
+            raise failure()
+        self.take, self.put = functions["take"], functions["put"]
+        self.pin, self.unpin = functions["pin"], functions["unpin"]
+        self.base = lib.sh_pages_base(native)
         page = os.sysconf("SC_PAGE_SIZE")
         self.buffer_bytes = -(-parse_bytes(size) // page) * page
         """Bytes of each buffer: whole OS pages."""
@@ -199,7 +206,7 @@ class PagePool:
         Raises:
             PoolClosed: the pool is closed.
         """
-        lease = 0 if self._line else _take(self.native)
+        lease = 0 if self._line else self.take()
         if lease:
             return Buffer(self, lease)
         self._check_open()
@@ -213,7 +220,7 @@ class PagePool:
             PoolEmpty: none came in time (also a TimeoutError).
             PoolClosed: the pool is closed.
         """
-        lease = 0 if self._line else _take(self.native)
+        lease = 0 if self._line else self.take()
         if lease:
             return Buffer(self, lease)
         seconds = -1.0 if timeout is None else min(parse_seconds(timeout), threading.TIMEOUT_MAX)
@@ -242,7 +249,7 @@ class PagePool:
         Raises:
             PoolClosed: the pool is closed.
         """
-        lease = 0 if self._line else _take(self.native)
+        lease = 0 if self._line else self.take()
         if lease:
             return Buffer(self, lease)
         import anyio
@@ -280,13 +287,13 @@ class PagePool:
         """Go without; what was given meanwhile goes on to the next."""
         lib.sh_pages_count(self.native, False)
         lease = self._leave_line(waiter)
-        if lease and not _put(self.native, lease):
+        if lease and not self.put(lease):
             self._serve()
 
     def _serve(self) -> None:
         """Give what the ring has to who waits, first to first."""
         while self._line:
-            lease = _take(self.native)
+            lease = self.take()
             if not lease:
                 return
             try:
@@ -298,7 +305,7 @@ class PagePool:
                 IndexError,
                 RuntimeError,
             ):  # all have left; or an event loop ended before its tasks
-                _put(self.native, lease)
+                self.put(lease)
 
     # ---- release ----
 
@@ -311,7 +318,7 @@ class PagePool:
         """
         if buffer._pool is not self:
             raise InvalidBuffer("the buffer belongs to another pool")
-        status = _put(self.native, buffer._lease)
+        status = self.put(buffer._lease)
         if status:
             if status == lib.SH_BUSY:
                 raise BufferBusy("views of the buffer are alive; release them before the buffer")
@@ -322,7 +329,7 @@ class PagePool:
 
     def take_back(self, buffer: Buffer) -> bool:
         """Take back what nobody uses any more; return whether it was out. For `Buffer`."""
-        if _put(self.native, buffer._lease):
+        if self.put(buffer._lease):
             return False
         buffer._lease = 0
         self._serve()
@@ -394,11 +401,3 @@ class PagePool:
         except BufferBusy:
             if error_type is None:
                 raise
-
-
-_take, _put, _pin, _unpin = (
-    lib.sh_pages_take,
-    lib.sh_pages_put,
-    lib.sh_pages_pin,
-    lib.sh_pages_unpin,
-)

@@ -64,3 +64,7 @@ def test_the_example_of_events_prints_a_life(tmp_path: Path) -> None:
 
 def test_the_example_of_logged_events_runs(tmp_path: Path) -> None:
     assert output_of_example(1, tmp_path, "docs/observing.md") == ""
+
+
+def test_the_example_of_buffers_goes_to_a_guest_and_back(tmp_path: Path) -> None:
+    assert output_of_example(0, tmp_path, "docs/pages.md") == "HELLO\n0 1\n"

@@ -21,7 +21,7 @@ static void close_pages(sh_pages *pages) {
   CHECK(shi_pages_check(pages));
   CHECK_EQ(sh_pages_close(pages), SH_OK);
   CHECK_EQ(sh_pages_close(pages), SH_OK);
-  CHECK_EQ(sh_pages_take(pages), 0);
+  CHECK_EQ(shi_pages_take(pages), 0);
   sh_pages_free(pages);
 }
 
@@ -32,13 +32,13 @@ static sh_pages_stats stats(sh_pages *pages) {
 }
 
 static uint64_t take(sh_pages *pages) {
-  uint64_t lease = sh_pages_take(pages);
+  uint64_t lease = shi_pages_take(pages);
   CHECK(lease != 0);
   return lease;
 }
 
 static uint8_t *pin(sh_pages *pages, uint64_t lease, uint64_t end) {
-  uint8_t *bytes = sh_pages_pin(pages, lease, end);
+  uint8_t *bytes = shi_pages_pin(pages, lease, end);
   CHECK(bytes != NULL);
   return bytes;
 }
@@ -68,16 +68,16 @@ static uint64_t resident(const uint8_t *at, uint64_t bytes) {
 static void a_lease_is_good_for_one_put(void) {
   sh_pages *pages = open_pages(1, 0, no_idling);
   uint64_t first = take(pages);
-  CHECK_EQ(sh_pages_take(pages), 0);
-  CHECK_EQ(sh_pages_put(pages, first), SH_OK);
-  CHECK_EQ(sh_pages_put(pages, first), SH_CLOSED);
-  CHECK(sh_pages_pin(pages, first, 1) == NULL);
+  CHECK_EQ(shi_pages_take(pages), 0);
+  CHECK_EQ(shi_pages_put(pages, first), SH_OK);
+  CHECK_EQ(shi_pages_put(pages, first), SH_CLOSED);
+  CHECK(shi_pages_pin(pages, first, 1) == NULL);
   uint64_t second = take(pages); /* the same buffer */
   CHECK(second != first);
-  CHECK_EQ(sh_pages_put(pages, first), SH_CLOSED);
-  CHECK(sh_pages_pin(pages, first, 1) == NULL);
-  CHECK_EQ(sh_pages_take(pages), 0); /* nobody got it back by those */
-  CHECK_EQ(sh_pages_put(pages, second), SH_OK);
+  CHECK_EQ(shi_pages_put(pages, first), SH_CLOSED);
+  CHECK(shi_pages_pin(pages, first, 1) == NULL);
+  CHECK_EQ(shi_pages_take(pages), 0); /* nobody got it back by those */
+  CHECK_EQ(shi_pages_put(pages, second), SH_OK);
   close_pages(pages);
 }
 
@@ -86,11 +86,11 @@ static void a_lease_that_was_never_given_is_refused(void) {
   uint64_t lease = take(pages);
   const uint64_t wrong[] = {0, 1, lease + 1, lease + 2, lease | 0xffffff, lease + (UINT64_C(1) << 24), UINT64_MAX};
   for (size_t k = 0; k < sizeof wrong / sizeof *wrong; k++) {
-    CHECK_EQ(sh_pages_put(pages, wrong[k]), SH_CLOSED);
-    CHECK(sh_pages_pin(pages, wrong[k], 1) == NULL);
+    CHECK_EQ(shi_pages_put(pages, wrong[k]), SH_CLOSED);
+    CHECK(shi_pages_pin(pages, wrong[k], 1) == NULL);
   }
-  CHECK(sh_pages_pin(pages, lease, BUFFER + 1) == NULL);
-  CHECK_EQ(sh_pages_put(pages, lease), SH_OK);
+  CHECK(shi_pages_pin(pages, lease, BUFFER + 1) == NULL);
+  CHECK_EQ(shi_pages_put(pages, lease), SH_OK);
   close_pages(pages);
 }
 
@@ -99,15 +99,15 @@ static void pins_hold_a_buffer_and_the_pool(void) {
   uint64_t lease = take(pages);
   pin(pages, lease, 1);
   pin(pages, lease, BUFFER);
-  CHECK_EQ(sh_pages_put(pages, lease), SH_BUSY);
-  sh_pages_unpin(pages, lease);
-  CHECK_EQ(sh_pages_put(pages, lease), SH_BUSY);
+  CHECK_EQ(shi_pages_put(pages, lease), SH_BUSY);
+  shi_pages_unpin(pages, lease);
+  CHECK_EQ(shi_pages_put(pages, lease), SH_BUSY);
   CHECK_EQ(sh_pages_close(pages), SH_BUSY);
   CHECK_EQ(stats(pages).in_use, 1);
-  CHECK_EQ(sh_pages_put(pages, take(pages)), SH_OK); /* the other one is still there after the close that failed */
-  sh_pages_unpin(pages, lease);
+  CHECK_EQ(shi_pages_put(pages, take(pages)), SH_OK); /* the other one is still there after the close that failed */
+  shi_pages_unpin(pages, lease);
   CHECK_EQ(sh_pages_close(pages), SH_BUSY);
-  CHECK_EQ(sh_pages_put(pages, lease), SH_OK);
+  CHECK_EQ(shi_pages_put(pages, lease), SH_OK);
   CHECK_EQ(stats(pages).peak, 2);
   CHECK_EQ(stats(pages).acquired, 2);
   close_pages(pages);
@@ -125,8 +125,8 @@ static void no_byte_reaches_the_next_user(void) {
       uint8_t *bytes = pin(pages, lease, ends[k]);
       CHECK(is_all(bytes, clean, BUFFER)); /* also beyond what was pinned */
       memset(bytes, 7, ends[k]);
-      sh_pages_unpin(pages, lease);
-      CHECK_EQ(sh_pages_put(pages, lease), SH_OK);
+      shi_pages_unpin(pages, lease);
+      CHECK_EQ(shi_pages_put(pages, lease), SH_OK);
       CHECK(is_all(bytes, clean, BUFFER)); /* already now: what is free holds nobody's bytes */
       if (k == 2) {
         CHECK(sh_pages_trim(pages) > 0);
@@ -142,8 +142,8 @@ static uint8_t *use_all(sh_pages *pages) {
   uint64_t lease = take(pages);
   uint8_t *bytes = pin(pages, lease, BUFFER);
   memset(bytes, 7, BUFFER);
-  sh_pages_unpin(pages, lease);
-  CHECK_EQ(sh_pages_put(pages, lease), SH_OK);
+  shi_pages_unpin(pages, lease);
+  CHECK_EQ(shi_pages_put(pages, lease), SH_OK);
   return bytes;
 }
 
@@ -159,8 +159,8 @@ static void a_trim_gives_back_what_is_free(void) {
   CHECK_EQ(resident(used, BUFFER), 0);
   CHECK_EQ(resident(kept, BUFFER), 2 * OS_PAGE);
   CHECK(is_all(kept, 8, OS_PAGE + 1));
-  sh_pages_unpin(pages, lease);
-  CHECK_EQ(sh_pages_put(pages, lease), SH_OK);
+  shi_pages_unpin(pages, lease);
+  CHECK_EQ(shi_pages_put(pages, lease), SH_OK);
   CHECK_EQ(sh_pages_trim(pages), 2 * OS_PAGE);
   CHECK_EQ(stats(pages).resident_bytes, 0);
   CHECK_EQ(stats(pages).trimmed_bytes, BUFFER + 2 * OS_PAGE);
@@ -183,8 +183,8 @@ static void what_idles_goes_back_by_itself(void) {
   memset(bytes, 7, BUFFER);
   nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL); /* the pool idles, and trims what is free: nothing */
   CHECK(is_all(bytes, 7, BUFFER));
-  sh_pages_unpin(pages, lease);
-  CHECK_EQ(sh_pages_put(pages, lease), SH_OK);
+  shi_pages_unpin(pages, lease);
+  CHECK_EQ(shi_pages_put(pages, lease), SH_OK);
   wait_until_nothing_is_resident(pages, bytes);
   close_pages(pages);
 }
@@ -234,11 +234,11 @@ static void a_child_has_no_buffers(void) {
   if (child == 0) {
     CHECK(is_all(bytes, 0, BUFFER));
     bytes[0] = 1; /* a view that is still there must not crash the child */
-    CHECK_EQ(sh_pages_take(pages), 0);
-    CHECK_EQ(sh_pages_put(pages, lease), SH_FORKED);
-    CHECK(sh_pages_pin(pages, lease, 1) == NULL);
+    CHECK_EQ(shi_pages_take(pages), 0);
+    CHECK_EQ(shi_pages_put(pages, lease), SH_FORKED);
+    CHECK(shi_pages_pin(pages, lease, 1) == NULL);
     CHECK_EQ(sh_pages_trim(pages), 0);
-    sh_pages_unpin(pages, lease);
+    shi_pages_unpin(pages, lease);
     sh_pages_free(pages);
     if (!UNDER_TSAN) { /* which does not start threads in a child */
       close_pages(open_pages(2, 0, no_idling));
@@ -249,8 +249,8 @@ static void a_child_has_no_buffers(void) {
   CHECK_EQ(waitpid(child, &status, 0), child);
   CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
   CHECK(is_all(bytes, 7, BUFFER));
-  sh_pages_unpin(pages, lease);
-  CHECK_EQ(sh_pages_put(pages, lease), SH_OK);
+  shi_pages_unpin(pages, lease);
+  CHECK_EQ(shi_pages_put(pages, lease), SH_OK);
   close_pages(pages);
 }
 
@@ -367,7 +367,7 @@ static void *use_buffers(void *argument) {
   uint8_t mark = (uint8_t)(uintptr_t)argument;
   uint64_t ended = 0;
   for (int k = 0; k < ROUNDS / 40;) {
-    uint64_t lease = sh_pages_take(shared);
+    uint64_t lease = shi_pages_take(shared);
     if (lease == 0) {
       sched_yield();
       continue;
@@ -379,15 +379,15 @@ static void *use_buffers(void *argument) {
       bytes[at] = mark;
     }
     if (ended != 0) {
-      CHECK_EQ(sh_pages_put(shared, ended), SH_CLOSED);
-      CHECK(sh_pages_pin(shared, ended, 1) == NULL);
+      CHECK_EQ(shi_pages_put(shared, ended), SH_CLOSED);
+      CHECK(shi_pages_pin(shared, ended, 1) == NULL);
     }
-    CHECK_EQ(sh_pages_put(shared, lease), SH_BUSY);
+    CHECK_EQ(shi_pages_put(shared, lease), SH_BUSY);
     for (size_t at = 0; at < BUFFER; at += 64) {
       CHECK_EQ(bytes[at], mark);
     }
-    sh_pages_unpin(shared, lease);
-    CHECK_EQ(sh_pages_put(shared, lease), SH_OK);
+    shi_pages_unpin(shared, lease);
+    CHECK_EQ(shi_pages_put(shared, lease), SH_OK);
     ended = lease;
   }
   return NULL;
@@ -418,7 +418,7 @@ static void each_thread_has_its_buffers_for_itself(void) {
   }
   atomic_store(&over, true);
   pthread_join(trimmer, NULL);
-  CHECK_EQ(sh_pages_put(shared, held), SH_OK);
+  CHECK_EQ(shi_pages_put(shared, held), SH_OK);
   CHECK_EQ(stats(shared).acquired, 1 + THREADS * (ROUNDS / 40));
   close_pages(shared);
 }
