@@ -362,7 +362,9 @@ def test_a_session_that_waits_keeps_only_what_it_still_has(
         assert host.handles.figures().live_cells == 0
 
     asyncio.run(main())
-    assert max(live) <= 3 + 2 * 100  # of 2,003: what was in flight as a cycle began goes with the next
+    assert (
+        max(live) <= 3 + 2 * 100
+    )  # of 2,003: what was in flight as a cycle began goes with the next
     assert min(live[-5:]) >= 3
 
 
@@ -380,6 +382,8 @@ def test_a_guest_that_computes_scans_itself(inside: sandhost.Plugin, host: sandh
         left = heap.figures().live_cells
         guest.memory.write(32, b"\1")
         thread.join()
-        assert 1 <= left <= 4  # the one in use; and of 100, what a word of the stack has not forgotten
+        assert (
+            1 <= left <= 4
+        )  # the one in use; and of 100, what a word of the stack has not forgotten
         assert result == [5]
     assert heap.figures().live_cells == 0
