@@ -279,9 +279,8 @@ void shi_holder_scan_standing(shi_holder *holder, const uint8_t *stack, uint64_t
   shi_heap *heap = holder->heap;
   shi_heap_lock(heap);
   stand(holder, stack, bytes, alone);
-  holder->scan_calls = 0; /* what it saw at an earlier stand may have changed */
   if (heap->phase == SHI_HEAP_MARKING) shi_scan_own(holder);
-  holder->scan_calls = 0;
+  holder->scan_calls = 0; /* what was not finished begins again at the next stand: the guest goes on */
   holder->stack_bytes = holder->landing = 0;
   shi_heap_unlock(heap);
 }

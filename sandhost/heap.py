@@ -157,6 +157,8 @@ class HandleHeap:
 
         The handle of a guest that does not release by hand lives until the guest's next call has
         ended, or the one it is in; then as long as it is in the guest's memory, or what holds it is.
+        What a host function takes or gives as `Handle[T]` may go before, when such a call stands still
+        (it waits, or a tick has come) and has the handle nowhere.
 
         Args:
             kind: a number that `kind()` gave; None: of the object's class, if that is known.
