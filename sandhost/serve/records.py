@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..limits import Limits
 from ..tenants import Quotas
@@ -20,6 +20,7 @@ __all__ = [
     "Alias",
     "Answer",
     "AuditEntry",
+    "Bounds",
     "Grants",
     "Plugin",
     "Principal",
@@ -197,3 +198,19 @@ class AuditEntry:
     action: str
     subject: str
     outcome: str
+
+
+class Bounds(NamedTuple):
+    """How much one tenant may have the service keep."""
+
+    plugins: int = 1000
+    versions: int = 1000
+    """Of one plugin."""
+    aliases: int = 100
+    """Of one plugin."""
+    storage_bytes: int = 4 << 30
+    """Sum of the versions' sizes."""
+    answers: int = 1000
+    """Kept for idempotency keys; older ones make room."""
+    answer_bytes: int = 64 << 20
+    """Sum of those answers' bodies; older ones make room."""

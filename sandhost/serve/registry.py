@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple
 
 from ..errors import ConfigError
 from ..tenants import Quotas
@@ -27,6 +26,7 @@ from .records import (
     Alias,
     Answer,
     AuditEntry,
+    Bounds,
     Grants,
     Plugin,
     Principal,
@@ -67,24 +67,6 @@ _SWEEP_AGE_S = 3600.0  # longer than an upload rests before a version names it
 _UNKNOWN = "no valid token was given"
 _NO_QUOTAS = Quotas()
 _DEFAULT_SETTINGS = VersionSettings()
-
-
-class Bounds(NamedTuple):
-    """How much one tenant may have the service keep."""
-
-    plugins: int = 1000
-    versions: int = 1000
-    """Of one plugin."""
-    aliases: int = 100
-    """Of one plugin."""
-    storage_bytes: int = 4 << 30
-    """Sum of the versions' sizes."""
-    answers: int = 1000
-    """Kept for idempotency keys; older ones make room."""
-    answer_bytes: int = 64 << 20
-    """Sum of those answers' bodies; older ones make room."""
-
-
 _DEFAULT_BOUNDS = Bounds()
 
 
