@@ -63,6 +63,7 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _MOST_WORDS = 200
+_MOST_ERROR = 4000
 _SWEEP_AGE_S = 3600.0  # longer than an upload rests before a version names it
 _UNKNOWN = "no valid token was given"
 _NO_QUOTAS = Quotas()
@@ -171,7 +172,7 @@ class Registry:
             ConfigError: the given one is no token, or was revoked.
         """
         if text is None:
-            if any(Scope.ADMIN in token.scopes for token in self._tokens.values()):
+            if any(Scope.ADMIN in t.scopes and self._is_valid(t) for t in self._tokens.values()):
                 return None
             made, digest = new_token()
         elif not is_token(text):
@@ -237,9 +238,12 @@ class Registry:
             Unknown: nobody's, or it was revoked or has expired; the words are the same.
         """
         token = self._tokens.get(digest_of(text))
-        if token is None or (token.expires is not None and token.expires <= self._now()):
+        if token is None or not self._is_valid(token):
             raise Unknown(_UNKNOWN)
         return Principal(token.tenant, token.scopes, token.id)
+
+    def _is_valid(self, token: Token) -> bool:
+        return token.expires is None or token.expires > self._now()
 
     # ---- plugins, versions ----
 
@@ -314,7 +318,7 @@ class Registry:
             Missing: it is not there, or not any more.
             Conflict: it is ready.
         """
-        return self._mark(tenant, plugin, number, "failed", error)
+        return self._mark(tenant, plugin, number, "failed", _storable(error, _MOST_ERROR))
 
     def _mark(
         self, tenant: str, plugin: str, number: int, state: State, error: str | None
@@ -556,7 +560,7 @@ class Registry:
         """
         with self._changing:
             self._last_audit_ns = max(self._last_audit_ns + 1, int(self._now() * 1e9))
-            words = (text[:_MOST_WORDS] for text in (action, subject, outcome))
+            words = (_storable(text, _MOST_WORDS) for text in (action, subject, outcome))
             self._store.audit(AuditEntry(self._last_audit_ns, who.tenant, who.token_id, *words))
 
     def audit_log(
@@ -569,6 +573,11 @@ class Registry:
             before_ns: only those before; the `at_ns` of the last one leads to the next page.
         """
         return self._store.audit_log(tenant, limit, before_ns)
+
+
+def _storable(text: str, most: int) -> str:
+    """Return the beginning of a text, without what UTF-8 has no bytes for."""
+    return text[:most].encode("utf-8", "replace").decode()
 
 
 def _check_name(what: str, name: str) -> None:

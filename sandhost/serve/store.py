@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from ..errors import ConfigError
 from ..tenants import Quotas
 from .blobs import Blobs, Step, no_step
 from .database import migrate, open_engine, take_folder
@@ -73,7 +74,8 @@ class Store:
     """The folder, open. Close it, or use it in a `with` block.
 
     Raises:
-        ConfigError: another process uses the folder, or a newer sandhost has written it.
+        ConfigError: another process uses the folder, a newer sandhost has written it, or its
+            database is none.
         OSError: the folder cannot be used.
     """
 
@@ -84,11 +86,15 @@ class Store:
         self._lock: int | None = take_folder(self.folder)
         self._engine: sa.Engine | None = None
         self._audited: Counter[str] = Counter()
+        database = self.folder / "registry.db"
         try:
             self.blobs = Blobs(self.folder / "blobs", step)
-            self._engine = open_engine(self.folder / "registry.db", step)
+            self._engine = open_engine(database, step)
             with self._write() as connection:
-                migrate(connection, self.folder / "registry.db")
+                migrate(connection, database)
+        except sa.exc.DatabaseError as error:
+            self.close()
+            raise ConfigError(f"{database} cannot be used as a database: {error.orig}") from error
         except BaseException:
             self.close()
             raise

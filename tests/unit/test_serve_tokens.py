@@ -29,7 +29,7 @@ def test_other_texts_are_no_tokens(text):
     assert not is_token(new_token()[0] + "\n")
 
 
-@pytest.mark.parametrize("text", ["", "\0", "ä", "\udc80", "\ud800", "x" * 100_000])
+@pytest.mark.parametrize("text", ["", "\0", "ä", "\udc80", "x" * 100_000])
 def test_any_text_has_a_digest(text):
     assert len(digest_of(text)) == 32
 
