@@ -167,6 +167,7 @@ class Registry:
 
         Returns:
             A token that was made, to be shown once; None when there is one, or one was given.
+            Whoever has lost it comes in again by giving one.
 
         Raises:
             ConfigError: the given one is no token, or was revoked.
