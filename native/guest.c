@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "fiber.h"
+#include "heap.h"
 #include "snapshot.h"
 #include "wasi.h"
 
@@ -73,6 +74,7 @@ void shi_guest_leave(shi_guest *guest) {
 }
 
 void shi_guest_park(shi_guest *guest) {
+  if (guest->holder) shi_guest_handles_stand(guest);
   atomic_store(&guest->owner, 0);
   uint64_t state = atomic_load(&guest->state), parked;
   do {
@@ -96,6 +98,7 @@ int shi_guest_claim(uint64_t id, shi_guest **out) {
   } while (
       !atomic_compare_exchange_weak(&guest->state, &state, state_of(id >> 32, SHI_RUNNING) | (state & SHI_CANCEL)));
   atomic_store(&guest->owner, (uintptr_t)&shi_thread_in_guest);
+  if (guest->holder) shi_holder_call_goes_on(guest->holder);
   *out = guest;
   return SH_OK;
 }
@@ -152,12 +155,19 @@ void shi_guest_unpin(uint64_t id, uint32_t memory_index) {
   shi_guest_put(guest);
 }
 
+static shi_account *live_account(const shi_guest *guest) {
+  return guest->tenant ? &guest->tenant->guests : &guest->plugin->host->guests;
+}
+
 static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits) {
   sh_plugin *plugin = guest->plugin;
   const sh_snapshot *from = guest->snapshot;
   atomic_store_explicit(&guest->host, plugin->host, memory_order_relaxed);
   guest->called = false;
+  guest->counted = false;
   guest->pinned = false;
+  atomic_store_explicit(&guest->evicted, false, memory_order_relaxed);
+  guest->cpu_from_ns = 0;
   atomic_store_explicit(&guest->touched, false, memory_order_relaxed);
   guest->store = NULL;
   guest->region_count = 0;
@@ -171,6 +181,8 @@ static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits)
   shi_fiber_forget(guest);
   guest->holder = NULL;
   guest->tenant = tenant;
+  atomic_store_explicit(&guest->node, 0, memory_order_relaxed);
+  guest->whose = (shi_whose){shi_guest_id(guest), plugin->id, tenant ? tenant->id : 0};
   atomic_store_explicit(&guest->calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->host_calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->fuel_used, 0, memory_order_relaxed);
@@ -191,14 +203,21 @@ static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits)
   if (plugin->table_count && guest->limits.table_elements > limits->memory / sizeof(void *) / plugin->table_count)
     guest->limits.table_elements = limits->memory / sizeof(void *) / plugin->table_count;
   uint64_t largest = from ? shi_state_largest_table(&from->state, &plugin->state) : plugin->largest_table;
-  if (largest > guest->limits.table_elements)
+  if (largest > guest->limits.table_elements) {
+    shi_event_refused(&plugin->host->events, guest->whose, SH_REFUSED_TABLE, SH_LEVEL_GUEST, largest,
+                      guest->limits.table_elements);
     return shi_fail_limit(SH_TABLE_LIMIT, largest, guest->limits.table_elements,
                           "a table of the module starts with more elements than the guest may have");
+  }
   if (tenant && tenant->account.parent != &plugin->host->account)
     return shi_fail(SH_ARGUMENT, "the tenant is one of another host");
   if (limits->fuel && plugin->module->engine != SHI_ENGINE_FUEL)
     return shi_fail(SH_ARGUMENT, "fuel is asked for, but the plugin was loaded without fuel=True");
-  return SH_OK;
+  const shi_account *full = shi_account_charge(live_account(guest), 1); /* the host's has no limit */
+  guest->counted = !full;
+  if (!full) return SH_OK;
+  shi_event_refused(&plugin->host->events, guest->whose, SH_REFUSED_QUOTA, SH_LEVEL_TENANT, 1, full->limit);
+  return shi_fail_limit(SH_QUOTA, full->limit, 0, "guests alive at once");
 }
 
 /* Only when wasmtime asked for a GC heap as well can a request have been taken for another: see creator.c. */
@@ -230,14 +249,15 @@ static int instantiate(shi_guest *guest, bool started) {
   return status == SH_OK && plugin->state.start && started ? shi_state_start(guest) : status;
 }
 
-static void count_live(sh_plugin *plugin) {
+static void count_spawn(sh_plugin *plugin, sh_tenant *tenant) {
   sh_host *host = plugin->host;
   shi_count(&plugin->counters, SHI_PLUGIN_SPAWNS, 1);
   shi_count(&host->counters, SHI_HOST_SPAWNS, 1);
-  (void)shi_account_charge(&host->guests, 1); /* it has no limit */
+  if (tenant) shi_count(&tenant->counters, SHI_TENANT_SPAWNS, 1);
 }
 
-static int start(shi_guest *guest, sh_wasi *wasi, bool started) {
+/* `committed`: what its memories take then. */
+static int start(shi_guest *guest, sh_wasi *wasi, bool started, uint64_t *committed) {
   sh_plugin *plugin = guest->plugin;
   guest->store = wt.wasmtime_store_new(plugin->host->ticker.engines[plugin->module->engine], guest, NULL);
   guest->context = wt.wasmtime_store_context(guest->store);
@@ -258,9 +278,16 @@ static int start(shi_guest *guest, sh_wasi *wasi, bool started) {
     shi_guest_finish(guest);
   }
   guest->depth = 0;
-  if (status == SH_OK) count_live(plugin);
+  if (status == SH_OK) count_spawn(plugin, guest->tenant);
+  *committed = atomic_load_explicit(&guest->account.used, memory_order_relaxed);
   atomic_store(&guest->owner, 0);
-  atomic_store(&guest->state, state_of(generation, status == SH_OK ? SHI_IDLE : SHI_CLOSING));
+  if (status == SH_OK) {
+    atomic_store(&guest->state, state_of(generation, SHI_IDLE));
+  } else { /* under the lock, as any guest begins to close: see shi_guest_hold */
+    pthread_mutex_lock(&guest->mutex);
+    atomic_store(&guest->state, state_of(generation, SHI_CLOSING));
+    pthread_mutex_unlock(&guest->mutex);
+  }
   return status;
 }
 
@@ -269,13 +296,18 @@ uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, cons
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked(), 0;
   if (atomic_load_explicit(&plugin->host->closed, memory_order_relaxed))
     return shi_fail(SH_CLOSED, "the host is closed"), 0;
+  uint64_t begun = shi_now_ns();
+  if (shi_quota_check(plugin->host, tenant, begun) != SH_OK) return 0;
   shi_guest *guest = shi_guest_take(plugin, from);
   if (!guest) return shi_fail_no_memory(), 0;
-  uint64_t id = shi_guest_id(guest), begun = shi_now_ns();
+  uint64_t id = shi_guest_id(guest);
   int status = prepare(guest, tenant, limits);
-  if (status == SH_OK) status = start(guest, wasi, started);
+  const shi_whose whose = guest->whose;
+  uint64_t committed;
+  if (status == SH_OK) status = start(guest, wasi, started, &committed);
   if (status != SH_OK) {
     shi_count(&plugin->host->counters, SHI_HOST_SPAWN_FAILURES, 1);
+    if (guest->counted) shi_account_refund(live_account(guest), 1);
     sh_reclaim reclaim = {0};
     atomic_store_explicit(&guest->touched, true, memory_order_relaxed); /* nobody knows how far it came */
     if (end(guest, -1, &reclaim)) shi_guest_put(guest);
@@ -287,7 +319,9 @@ uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, cons
     sh_close(id, -1, &reclaim);
     return shi_fail(SH_CLOSED, "the host is closed"), 0;
   }
-  shi_histogram_record(&plugin->host->latency[SH_OP_SPAWN], shi_now_ns() - begun);
+  uint64_t now = shi_now_ns();
+  shi_histogram_record(&plugin->host->latency[SH_OP_SPAWN], now - begun);
+  shi_event_spawn(&plugin->host->events, now, whose, plugin->name, committed, now - begun, from != NULL);
   return id;
 }
 
@@ -322,10 +356,13 @@ static int close_guest(uint64_t id, enum shi_phase phase, int policy, sh_reclaim
   shi_count(&plugin->counters, SHI_PLUGIN_CALLS, calls);
   shi_count(&plugin->counters, SHI_PLUGIN_HOST_CALLS, host_calls);
   shi_count(&plugin->counters, SHI_PLUGIN_ENDED, 1);
+  if (guest->tenant) shi_count(&guest->tenant->counters, SHI_TENANT_CALLS, calls);
   memset(out, 0, sizeof *out);
   bool ended = end(guest, policy, out); /* always: it had no views */
-  shi_account_refund(&host->guests, 1);
-  shi_histogram_record(&host->latency[SH_OP_CLOSE], shi_now_ns() - begun);
+  shi_account_refund(live_account(guest), 1);
+  uint64_t now = shi_now_ns();
+  shi_histogram_record(&host->latency[SH_OP_CLOSE], now - begun);
+  shi_event_close(&host->events, now, guest->whose, out, now - begun);
   if (ended) shi_guest_put(guest); /* last: its reference may be what keeps the host */
   return SH_OK;
 }
@@ -342,6 +379,20 @@ int sh_cancel(uint64_t id) {
   } while (!atomic_compare_exchange_weak(&guest->state, &state, state | SHI_CANCEL));
   shi_ticker_advance(&atomic_load_explicit(&guest->host, memory_order_relaxed)->ticker);
   return 1;
+}
+
+int sh_evict(uint64_t id, sh_reclaim *out) {
+  if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked();
+  shi_guest *guest = shi_guest_hold(id);
+  if (!guest) return fail_closed();
+  sh_host *host = atomic_load_explicit(&guest->host, memory_order_relaxed);
+  bool first = !atomic_exchange(&guest->evicted, true);
+  enum shi_phase phase = phase_of(atomic_load(&guest->state));
+  shi_guest_let_go(guest);
+  if (first) shi_count(&host->counters, SHI_HOST_EVICTIONS, 1);
+  int status = close_guest(id, phase == SHI_PARKED ? SHI_PARKED : SHI_IDLE, -1, out);
+  if (status == SH_BUSY) sh_cancel(id);
+  return status;
 }
 
 uint32_t shi_guests_end(sh_host *host) {
@@ -371,7 +422,6 @@ int sh_guest_running(uint64_t id) {
 
 int sh_guest_get_stats(uint64_t id, sh_guest_stats *out) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked();
-  if (atomic_load(&shi_forked)) return fail_forked();
   shi_guest *guest = shi_guest_hold(id);
   if (!guest) return fail_closed();
   *out = (sh_guest_stats){

@@ -13,12 +13,22 @@ sh_plugin *sh_plugin_new(sh_host *host, sh_module *module) {
     return NULL;
   }
   plugin->host = host;
+  pthread_mutex_lock(&host->mutex);
+  plugin->id = ++host->plugins;
+  pthread_mutex_unlock(&host->mutex);
   plugin->module = module;
   plugin->references = 1;
   static char start[] = "sandhost:start", nothing[] = "";
   plugin->start = (shi_export){.name = start, .name_length = sizeof start - 1, .params = nothing, .results = nothing};
   plugin->linker = wt.wasmtime_linker_new(host->ticker.engines[module->engine]);
   return plugin;
+}
+
+uint32_t sh_plugin_id(const sh_plugin *plugin) { return plugin->id; }
+
+int sh_plugin_name(sh_plugin *plugin, const char *name) {
+  plugin->name = strdup(name);
+  return plugin->name ? SH_OK : shi_fail_no_memory();
 }
 
 int sh_plugin_memory(sh_plugin *plugin, uint64_t minimum, uint64_t maximum, uint64_t page_size, uint64_t image_length,
@@ -165,6 +175,7 @@ static void free_plugin(sh_plugin *plugin) {
     free(plugin->exports[k].results);
   }
   free(plugin->exports);
+  free(plugin->name);
   shi_state_plan_free(&plugin->state);
   while (plugin->imports) {
     shi_import *import = plugin->imports;

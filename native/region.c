@@ -150,6 +150,7 @@ int shi_region_acquire(shi_pool *pool, const shi_region_request *request, shi_re
     return error;
   }
   slot->affinity = request->affinity;
+  slot->whose = request->whose;
   slot->initial = committed;
   slot->region.committed = committed;
   slot->region.maximum = request->maximum;
@@ -213,6 +214,11 @@ bool shi_region_pin(shi_region *region) {
 
 void shi_region_unpin(shi_region *region) { atomic_fetch_sub(&shi_slot_of(region)->pins, 1); }
 
+uint32_t shi_region_node(shi_region *region) {
+  const shi_arena *arena = shi_slot_of(region)->arena;
+  return arena->pool->numa.ids[arena->node];
+}
+
 bool shi_region_pinned(const shi_region *region) {
   return atomic_load(&((const shi_slot *)(const void *)region)->pins) > 0;
 }
@@ -257,8 +263,12 @@ int shi_region_release(shi_pool *pool, shi_region *region, int policy, sh_reclai
   if (is_cold(slot) && !region->untouched) {
     shi_habit_learn(pool, slot);
   }
+  const sh_reclaim before = *reclaim;
   enum shi_reset_result result = shi_reset(pool, slot, chosen, reclaim);
   uint64_t ended_ns = shi_os_now_ns();
+  shi_event_reset(pool->events, ended_ns, slot->whose, reclaim->returned_bytes - before.returned_bytes,
+                  reclaim->kept_bytes - before.kept_bytes, reclaim->deferred_bytes - before.deferred_bytes,
+                  ended_ns - started_ns, chosen);
   slot->freed_ns = ended_ns;
   shi_account_refund(&pool->live, 1);
   shi_uncount(&pool->counters, SHI_POOL_COMMITTED_BYTES, committed);

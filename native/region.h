@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "account.h"
+#include "events.h"
 #include "sandhost.h"
 
 /* ---- images --------------------------------------------------------------------------------------------------- */
@@ -60,6 +61,7 @@ typedef struct {
   uint64_t queue_ns;          /* ... and for at most this long */
   bool numa_bind;             /* BIND instead of PREFERRED */
   const char *sysfs_node;     /* NULL: "/sys/devices/system/node" */
+  shi_events *events;         /* outlives the pool; NULL: nobody listens */
 } shi_pool_options;
 
 int shi_pool_create(const shi_pool_options *options, shi_pool **out);
@@ -95,6 +97,7 @@ typedef struct {
   uint64_t affinity;    /* the tenant: a slot last used with the same image and affinity is taken first */
   uint64_t initial;     /* bytes */
   uint64_t maximum;     /* bytes; <= slot_capacity */
+  shi_whose whose;      /* for events */
   bool learns;          /* forks of this image are alike: learn which pages they dirty first */
 } shi_region_request;
 
@@ -108,6 +111,7 @@ void shi_region_expect_call(shi_region *region);
 bool shi_region_pin(shi_region *region);
 void shi_region_unpin(shi_region *region);
 bool shi_region_pinned(const shi_region *region);
+uint32_t shi_region_node(shi_region *region); /* the kernel's number of the NUMA node that it lies on */
 /* An image of what the region holds, up to its last page that is not zeros; *out == NULL: it holds nothing else. Shares
  * files with the region's own image. Precondition: nobody writes to the region meanwhile. capture.c */
 int shi_region_capture(shi_region *region, shi_image **out);

@@ -75,7 +75,10 @@ enum sh_status {
   SH_NATIVE,        /* an OS call failed: os_errno, operation */
   SH_WASMTIME,      /* wasmtime refused; message */
   SH_INVALID_HANDLE, /* message says which and why */
-  SH_HANDLE_LIMIT   /* wanted, limit; message */
+  SH_HANDLE_LIMIT,   /* wanted, limit; message */
+  SH_QUOTA,          /* of the tenant, in a time; message: of what; limit: nanoseconds until it has some again */
+  SH_REFUSED,        /* the host takes no new guests; limit: nanoseconds until it is worth to ask again */
+  SH_EVICTED         /* the host ended the guest, for its memory */
 };
 
 enum sh_level { SH_LEVEL_GUEST, SH_LEVEL_TENANT, SH_LEVEL_HOST };
@@ -149,10 +152,35 @@ void sh_exiting(void);
 /* Whether nothing has to be given back any more: after sh_exiting, and in a forked child, which owns none of it. */
 int sh_leaving(void);
 
-sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit); /* freed with the host */
-void sh_tenant_limit_handles(sh_tenant *tenant, uint64_t handles, uint64_t handle_bytes); /* before its first guest */
-uint64_t sh_tenant_used(const sh_tenant *tenant);
-uint64_t sh_tenant_peak(const sh_tenant *tenant);
+/* Nothing new is spawned: SH_REFUSED, with that hint. 0: no longer. */
+void sh_host_refuse(sh_host *host, uint64_t retry_ns);
+/* The files that tell of the cgroup's memory and of waiting for it; NULL: there is none. */
+void sh_host_watch(sh_host *host, const char *cgroup, const char *stall);
+/* Gives memory of the C library's free lists back to the OS. 1: some was. */
+int sh_trim_malloc(void);
+
+typedef struct {
+  uint64_t memory; /* bytes that its guests may have committed; UINT64_MAX: none, as the next */
+  uint64_t handles, handle_bytes;
+  uint64_t guests;        /* alive at once */
+  double starts_per_s;    /* 0: any number */
+  uint64_t starts_burst;  /* of these, at once */
+  double cpus;            /* share of one processor's time; 0: all */
+  uint64_t cpu_burst_ns;  /* CPU time at once */
+} sh_tenant_limits;
+sh_tenant *sh_tenant_new(sh_host *host, const sh_tenant_limits *limits); /* freed with the host */
+/* The same for one tenant, whose guests' memories grow to no more than `memory` bytes meanwhile. 0, UINT64_MAX: no longer. */
+void sh_tenant_refuse(sh_tenant *tenant, uint64_t retry_ns, uint64_t memory);
+typedef struct {
+  uint64_t memory_bytes, memory_peak_bytes;
+  uint64_t handles, handle_bytes;
+  uint64_t guests_live, guests_peak;
+  uint64_t spawns, calls; /* counters; calls of guests that ended */
+  uint64_t cpu_ns; /* counter; where it has a quota */
+  uint64_t refusals; /* counter: spawns refused by a quota or under pressure */
+} sh_tenant_stats;
+void sh_tenant_get_stats(const sh_tenant *tenant, sh_tenant_stats *out);
+uint32_t sh_tenant_id(const sh_tenant *tenant); /* of its host, from 1 on */
 
 /* ---- modules and plugins --------------------------------------------------------------------------------------- */
 
@@ -190,6 +218,7 @@ int sh_plugin_segment(sh_plugin *plugin, uint32_t index, int letter, uint32_t ta
 /* The functions that tables and globals may refer to, ascending, and whether there is a start function. */
 int sh_plugin_functions(sh_plugin *plugin, const uint32_t *indices, uint32_t count, int start);
 int sh_plugin_link(sh_plugin *plugin);
+uint32_t sh_plugin_id(const sh_plugin *plugin); /* of its host, from 1 on */
 void sh_plugin_release(sh_plugin *plugin); /* its guests keep it alive */
 
 /* ---- guests ---------------------------------------------------------------------------------------------------- */
@@ -198,12 +227,12 @@ void sh_plugin_release(sh_plugin *plugin); /* its guests keep it alive */
  * never dangle. 0 is no guest. */
 
 typedef struct {
-  uint64_t memory;         /* bytes over all its memories; UINT64_MAX: none */
-  uint64_t deadline_ns;    /* per call; 0: none */
-  uint64_t fuel;           /* per call; 0: not counted */
+  uint64_t memory; /* bytes over all its memories; UINT64_MAX: none */
+  uint64_t deadline_ns; /* per call; 0: none */
+  uint64_t fuel; /* per call; 0: not counted */
   uint64_t table_elements; /* per table; 8 bytes each, all tables together no more than `memory` */
-  uint64_t handles;        /* held at once */
-  uint64_t handle_bytes;   /* that those stand for; UINT64_MAX: none */
+  uint64_t handles; /* held at once */
+  uint64_t handle_bytes; /* that those stand for; UINT64_MAX: none */
 } sh_limits;
 
 typedef struct {
@@ -243,6 +272,8 @@ enum { SH_RECLAIM_FIGURES = 5 };
 int sh_end(uint64_t guest, uint64_t *figures);
 /* Ends the call in progress at its next check. Returns 1 if there was one. */
 int sh_cancel(uint64_t guest);
+/* Closes it, for its memory. SH_BUSY: its call was told to end (SH_EVICTED), or a view is alive; come again. */
+int sh_evict(uint64_t guest, sh_reclaim *out);
 
 /* The export's parameters are given, and its results left, in `cells`: 16 bytes each, integers and doubles in the first
  * 8. f32 travels as a double. `cells` holds max(params, results) of them. */
@@ -285,6 +316,22 @@ typedef struct {
 } sh_guest_stats;
 int sh_guest_running(uint64_t guest); /* whether a thread is in it */
 int sh_guest_get_stats(uint64_t guest, sh_guest_stats *out);
+
+/* One line a live guest: who it is, and what it holds. */
+enum sh_doing { SH_DOING_NOTHING, SH_DOING_CALL, SH_DOING_WAIT /* its call does, without a thread */ };
+typedef struct {
+  uint64_t guest;
+  uint64_t committed_bytes, peak_bytes; /* of its memories */
+  uint64_t handles, handle_bytes;
+  uint64_t age_ns;
+  uint64_t calls;
+  uint32_t plugin, tenant; /* sh_plugin_id, sh_tenant_id; 0: no tenant */
+  uint32_t node; /* the kernel's number of the NUMA node of its first memory */
+  uint32_t doing; /* enum sh_doing */
+} sh_guest_row;
+/* Fills in up to `room` rows of the host's guests, beginning at *from, 0 at first, which becomes where to go on. Returns
+ * how many; 0: no more. Stops nobody: each row is true by itself. */
+uint32_t sh_host_guests(sh_host *host, uint32_t *from, sh_guest_row *rows, uint32_t room);
 
 /* ---- calls that can wait (fiber.h) -------------------------------------------------------------------------------- */
 
@@ -385,12 +432,22 @@ int sh_heap_begin(sh_heap *heap);
 int sh_heap_mark(sh_heap *heap, uint64_t budget);
 int sh_heap_finish_mark(sh_heap *heap);
 int sh_heap_sweep(sh_heap *heap, uint64_t cells);
-/* The same by a thread. `wait` gives 1 when no such cycle is under way any more. */
+/* The same by a thread. `wait` gives 1 when its cycle that runs now is over, or none does. */
 int sh_heap_start(sh_heap *heap);
 int sh_heap_wait(sh_heap *heap, uint64_t timeout_ns);
-/* Live bytes that reach `trigger` want a cycle; guests that allocate while marking do `assist_ratio` bytes of scan work
- * for each byte, if the background did not; that has the time of so many `cores`, of which its thread uses one at most. */
-void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, double assist_ratio, double cores);
+/* What the collector wants. Goal, trigger, ratio and reason are of one moment, `as_of`: twice the number of the cycle that
+ * began last, less 1 while it ran (UINT64_MAX: whenever). If the heap has gone on since, they are too old, and not taken. */
+typedef struct {
+  uint64_t goal, trigger; /* live bytes that reach the trigger want a cycle */
+  double assist_ratio; /* guests that allocate while marking scan so much for each byte, if the background did not; */
+  double cores; /*   that has the time of so many, of which its thread uses one at most */
+  uint64_t as_of;
+  int limited; /* the memory limit sets the goal */
+  int begins; /* a cycle begins by itself at the trigger; and until somebody sets a goal for the next one, that is: */
+  double growth; /*   what was left, and so much of it again; below 0: no goal, */
+  uint64_t minimum, ceiling; /*   not less than this, and not more */
+} sh_heap_plan;
+int sh_heap_set_plan(sh_heap *heap, const sh_heap_plan *plan);
 int sh_heap_wants_cycle(sh_heap *heap);
 /* Called when live bytes reach the trigger, once for each cycle or goal, or when many objects wait to be taken, by the
  * thread that allocates or releases. */
@@ -401,9 +458,21 @@ uint32_t sh_heap_dropped(sh_heap *heap, uint32_t *objects, uint32_t room);
 /* live bytes, live cells, goal bytes; counters: allocs, frees, alloc bytes, free bytes; of the last or current cycle:
  * marked bytes, scan work bytes, roots bytes; counters: assist ns, mark ns, sweep ns; longest stop ns, cycles, phase (0
  * idle, 1 marking, 2 sweeping), objects to be taken; live bytes when marking last ended; counter: ns spent marking, by
- * the clock. */
-enum { SH_HEAP_FIGURES = 19 };
+ * the clock; cycles that have begun. */
+enum { SH_HEAP_FIGURES = 20 };
 void sh_heap_get_figures(sh_heap *heap, uint64_t *out);
+/* A cycle of the thread's, of which nobody said yet that he knows it. */
+enum sh_cycle_reason { SH_CYCLE_ASKED, SH_CYCLE_GOAL, SH_CYCLE_LIMIT };
+typedef struct {
+  uint64_t number; /* of all cycles that have begun */
+  uint64_t began_ns, ended_ns; /* CLOCK_MONOTONIC; 0: it runs */
+  uint64_t trigger;
+  uint32_t reason;
+  uint64_t before[SH_HEAP_FIGURES], after[SH_HEAP_FIGURES];
+} sh_heap_cycle;
+/* The oldest of these: 1, or 0 if there is none. */
+int sh_heap_get_cycle(sh_heap *heap, sh_heap_cycle *out);
+void sh_heap_forget_cycle(sh_heap *heap, uint64_t number);
 
 /* ---- buffers for requests and results (page_pool.h) -------------------------------------------------------------- */
 
@@ -498,8 +567,29 @@ typedef struct {
   uint64_t deadlines;
   uint64_t cancels;
   uint64_t memory_refusals; /* growth or spawn past a limit */
+  uint64_t quota_refusals;
+  uint64_t pressure_refusals;
+  uint64_t evictions;
+  uint64_t handles; /* gauges: live handles, and what they count for; where the collector wants to keep that */
+  uint64_t handle_bytes;
+  uint64_t handle_goal_bytes;
+  uint64_t handle_allocs; /* counters */
+  uint64_t handle_frees;
+  uint64_t collections;
+  uint64_t rss_bytes; /* the kernel's figures; UINT64_MAX: it has none. Of the process: /proc/self/statm */
+  uint64_t cgroup_bytes;
+  uint64_t stall_us; /* counter: somebody waited for memory */
 } sh_host_stats;
+enum { SH_HOST_FIGURES = 63 };
+void sh_host_get_figures(sh_host *host, uint64_t *out); /* the same as so many numbers, which Python unpacks at once */
 void sh_host_get_stats(sh_host *host, sh_host_stats *out);
+/* The threads that run calls which can wait and compute. threads - idle of them are in a slice. */
+typedef struct {
+  uint32_t threads;
+  uint32_t idle;
+  uint32_t queued; /* guests that wait for a thread */
+} sh_worker_stats;
+void sh_host_get_workers(sh_host *host, sh_worker_stats *out);
 /* What the regions of one NUMA node hold. All gauges; bytes unless said otherwise. */
 #define SH_UNKNOWN 0xffffffffffffffff
 typedef struct {
@@ -526,6 +616,54 @@ typedef struct {
   uint64_t image_bytes;
 } sh_plugin_stats;
 void sh_plugin_get_stats(const sh_plugin *plugin, sh_plugin_stats *out);
+
+/* ---- events ---------------------------------------------------------------------------------------------------- */
+
+/* What happened, by kind, with what its `detail` and `values` are. Nanoseconds are CLOCK_MONOTONIC's, or durations. */
+enum sh_event_kind {
+  SH_EVENT_SPAWN, /* committed bytes, ns it took; detail 1: of a snapshot */
+  SH_EVENT_CLOSE, /* bytes returned, kept, deferred, ns it took; detail: enum sh_policy */
+  SH_EVENT_COMMIT, /* growth: bytes more, size then */
+  SH_EVENT_DECOMMIT, /* after the close, by upkeep: bytes */
+  SH_EVENT_RESET, /* one region: bytes returned, kept, deferred, ns; detail: enum sh_policy */
+  SH_EVENT_QUARANTINE, /* bytes that stay counted */
+  SH_EVENT_REFUSED, /* wanted, limit, enum sh_level; detail: enum sh_refusal */
+  SH_EVENT_TRAP, /* code, as in sh_error */
+  SH_EVENT_DEADLINE, /* limit in ns */
+  SH_EVENT_CANCEL,
+  SH_EVENT_CYCLE_BEGIN, /* number of the cycle, live bytes, live handles */
+  SH_EVENT_MARK_DONE, /* the same, ns since it began */
+  SH_EVENT_CYCLE_END, /* number of the cycle, live bytes, live handles */
+  SH_EVENT_HANDLE_ALLOC, /* handle, bytes, label */
+  SH_EVENT_HANDLE_FREE, /* handle, bytes */
+  SH_EVENT_KINDS
+};
+enum sh_refusal {
+  SH_REFUSED_MEMORY,
+  SH_REFUSED_REGIONS,
+  SH_REFUSED_TABLE,
+  SH_REFUSED_FUEL,
+  SH_REFUSED_HANDLES,
+  SH_REFUSED_HANDLE_MEMORY,
+  SH_REFUSED_OS, /* no limit: the system had no more */
+  SH_REFUSED_QUOTA, /* of the tenant's, in a time or of guests; limit: nanoseconds to wait, or guests */
+  SH_REFUSED_PRESSURE /* the host is short of memory; limit: nanoseconds to wait */
+};
+typedef struct {
+  uint32_t unused;
+  uint16_t kind, detail;
+  uint64_t ns, guest;
+  uint32_t plugin, tenant; /* numbers; 0: none */
+  uint64_t values[4];
+} sh_event;
+/* Listens to the kinds whose bits are set, and no others. SH_NATIVE. */
+int sh_events_listen(sh_host *host, uint32_t kinds);
+/* Takes up to `room` of them, the oldest first. */
+uint32_t sh_events_read(sh_host *host, sh_event *out, uint32_t room);
+/* Counters, SH_EVENT_KINDS of them: those that nobody read in time. */
+void sh_events_lost(sh_host *host, uint64_t *by_kind);
+/* Names the plugin for probes. Once, before its first guest. */
+int sh_plugin_name(sh_plugin *plugin, const char *name);
 
 /* ---- fault injection (for tests of the error paths) ------------------------------------------------------------ */
 

@@ -2,11 +2,13 @@
 
     cli, bench, demo, doctor      what people use from a shell
     interpreters                  Python and JavaScript as guests
+    observe                       what a host does, for those who watch it
     host                          puts the parts together, owns their lifetimes
     gc, govern                    when the handle heap is collected, and how hard; statistics
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
       aio, calls, hostcalls         and how they wait, on an event loop
     pages                         buffers for requests and results
+    events                        what happens, for whoever listens
     memory, regions, tenants,     a guest's bytes; what came back; who shares limits; what WASI gives;
       wasi, modules, heap         reading and compiling modules; objects that guests hold by number
     _windows                      C's memory as memoryviews
@@ -27,6 +29,7 @@ from .errors import (
     GuestCancelled,
     GuestClosed,
     GuestError,
+    GuestEvicted,
     GuestExit,
     GuestTrap,
     HostCallError,
@@ -38,8 +41,10 @@ from .errors import (
     OutOfBounds,
     OutOfFuel,
     OutOfMemory,
+    Overloaded,
     PoolClosed,
     PoolEmpty,
+    QuotaExceeded,
     RegionFullError,
     SandhostError,
     SnapshotError,
@@ -53,6 +58,8 @@ from .wasi import Dir, Wasi
 
 if typing.TYPE_CHECKING:
     from . import aio, interpreters
+    from .callbacks import Callback
+    from .events import Events
     from .guest import Guest, GuestStats
     from .heap import Handle, HandleHeap, HandleInfo, HeapFigures
     from .memory import GuestMemory
@@ -65,15 +72,18 @@ __version__ = "0.1.0"
 __all__ = [
     "Buffer",
     "BufferBusy",
+    "Callback",
     "ConfigError",
     "DeadlineExceeded",
     "Dir",
+    "Events",
     "Frame",
     "Guest",
     "GuestBusy",
     "GuestCancelled",
     "GuestClosed",
     "GuestError",
+    "GuestEvicted",
     "GuestExit",
     "GuestMemory",
     "GuestStats",
@@ -96,12 +106,14 @@ __all__ = [
     "OutOfBounds",
     "OutOfFuel",
     "OutOfMemory",
+    "Overloaded",
     "PagePool",
     "Plugin",
     "PluginStats",
     "PoolClosed",
     "PoolEmpty",
     "PoolStats",
+    "QuotaExceeded",
     "Reclaim",
     "RegionFullError",
     "SandhostError",
@@ -116,6 +128,8 @@ __all__ = [
 
 _LATE = {
     "Buffer": ".pages",
+    "Callback": ".callbacks",
+    "Events": ".events",
     "Guest": ".guest",
     "GuestStats": ".guest",
     "Handle": ".heap",

@@ -13,6 +13,7 @@ from .errors import (
     GuestBusy,
     GuestCancelled,
     GuestClosed,
+    GuestEvicted,
     GuestExit,
     GuestTrap,
     InvalidHandle,
@@ -21,6 +22,8 @@ from .errors import (
     NativeError,
     OutOfFuel,
     OutOfMemory,
+    Overloaded,
+    QuotaExceeded,
     RegionFullError,
     SandhostError,
 )
@@ -34,7 +37,7 @@ except ImportError as error:  # pragma: no cover - only in a broken installation
         "'pip install sandhost' (from source this needs a C compiler)"
     ) from error
 
-__all__ = ["WASMTIME_VERSION", "failure", "ffi", "lib", "take_error"]
+__all__ = ["WASMTIME_VERSION", "failure", "ffi", "lib", "take_error", "trap_code_name"]
 
 _library, WASMTIME_VERSION = _wasmtime.locate()
 if lib.sh_wasmtime_open(_library.encode()) != lib.SH_OK:
@@ -58,8 +61,14 @@ _TRAP_CODES = {
     12: ("atomic_wait_non_shared_memory", "atomic wait on a memory that is not shared"),
     13: ("null_reference", "null reference"),
 }
+_NO_CODE = "trap"
 _NO_OFFSET = 2**64 - 1  # of the frame whose prologue found the stack exhausted
 _LEVELS = ("the guest's limit", "its tenant's limit", "the host's limit")
+
+
+def trap_code_name(code: int) -> str:
+    """Return what `GuestTrap.code` is for a code of wasmtime's; -1: it has none."""
+    return _TRAP_CODES[code][0] if code in _TRAP_CODES else _NO_CODE
 
 
 def _text(chars: object) -> str:
@@ -99,6 +108,18 @@ def _module_error(message: str) -> ModuleError:
     return ModuleError(f"the module is not valid: {_OFFSET.sub('', cause)}", offset)
 
 
+def _quota_exceeded(what: str, most: int, wait_ns: int) -> QuotaExceeded:
+    if most:
+        return QuotaExceeded(
+            f"the tenant's quota of {what} is {most}; close some, or raise it",
+            retry_after_s=None,
+        )
+    return QuotaExceeded(
+        f"the tenant's quota of {what} is used up; it has some again in {format_ns(wait_ns)}",
+        retry_after_s=wait_ns / 1e9,
+    )
+
+
 _new_error = ffi.new_allocator(should_clear_after_alloc=False)
 
 
@@ -114,7 +135,7 @@ def failure(reported: Any = None) -> SandhostError:
     error = take_error() if reported is None else reported
     status, message = error.status, _text(error.message)
     if status == lib.SH_TRAP:
-        code, meaning = _TRAP_CODES.get(error.trap_code, ("trap", _cause(message)))
+        code, meaning = _TRAP_CODES.get(error.trap_code, (_NO_CODE, _cause(message)))
         return GuestTrap(meaning, code=code, frames=_frames(error))
     if status == lib.SH_EXIT:
         return GuestExit(error.exit_status)
@@ -137,6 +158,14 @@ def failure(reported: Any = None) -> SandhostError:
         )
     if status == lib.SH_HANDLE_LIMIT:
         return LimitExceeded(f"{message}; raise Limits(handles=...), or release some")
+    if status == lib.SH_QUOTA:
+        return _quota_exceeded(message, error.wanted, error.limit)
+    if status == lib.SH_REFUSED:
+        return Overloaded(
+            f"{message}; try again in {format_ns(error.limit)}", retry_after_s=error.limit / 1e9
+        )
+    if status == lib.SH_EVICTED:
+        return GuestEvicted("the host ended the guest: it is short of memory")
     if status == lib.SH_CANCELLED:
         return GuestCancelled("the call was cancelled before the guest returned")
     if status == lib.SH_STACK:

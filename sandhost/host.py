@@ -10,25 +10,31 @@ import warnings
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError, SnapshotError
+from .govern.census import GuestRow, read_guests
 from .govern.stats import (
     Latency,
     MemStats,
     NodeStats,
+    WorkerStats,
     read_latency,
     read_nodes,
     read_stats,
+    read_workers,
 )
 from .limits import UNLIMITED
 from .regions import policy_number
-from .tenants import Tenant
+from .tenants import Quotas, Tenant
 from .units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
+    from .events import Events
     from .gc.collector import Collector
+    from .govern.pressure import Pressure
+    from .govern.protocol import Released
     from .guest import Guest
     from .heap import HandleHeap
     from .hostcalls import HostFunction
@@ -43,17 +49,32 @@ __all__ = ["Host"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _SMALLEST_STACK, _LARGEST_STACK = 64 << 10, 1536 << 10
+_NO_QUOTAS = Quotas()
 _CLOSE_PATIENCE_S = 0.1
 _MOST_WORKERS = 64
 _MOST_HANDLES = 1 << 26
+_MOST_NAMES = 1 << 16  # of plugins, remembered for events that come late. Arbitrary
 _MOST_GUESTS = 28_000  # 4 GiB of address space each, in 47 bits
+
+
+class Watcher(Protocol):
+    """Who wants to know of plugins and of the collector, in order to watch them."""
+
+    def loaded(self, plugin: Plugin, /) -> None:
+        """A plugin was loaded, and nobody has it yet."""
+
+    def collects(self, collector: Collector, /) -> None:
+        """The collector was made, and has not started. The host's lock is held."""
 
 
 class Host:
     """Where plugins are loaded and guests live. Close it, or use it in a `with` block.
 
     Args:
-        memory_limit: bytes (or "4 GiB") that all guests together may have committed; None: no limit.
+        memory_limit: bytes (or "4 GiB") that all guests together may have committed; None: nine
+            tenths of `process_limit`, or no limit.
+        process_limit: bytes that the whole process may have resident, or "cgroup" for the limit of its
+            cgroup; None: no limit. With one, `pressure` watches from the beginning.
         reclaim: what happens to a guest's memory at its end. "immediate": all of it is back with the
             operating system when `close()` returns. "warm": up to `warm_guest` bytes a guest and
             `warm_total` in all are reset in place and stay resident for the next one; they go back
@@ -79,6 +100,7 @@ class Host:
         self,
         *,
         memory_limit: int | str | None = None,
+        process_limit: int | str | None = None,
         reclaim: str = "warm",
         max_guests: int = 16_384,
         warm_guest: int | str = "2 MiB",
@@ -105,6 +127,9 @@ class Host:
             raise ConfigError(f"stack is {stack!r}; give 64 KiB to 1.5 MiB")
         if not isinstance(handles, int) or not 0 <= handles <= _MOST_HANDLES:
             raise ConfigError(f"handles is {handles!r}; give 0 to {_MOST_HANDLES}")
+        self._process_limit = _process_limit(process_limit)
+        if memory_limit is None and self._process_limit is not None:
+            memory_limit = self._process_limit * 9 // 10
         options = ffi.new(
             "sh_host_options *",
             {
@@ -127,10 +152,18 @@ class Host:
         self._cache_limit = parse_bytes(cache_limit) if cache else None
         self._cache: CompileCache | None = None
         self._handle_memory = None if handle_memory is None else parse_bytes(handle_memory)
-        self._handles_and_gc: tuple[HandleHeap, Collector] | None = None  # made when first needed
+        self.handles_and_gc: tuple[HandleHeap, Collector] | None = None
+        """Made when first needed. Not for users, who have `handles` and `gc`."""
+        self.made_pressure: Pressure | None = None
+        """Likewise; users have `pressure`."""
+        self._events: Events | None = None  # made when first needed
+        self._plugin_names: dict[int, str] = {}
+        self._tenant_names: dict[int, str] = {}
         self._functions: dict[tuple[str, str], HostFunction] = {}
         self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
+        self.watcher: Watcher | None = None
+        """Who is told of what the host makes. Not for users: see observe/traces.py."""
         self._closed = True  # until there is something to close
         self._pid = os.getpid()
         self.mapped_guests: weakref.WeakSet[Guest] = weakref.WeakSet()
@@ -141,6 +174,8 @@ class Host:
         self.native = ffi.gc(self.native, lib.sh_host_release)
         self._closed = False
         _hosts.add(self)
+        if self._process_limit is not None:
+            self.pressure.start()
 
     # ---- host functions, modules, tenants ----
 
@@ -198,7 +233,17 @@ class Host:
         plugin = Plugin(self, title, compiled, dict(self._functions))
         with self._lock:
             self._plugins.add(plugin)
+            self._plugin_names[plugin.id] = plugin.name
+            if len(self._plugin_names) > _MOST_NAMES:
+                del self._plugin_names[next(iter(self._plugin_names))]
+        if self.watcher is not None:
+            self.watcher.loaded(plugin)
         return plugin
+
+    def plugins(self) -> list[Plugin]:
+        """List the plugins that were loaded and are in use."""
+        with self._lock:
+            return list(self._plugins)
 
     def load_snapshot(
         self, path: str | os.PathLike[str], *, module: Plugin | None = None
@@ -234,9 +279,7 @@ class Host:
                 raise SnapshotError(f"{name} does not fit its module: {error}") from error
 
     def _plugin_of(self, digest: str) -> Plugin | None:
-        with self._lock:
-            plugins = list(self._plugins)
-        for plugin in plugins:
+        for plugin in self.plugins():
             if plugin.module_digest() == digest:
                 return plugin
         return None
@@ -248,50 +291,68 @@ class Host:
         *,
         handles: int | None = None,
         handle_memory: int | str | None = None,
+        guests: int | None = None,
+        spawns_per_s: float | None = None,
+        cpus: float | None = None,
+        weight: float | None = None,
     ) -> Tenant:
-        """Return the tenant of this name; the first call makes it, with its limits.
+        """Return the tenant of this name; the first call makes it, with its quotas. None: no quota.
 
         Args:
             memory_limit: bytes that its guests' memories may have committed.
             handles: handles that its guests may hold at once.
             handle_memory: bytes that the objects behind those may count for.
+            guests: guests alive at once.
+            spawns_per_s: guests that it may start in a second, on average; what was not used of the
+                last second may be used at once.
+            cpus: share of one processor that its guests' calls may use, on average over a second;
+                above it, calls end with `QuotaExceeded`. Costs each call a microsecond.
+            weight: its part of the memory when the process is short of it, beside the other tenants'
+                weights; 1 unless given. Who is furthest above its part loses guests first.
 
         Raises:
-            ConfigError: it exists with another limit, or the name is no text.
+            ConfigError: it exists with other quotas, or a value cannot be meant.
         """
         if not isinstance(name, str):
             raise ConfigError(f"a tenant's name is a text, not {name!r:.200}")
         tenant = self._tenants.get(name)
-        limit = None if memory_limit is None else parse_bytes(memory_limit)
+        wanted = _NO_QUOTAS
+        given = (memory_limit, handles, handle_memory, guests, spawns_per_s, cpus, weight)
+        if any(value is not None for value in given):
+            wanted = Quotas(*given)
         if tenant is None:
             self._check_open()
             with self._lock:
                 tenant = self._tenants.get(name)
                 if tenant is None:
-                    limit = self._tenant_memory if limit is None else limit
-                    native = lib.sh_tenant_new(self.native, UNLIMITED if limit is None else limit)
-                    if not native:
-                        raise failure()
-                    most = UNLIMITED if handles is None else handles
-                    lib.sh_tenant_limit_handles(native, most, _limit(handle_memory))
-                    tenant = self._tenants[name] = Tenant(name, limit, native, self.native)
-        if limit is not None and tenant.memory_limit != limit:
+                    if wanted.memory_limit is None:
+                        wanted = Quotas(self._tenant_memory, *wanted[1:])
+                    tenant = self._tenants[name] = Tenant(name, wanted, self.native)
+                    self._tenant_names[tenant.id] = name
+        other = wanted.differs_from(tenant.quotas)
+        if other is not None:
             raise ConfigError(
-                f"tenant {name!r} exists with the memory limit {tenant.memory_limit}, not {limit}"
+                f"tenant {name!r} exists with {other}={getattr(tenant.quotas, other)}, "
+                f"not {getattr(wanted, other)}"
             )
         return tenant
+
+    def tenants(self) -> list[Tenant]:
+        """List the tenants that were ever named, in that order."""
+        with self._lock:
+            return list(self._tenants.values())
 
     # ---- handles ----
 
     @property
     def handles(self) -> HandleHeap:
         """The handle heap: objects of the application that guests hold by number."""
-        return (self._handles_and_gc or self._make_heap())[0]
+        return (self.handles_and_gc or self._make_heap())[0]
 
     @property
     def gc(self) -> Collector:
         """The collector of the handle heap: when it runs, and how hard."""
-        return (self._handles_and_gc or self._make_heap())[1]
+        return (self.handles_and_gc or self._make_heap())[1]
 
     def _make_heap(self) -> tuple[HandleHeap, Collector]:
         from .gc.collector import Collector
@@ -300,21 +361,77 @@ class Host:
 
         self._check_open()
         with self._lock:
-            if self._handles_and_gc is None:
+            if self.handles_and_gc is None:
                 handles = HandleHeap(self.native)
                 cores = len(os.sched_getaffinity(0))
                 collector = Collector(
                     handles, Pacer(cores=cores, memory_limit_bytes=self._handle_memory)
                 )
-                self._handles_and_gc = (handles, collector)
+                self.handles_and_gc = (handles, collector)
+                if self.watcher is not None:
+                    self.watcher.collects(collector)
                 collector.start()
-            return self._handles_and_gc
+            return self.handles_and_gc
+
+    # ---- memory ----
+
+    @property
+    def pressure(self) -> Pressure:
+        """What watches the process's memory, and acts when that gets short.
+
+        It has begun to if the host was given a `process_limit`; else `host.pressure.start()` has it
+        watch what limits there are: the cgroup's, that of handles, and how long the machine stalls.
+        """
+        return self.made_pressure or self._make_pressure()
+
+    def _make_pressure(self) -> Pressure:
+        from .govern.pressure import Pressure
+        from .governed import GovernedHost
+
+        self._check_open()
+        with self._lock:
+            if self.made_pressure is None:
+                self.made_pressure = Pressure(GovernedHost(self), self._process_limit)
+            return self.made_pressure
+
+    def release_os_memory(self) -> Released:
+        """Give all memory that is free back to the operating system; return what went back.
+
+        Free slots of guests, and what the C library keeps. Nothing is collected: see `gc.collect`.
+        """
+        from .governed import release_os_memory
+
+        return release_os_memory(self)
+
+    # ---- events ----
+
+    @property
+    def events(self) -> Events:
+        """What happens to guests, memory and handles, for whoever listens: nobody, to begin with."""
+        if self._events is None:
+            from .events import Events
+
+            with self._lock:
+                if self._events is None:
+                    self._events = Events(self.native, self._plugin_names, self._tenant_names)
+        return self._events
 
     # ---- figures ----
 
     def stats(self) -> MemStats:
         """Return a snapshot of what the host holds and has done."""
         return read_stats(self.native)
+
+    def guests(self) -> list[GuestRow]:
+        """List the live guests, those of other threads too, without stopping any."""
+        with self._lock:
+            plugins = {plugin.id: plugin.name for plugin in self._plugins}
+            tenants = {tenant.id: tenant.name for tenant in self._tenants.values()}
+        return read_guests(self.native, plugins, tenants)
+
+    def workers(self) -> WorkerStats:
+        """Return what the threads do that run calls of `call_async` which compute."""
+        return read_workers(self.native)
 
     def node_stats(self) -> tuple[NodeStats, ...]:
         """Return what the guests' memories hold on each NUMA node, and whether their pages lie there.
@@ -353,18 +470,23 @@ class Host:
         if os.getpid() != self._pid:
             return  # a forked child has no guests
         self._closed = True
-        if self._handles_and_gc is not None:
-            self._handles_and_gc[1].close()
+        if self.made_pressure is not None:
+            self.made_pressure.close()
+        if self.handles_and_gc is not None:
+            self.handles_and_gc[1].close()
         for _ in range(2):  # a guest that the first round has cancelled is ended in the second
             self._end_mapped()
             if not lib.sh_host_close(self.native):
-                if self._handles_and_gc is not None:
-                    self._handles_and_gc[0].run_finalizers()
+                if self.handles_and_gc is not None:
+                    self.handles_and_gc[0].run_finalizers()
+                if self._events is not None:
+                    self._events.close()
                 return
             error = failure()
         raise error
 
-    def _mapped(self) -> list[Guest]:
+    def mapped(self) -> list[Guest]:
+        """Return the guests of which Python has more to let go of than C. Not for users."""
         while True:
             try:
                 return list(self.mapped_guests)
@@ -374,7 +496,7 @@ class Host:
     def _end_mapped(self) -> None:
         """End the guests of which Python has more to do: memory to let go of, output to keep."""
         patience = time.monotonic() + _CLOSE_PATIENCE_S
-        for guest in self._mapped():
+        for guest in self.mapped():
             while True:
                 try:
                     guest.close()
@@ -407,6 +529,19 @@ class Host:
             warnings.warn("a sandhost.Host with live guests was never closed", ResourceWarning)
 
 
+def _process_limit(value: int | str | None) -> int | None:
+    if value is None:
+        return None
+    if value != "cgroup":
+        return parse_bytes(value)
+    from .govern.cgroup import find_group
+
+    group = find_group()
+    if group is None or group.limit_bytes is None:
+        raise ConfigError('process_limit is "cgroup", but no cgroup limits this process\'s memory')
+    return group.limit_bytes
+
+
 def _limit(value: int | str | None) -> int:
     return UNLIMITED if value is None else parse_bytes(value)
 
@@ -417,6 +552,8 @@ _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 def _at_exit() -> None:
     try:
         for host in list(_hosts):
+            if host._events is not None:
+                host._events.close()
             host.warn_if_live()
     finally:  # the warning may be an error
         lib.sh_exiting()

@@ -1,0 +1,43 @@
+/* Who is there: a row for each live guest of a host, while they go on.
+ *
+ * A guest that is held does not end (guest.h), so what its row is read from stays; and nobody waits for us but who ends
+ * just that guest.
+ */
+#include "guest.h"
+#include "heap.h"
+
+static sh_guest_row row_of(shi_guest *guest, uint64_t id, uint64_t now_ns) {
+  enum shi_phase phase = (enum shi_phase)(atomic_load(&guest->state) & 0xff);
+  const shi_holder *holder = atomic_load(&guest->holder);
+  return (sh_guest_row){
+      .guest = id,
+      .committed_bytes = shi_account_used(&guest->account),
+      .peak_bytes = shi_account_peak(&guest->account),
+      .handles = holder ? shi_account_used(&holder->handles) : 0,
+      .handle_bytes = holder ? shi_account_used(&holder->bytes) : 0,
+      .age_ns = now_ns > guest->born_ns ? now_ns - guest->born_ns : 0,
+      .calls = shi_tallied(&guest->calls),
+      .plugin = guest->plugin->id,
+      .tenant = guest->tenant ? guest->tenant->id : 0,
+      .node = atomic_load_explicit(&guest->node, memory_order_relaxed),
+      .doing = phase == SHI_RUNNING  ? SH_DOING_CALL
+               : phase == SHI_PARKED ? SH_DOING_WAIT
+                                     : SH_DOING_NOTHING,
+  };
+}
+
+uint32_t sh_host_guests(sh_host *host, uint32_t *from, sh_guest_row *rows, uint32_t room) {
+  if (atomic_load(&shi_forked)) return 0;
+  uint32_t size = shi_guest_table_size(), count = 0;
+  uint64_t now_ns = shi_now_ns();
+  while (*from < size && count < room) {
+    shi_guest *guest = shi_guest_at((*from)++);
+    /* Most are free or another host's, which is seen without their locks; the rest is looked at again under them. */
+    if (atomic_load_explicit(&guest->host, memory_order_relaxed) != host) continue;
+    uint64_t id = shi_guest_id(guest);
+    if (!shi_guest_hold(id)) continue;
+    if (atomic_load_explicit(&guest->host, memory_order_relaxed) == host) rows[count++] = row_of(guest, id, now_ns);
+    shi_guest_let_go(guest);
+  }
+  return count;
+}
