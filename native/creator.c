@@ -84,6 +84,7 @@ static wasmtime_error_t *new_memory(void *env, const wasm_memorytype_t *type, si
       .account = &guest->account,
       .image = gc_heap ? NULL : plan->image,
       .affinity = tenant_of(guest),
+      .owner = guest->index,
       .initial = minimum,
       .learns = !gc_heap && guest->snapshot,
       .maximum = gc_heap ? (maximum < shi_memory_reservation ? maximum : shi_memory_reservation) : plan->maximum,
