@@ -236,7 +236,6 @@ void sh_host_watch(sh_host *host, const char *cgroup, const char *stall) {
 }
 
 void sh_host_get_stats(sh_host *host, sh_host_stats *out) {
-  _Static_assert(sizeof *out == SH_HOST_FIGURES * sizeof(uint64_t), "what Python unpacks");
   memset(out, 0, sizeof *out);
   shi_pool_stats(host->pool, &out->pool);
   shi_pool *stacks = atomic_load(&host->stacks);
@@ -260,6 +259,13 @@ void sh_host_get_stats(sh_host *host, sh_host_stats *out) {
   out->rss_bytes = shi_machine_rss_bytes(&host->machine);
   out->cgroup_bytes = shi_machine_cgroup_bytes(&host->machine);
   out->stall_us = shi_machine_stall_us(&host->machine, shi_now_ns());
+}
+
+void sh_host_get_figures(sh_host *host, uint64_t *out) {
+  sh_host_stats stats;
+  _Static_assert(sizeof stats == SH_HOST_FIGURES * sizeof *out, "a number each");
+  sh_host_get_stats(host, &stats);
+  memcpy(out, &stats, sizeof stats);
 }
 
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out) {

@@ -549,7 +549,8 @@ typedef struct {
   uint64_t cgroup_bytes;
   uint64_t stall_us; /* counter: somebody waited for memory */
 } sh_host_stats;
-enum { SH_HOST_FIGURES = 63 }; /* all are of 64 bits */
+enum { SH_HOST_FIGURES = 63 };
+void sh_host_get_figures(sh_host *host, uint64_t *out); /* the same as so many numbers, which Python unpacks at once */
 void sh_host_get_stats(sh_host *host, sh_host_stats *out);
 enum sh_operation { SH_OP_SPAWN, SH_OP_CALL, SH_OP_CLOSE };
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out);
