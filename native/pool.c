@@ -66,7 +66,10 @@ void shi_pool_move_near(shi_pool *pool, shi_slot *slot) {
 void shi_pool_put(shi_pool *pool, shi_slot *slot, enum shi_end end) {
   SHI_CHECK(shi_slot_check(slot));
   bool warmed = shi_slot_holds_pages(slot);
-  shi_slot_show(slot, slot->stale ? SH_SLOT_STALE : warmed ? SH_SLOT_WARM : SH_SLOT_COLD,
+  shi_slot_show(slot,
+                slot->stale ? SH_SLOT_STALE
+                : warmed    ? SH_SLOT_WARM
+                            : SH_SLOT_COLD,
                 shi_shown_units(slot->resident));
   if (!shi_shard_put(shard_of(pool, slot), slot, end)) {
     shi_pool_put_cold(pool, slot);

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError, SnapshotError
 from .govern.census import GuestRow, read_guests
+from .govern.slots import SlotRow, read_slots
 from .govern.stats import Latency, MemStats, read_latency, read_stats
 from .limits import UNLIMITED
 from .regions import policy_number
@@ -133,10 +134,13 @@ class Host:
         self._handle_memory = None if handle_memory is None else parse_bytes(handle_memory)
         self.handles_and_gc: tuple[HandleHeap, Collector] | None = None
         """Made when first needed. Not for users, who have `handles` and `gc`."""
-        self._pressure: Pressure | None = None  # made when first needed
+        self.made_pressure: Pressure | None = None
+        """Likewise; users have `pressure`."""
         self._functions: dict[tuple[str, str], HostFunction] = {}
         self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
+        self.on_close: list[Callable[[], object]] = []
+        """Called once, first of all, when it closes. Not for users."""
         self._closed = True  # until there is something to close
         self._pid = os.getpid()
         self.mapped_guests: weakref.WeakSet[Guest] = weakref.WeakSet()
@@ -208,6 +212,11 @@ class Host:
             self._plugins.add(plugin)
         return plugin
 
+    def plugins(self) -> list[Plugin]:
+        """List the plugins that were loaded and are in use."""
+        with self._lock:
+            return list(self._plugins)
+
     def load_snapshot(
         self, path: str | os.PathLike[str], *, module: Plugin | None = None
     ) -> Snapshot:
@@ -242,9 +251,7 @@ class Host:
                 raise SnapshotError(f"{name} does not fit its module: {error}") from error
 
     def _plugin_of(self, digest: str) -> Plugin | None:
-        with self._lock:
-            plugins = list(self._plugins)
-        for plugin in plugins:
+        for plugin in self.plugins():
             if plugin.module_digest() == digest:
                 return plugin
         return None
@@ -344,7 +351,7 @@ class Host:
         It has begun to if the host was given a `process_limit`; else `host.pressure.start()` has it
         watch what limits there are: the cgroup's, that of handles, and how long the machine stalls.
         """
-        return self._pressure or self._make_pressure()
+        return self.made_pressure or self._make_pressure()
 
     def _make_pressure(self) -> Pressure:
         from .govern.pressure import Pressure
@@ -352,9 +359,9 @@ class Host:
 
         self._check_open()
         with self._lock:
-            if self._pressure is None:
-                self._pressure = Pressure(GovernedHost(self), self._process_limit)
-            return self._pressure
+            if self.made_pressure is None:
+                self.made_pressure = Pressure(GovernedHost(self), self._process_limit)
+            return self.made_pressure
 
     def release_os_memory(self) -> Released:
         """Give all memory that is free back to the operating system; return what went back.
@@ -373,10 +380,24 @@ class Host:
 
     def guests(self) -> list[GuestRow]:
         """List the live guests, those of other threads too, without stopping any."""
+        return read_guests(self.native, *self.names())
+
+    def slots(self, *, measure: bool = True) -> list[SlotRow]:
+        """List the slots of guests' memories that were used at least once, without stopping any.
+
+        Args:
+            measure: ask the kernel what is resident: some microseconds a slot, with the lock of
+                Python let go.
+        """
+        return read_slots(self.native, *self.names(), measure=measure)
+
+    def names(self) -> tuple[dict[int, str], dict[int, str]]:
+        """Return the names of plugins and tenants by their ids. Not for users."""
         with self._lock:
-            plugins = {plugin.id: plugin.name for plugin in self._plugins}
-            tenants = {tenant.id: tenant.name for tenant in self._tenants.values()}
-        return read_guests(self.native, plugins, tenants)
+            return (
+                {plugin.id: plugin.name for plugin in self._plugins},
+                {tenant.id: tenant.name for tenant in self._tenants.values()},
+            )
 
     def latency(self, operation: str) -> Latency:
         """Return how long each "spawn", "call" or "close" took since the host was made."""
@@ -407,8 +428,10 @@ class Host:
         if os.getpid() != self._pid:
             return  # a forked child has no guests
         self._closed = True
-        if self._pressure is not None:
-            self._pressure.close()
+        while self.on_close:
+            self.on_close.pop()()
+        if self.made_pressure is not None:
+            self.made_pressure.close()
         if self.handles_and_gc is not None:
             self.handles_and_gc[1].close()
         for _ in range(2):  # a guest that the first round has cancelled is ended in the second

@@ -18,6 +18,7 @@ import contextlib
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ __all__ = ["Collector", "CollectorStats"]
 _ADAPT_S = 0.25
 """Shortest window: over less, what a cycle happens to leave says more than the growth."""
 _AFTER_FAILURE_S = 1.0
+_REMEMBERED = 100
 _LOGGER = "sandhost.gc"
 
 
@@ -106,6 +108,8 @@ class Collector:
         self._heap, self._adaptive, self._other_bytes = heap, adaptive, other_bytes
         self._long_pause_s = long_pause_s
         self._trace = trace or tracer()
+        self.history: deque[Cycle] = deque(maxlen=_REMEMBERED)
+        """The last cycles that have ended, oldest first."""
         self._clock, self._start_thread = clock, thread
         self._thread: threading.Thread | None = None
         self._lock = threading.Condition()
@@ -458,6 +462,7 @@ class Collector:
         with self._lock:
             self._adapt(cycle)
             self._apply()
+        self.history.append(cycle)
         self._trace(cycle)
 
     def _let_go(self) -> None:

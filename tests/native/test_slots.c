@@ -17,7 +17,8 @@ static shi_region *acquire_for(uint32_t owner, uint64_t initial) {
 static uint32_t list(shi_slot_seen *seen, uint32_t most, uint32_t step, bool measure) {
   uint64_t from = 0;
   uint32_t total = 0, count;
-  while ((count = shi_pool_slots(f.pool, &from, seen + total, step < most - total ? step : most - total, measure)) > 0) {
+  while ((count = shi_pool_slots(f.pool, &from, seen + total, step < most - total ? step : most - total, measure)) >
+         0) {
     total += count;
   }
   return total;
