@@ -21,6 +21,7 @@ from ..heap import Handle
 from ..host import Host
 from ..limits import Limits
 from ..plugin import Plugin
+from .cast import count_words, dirty_pages
 
 __all__ = ["SteadyLoad"]
 
@@ -33,6 +34,7 @@ _MISDEED_S = 0.5
 _PAUSE_S = 0.004
 _LIMITS = Limits(memory="16 MiB", deadline=0.05)
 _HOARD = Limits(memory="4 MiB", deadline=1.0)
+_WORK = (("bench", dirty_pages), ("bench", dirty_pages), ("wordcount", count_words))
 _TABLE = """(module
   (import "db" "open" (func $open (param i32) (result i64)))
   (memory (export "memory") 1)
@@ -110,10 +112,10 @@ class SteadyLoad:
             now_s = time.monotonic() - self._began_s
             tenant = chance.choices(names, weights)[0]
             try:
-                guest = self._plugins["bench"].spawn(limits=_LIMITS, tenant=tenant)
+                name, work = chance.choice(_WORK)
+                guest = self._plugins[name].spawn(limits=_LIMITS, tenant=tenant)
                 held.append(guest)
-                guest.call("dirty", chance.choice((64, 256, 256)))
-                guest.call("add", 2, 3)
+                work(guest, chance)
                 if now_s >= misdeed_s:
                     misdeed_s = now_s + _MISDEED_S
                     self._misbehave(chance)

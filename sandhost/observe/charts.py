@@ -14,7 +14,7 @@ from .picture import Change, CycleView, SlotMap
 __all__ = ["LEVELS", "cycles", "heat", "heat_map", "histogram", "levels", "range_of"]
 
 LEVELS = ("calm", "evict", "refuse", "release", "end")
-_COLUMNS, _CELL = 64, 12
+_COLUMNS, _CELL = 64, 15
 _WIDE = 960
 _LEFT = 56
 _PER_OCTAVE = 4
@@ -38,7 +38,7 @@ def heat_map(slots: SlotMap) -> str:
         x, y = at % columns * _CELL + 1, at // columns * _CELL + 1
         fill = heat(slots.resident_bytes[at])
         parts.append(
-            f'<rect class="s-{escape(state)}" x="{x}" y="{y}" width="10" height="10" rx="2"'
+            f'<rect class="s-{escape(state)}" x="{x}" y="{y}" width="13" height="13" rx="2"'
             f' fill-opacity="{fill:.2f}"><title>{escape(_cell_title(slots, at))}</title></rect>'
         )
     return "".join([*parts, "</svg>"])
