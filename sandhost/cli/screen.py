@@ -27,6 +27,7 @@ __all__ = ["LEAST_COLUMNS", "LEAST_LINES", "SORTS", "frame"]
 
 LEAST_COLUMNS, LEAST_LINES = 80, 24
 _WIDE_COLUMNS = 110
+_NAME_COLUMNS = 48
 SORTS = {"m": "memory", "g": "guests", "h": "handles"}
 _LEVELS = {
     "calm": "green",
@@ -286,7 +287,7 @@ def _fit(text: str, columns: int) -> str:
 
 
 def _row(name: str, values: Sequence[str], shown: Sequence[_Column], columns: int) -> str:
-    room = columns - sum(column.width for column in shown)
+    room = min(columns - sum(column.width for column in shown), _NAME_COLUMNS)
     return _fit(name, room) + "".join(
         f"{value:>{column.width}}" for value, column in zip(values, shown)
     )

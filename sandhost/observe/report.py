@@ -73,6 +73,10 @@ def _section(title: str, note: str, *parts: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>{shown}{''.join(parts)}\n</section>"
 
 
+def _scrolled(drawing: str) -> str:
+    return f'<div class="scroll">{drawing}</div>'
+
+
 def _name(name: str | None, most: int = 80) -> str:
     text = _NO_TENANT if name is None else printable(name, most) or "(no name)"
     return f'<td class="name"><bdi>{escape(text)}</bdi></td>'
@@ -307,7 +311,9 @@ def _latency(view: View) -> str:
         if latency is None:
             continue
         if latency.total:
-            drawings.append(f"<h3>{name}</h3>" + charts.histogram(latency, low, high, name))
+            drawings.append(
+                f"<h3>{name}</h3>" + _scrolled(charts.histogram(latency, low, high, name))
+            )
         cells = "".join(
             f"<td>{format_ns(latency.percentile(percent)) if latency.total else '–'}</td>"
             for percent in _PERCENTILES
@@ -342,7 +348,9 @@ def _pressure(pressure: PressureView | None) -> str:
     parts = [f'<div class="stack">{bar}</div><ul class="key">{key}</ul>']
     if actions:
         parts.append(f'<p class="note">Done so far: {actions}.</p>')
-    parts.append("<h3>Level over time</h3>" + charts.levels(pressure.changes, pressure.level))
+    parts.append(
+        "<h3>Level over time</h3>" + _scrolled(charts.levels(pressure.changes, pressure.level))
+    )
     if pressure.opinions:
         rows = [
             f'<td class="text">{escape(printable(one.signal))}</td>'
@@ -399,7 +407,7 @@ def _collector(collector: CollectorView | None) -> str:
     )
     parts = [f'<p class="note">Cycles by reason: {reasons}.</p>'] if reasons else []
     if collector.history:
-        parts.append(charts.cycles(collector.history))
+        parts.append(_scrolled(charts.cycles(collector.history)))
         parts.append(
             '<ul class="key"><li><i class="before" style="opacity:.28"></i>live when it began, or at '
             'its peak</li><li><i class="after"></i>live after it</li>'
