@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import sys
 import time
@@ -23,6 +24,7 @@ __all__ = ["top"]
 _DEMO_S = 3.0
 _REMEMBERED = 200
 _PIPE_COLUMNS = 100
+_LONG_KEYS = re.compile(r"\x1b(?:\[[0-9;?]*[@-~]|O.|.)?")  # arrows and the like: none of ours
 _SORTS = {"memory": "m", "guests": "g", "handles": "h"}
 _KEYS = "q quit   m memory  g guests  h handles: what is first   p pause"
 _PAUSED = "paused: p goes on   q quit"
@@ -105,7 +107,7 @@ def _watch(take: Callable[[], View], sort: str, interval: float) -> None:
     console = Console(highlight=False)
     trend: deque[int] = deque(maxlen=_REMEMBERED)
     view, before, paused, due_s = take(), None, False, 0.0
-    with _keys() as read_key, Live(console=console, screen=True, auto_refresh=False) as live:
+    with _keys() as read_keys, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             now_s = time.monotonic()
             if now_s >= due_s and not paused:
@@ -123,18 +125,18 @@ def _watch(take: Callable[[], View], sort: str, interval: float) -> None:
                 help_line=_PAUSED if paused else _KEYS,
             )
             live.update(Text("\n").join(texts), refresh=True)
-            key = read_key(interval if paused else max(due_s - time.monotonic(), 0.0))
-            if key in ("q", "\x03"):
-                return
-            if key in _SORTS.values():
-                sort = key
-            elif key in ("p", " "):
-                paused, due_s = not paused, 0.0
+            for key in read_keys(interval if paused else max(due_s - time.monotonic(), 0.0)):
+                if key == "q":
+                    return
+                if key in _SORTS.values():
+                    sort = key
+                elif key in "p ":
+                    paused, due_s = not paused, 0.0
 
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
-    """Have a function that waits for a key for some seconds; "" if none came."""
+    """Have a function that waits for keys for some seconds; "" if none came."""
     import termios
     import tty
 
@@ -146,8 +148,10 @@ def _keys() -> Iterator[Callable[[float], str]]:
             ready, _, _ = select.select([stdin], [], [], seconds)
             if not ready:
                 return ""
-            # What a key of several bytes sends is one key, and none of ours; the end of input is q.
-            return os.read(stdin, 64).decode(errors="replace").lower() or "q"
+            typed = (
+                os.read(stdin, 64).decode(errors="replace") or "q"
+            )  # the end of input ends us too
+            return _LONG_KEYS.sub("", typed).lower()
         except KeyboardInterrupt:
             return "q"
 
