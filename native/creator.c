@@ -89,6 +89,7 @@ static wasmtime_error_t *new_memory(void *env, const wasm_memorytype_t *type, si
       .account = &guest->account,
       .image = gc_heap ? NULL : plan->image,
       .affinity = tenant_of(guest),
+      .owner = guest->index,
       .initial = minimum,
       .whose = guest->whose,
       .learns = !gc_heap && guest->snapshot,

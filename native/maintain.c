@@ -75,6 +75,7 @@ void shi_maintain_defer(shi_pool *pool, shi_slot *slot) {
   shi_queue *queue = &pool->queue;
   uint64_t due_ns = later(slot->freed_ns, pool->options.queue_ns);
   slot->state = SHI_SLOT_QUEUED;
+  shi_slot_show(slot, SH_SLOT_QUEUED, shi_shown_units(slot->rest_bytes));
   slot->queue_next = NULL;
   pthread_mutex_lock(&queue->lock);
   atomic_fetch_add_explicit(&queue->slots, 1, memory_order_relaxed);

@@ -159,6 +159,8 @@ int shi_region_acquire(shi_pool *pool, const shi_region_request *request, shi_re
   slot->region.account = request->account;
   atomic_store_explicit(&slot->region.size, request->initial, memory_order_release);
   slot->state = SHI_SLOT_LIVE;
+  slot->owner = request->owner;
+  shi_slot_show(slot, SH_SLOT_LIVE, slot->owner);
   atomic_store(&slot->pins, 0);
   SHI_CHECK(shi_slot_check(slot));
   (void)shi_account_charge(&pool->live, 1); /* it has no limit */
@@ -194,6 +196,7 @@ int shi_region_grow(shi_region *region, uint64_t size, shi_account **full) {
       return error;
     }
     region->committed = slot->accessible = committed;
+    shi_slot_show(slot, SH_SLOT_LIVE, slot->owner);
     shi_count(&pool->counters, SHI_POOL_COMMITTED_BYTES, more);
   }
   atomic_store_explicit(&region->size, size, memory_order_release);

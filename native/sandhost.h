@@ -50,6 +50,24 @@ typedef struct {
   uint64_t numa_refused;      /* counter: node policies that the kernel did not take; memory comes from anywhere */
 } sh_pool_stats;
 
+/* What a slot of the pool is. */
+enum sh_slot_state {
+  SH_SLOT_COLD,        /* free, and holds nothing; or about to be used for the first time */
+  SH_SLOT_WARM,        /* free, with clean pages that stay resident */
+  SH_SLOT_STALE,       /* free, with pages that the kernel takes when it wants them (MADV_FREE) */
+  SH_SLOT_LIVE,        /* a guest's */
+  SH_SLOT_QUEUED,      /* its guest has ended, its pages go back soon */
+  SH_SLOT_QUARANTINED  /* could not be reset: never used again */
+};
+typedef struct {
+  uint64_t committed_bytes; /* live: its guest may touch; else: what it maps for the next one */
+  uint64_t resident_bytes;  /* private pages; UINT64_MAX: not measured */
+  uint64_t guest;           /* live: its id; 0: nobody's any more, or a view keeps it */
+  uint32_t plugin, tenant;  /* as sh_plugin_id, sh_tenant_id; 0: none */
+  uint32_t node;            /* NUMA, the kernel's number */
+  uint32_t state;           /* enum sh_slot_state */
+} sh_slot_row;
+
 /* ---- status ---------------------------------------------------------------------------------------------------- */
 
 /* What a function that returns int says: 0 or one of these. The details are what sh_take_error() gives. */
@@ -332,6 +350,9 @@ typedef struct {
 /* Fills in up to `room` rows of the host's guests, beginning at *from, 0 at first, which becomes where to go on. Returns
  * how many; 0: no more. Stops nobody: each row is true by itself. */
 uint32_t sh_host_guests(sh_host *host, uint32_t *from, sh_guest_row *rows, uint32_t room);
+/* The same for the slots of its guests' memories that were used at least once. `measure`: ask the kernel what is resident;
+ * of a slot in very many pieces it is a lower bound. */
+uint32_t sh_host_slots(sh_host *host, uint64_t *from, sh_slot_row *rows, uint32_t room, int measure);
 
 /* ---- calls that can wait (fiber.h) -------------------------------------------------------------------------------- */
 

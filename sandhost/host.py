@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError, SnapshotError
 from .govern.census import GuestRow, read_guests
+from .govern.slots import SlotRow, read_slots
 from .govern.stats import (
     Latency,
     MemStats,
@@ -164,6 +165,8 @@ class Host:
         self._lock = threading.Lock()
         self.watcher: Watcher | None = None
         """Who is told of what the host makes. Not for users: see observe/traces.py."""
+        self.on_close: list[Callable[[], object]] = []
+        """Called once, first of all, when it closes. Not for users."""
         self._closed = True  # until there is something to close
         self._pid = os.getpid()
         self.mapped_guests: weakref.WeakSet[Guest] = weakref.WeakSet()
@@ -424,10 +427,24 @@ class Host:
 
     def guests(self) -> list[GuestRow]:
         """List the live guests, those of other threads too, without stopping any."""
+        return read_guests(self.native, *self.names())
+
+    def slots(self, *, measure: bool = True) -> list[SlotRow]:
+        """List the slots of guests' memories that were used at least once, without stopping any.
+
+        Args:
+            measure: ask the kernel what is resident: some microseconds a slot, with the lock of
+                Python let go.
+        """
+        return read_slots(self.native, *self.names(), measure=measure)
+
+    def names(self) -> tuple[dict[int, str], dict[int, str]]:
+        """Return the names of plugins and tenants by their ids. Not for users."""
         with self._lock:
-            plugins = {plugin.id: plugin.name for plugin in self._plugins}
-            tenants = {tenant.id: tenant.name for tenant in self._tenants.values()}
-        return read_guests(self.native, plugins, tenants)
+            return (
+                {plugin.id: plugin.name for plugin in self._plugins},
+                {tenant.id: tenant.name for tenant in self._tenants.values()},
+            )
 
     def workers(self) -> WorkerStats:
         """Return what the threads do that run calls of `call_async` which compute."""
@@ -470,6 +487,8 @@ class Host:
         if os.getpid() != self._pid:
             return  # a forked child has no guests
         self._closed = True
+        while self.on_close:
+            self.on_close.pop()()
         if self.made_pressure is not None:
             self.made_pressure.close()
         if self.handles_and_gc is not None:

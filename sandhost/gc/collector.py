@@ -19,6 +19,7 @@ import contextlib
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ __all__ = ["Collector", "CollectorStats"]
 _ADAPT_S = 0.25
 """Shortest window: over less, what a cycle happens to leave says more than the growth."""
 _AFTER_FAILURE_S = 1.0
+_REMEMBERED = 100
 _LOGGER = "sandhost.gc"
 
 
@@ -109,6 +111,8 @@ class Collector:
         self._trace = trace or tracer()
         self.on_cycle: Callable[[Cycle], object] | None = None
         """Called with each cycle that has ended, after `trace`, on the thread that led it."""
+        self.history: deque[Cycle] = deque(maxlen=_REMEMBERED)
+        """The last cycles that have ended, oldest first."""
         self._clock, self._start_thread = clock, thread
         self._thread: threading.Thread | None = None
         self._lock = threading.Condition()
@@ -478,6 +482,7 @@ class Collector:
         with self._lock:
             self._adapt(cycle)
             self._apply()
+        self.history.append(cycle)
         self._trace(cycle)
         if self.on_cycle is not None:
             self.on_cycle(cycle)
