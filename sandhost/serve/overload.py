@@ -11,7 +11,7 @@
                └──► refused: it has waited too long, or would
 
 Nobody waits long. A line that has just begun is served in order, and bounded by `wait_s`. When three of four
-had to wait for that long it is no burst but overload, and waiting in it helps nobody: its bound drops to
+had to wait for half of that it is no burst but overload, and waiting in it helps nobody: its bound drops to
 half a request's time, and the newest goes first, since the oldest has the least time left. Who would wait
 longer is refused at once; one request of each tenant may always wait, so that its turn can come. That is
 CoDel (Nichols and Jacobson, 2012; RFC 8289) with adaptive LIFO (Maurer, "Fail at Scale", 2015). What has
@@ -249,7 +249,7 @@ class Admission:
             self._forget(line)
             return request
         self.turn()
-        line.came(now_s, self._wait_s, at_once=request.settled)
+        line.came(now_s, self._wait_s / 2, at_once=request.settled)
         if not request.settled:
             self._bound(line)
         return request
