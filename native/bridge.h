@@ -97,6 +97,8 @@ struct sh_host {
   sh_heap *heap; /* of handles; NULL: nobody has asked for it. Set under `mutex` */
   sh_tenant *tenants; /* under `mutex` */
   uint32_t plugins; /* made so far; under `mutex` */
+  pthread_mutex_t captures; /* one is taken at a time */
+  _Atomic(sh_capture *) capture; /* on its way: who ends a guest tells it. Set, and used by others, under `mutex` */
   pthread_mutex_t mutex;
   _Atomic bool closed;
   _Atomic uint32_t references; /* Python's one, and one for each module */
@@ -170,6 +172,7 @@ enum { SHI_MEMORIES_MAX = 16 };
 struct sh_plugin {
   sh_host *host;
   uint32_t id;
+  char name[64]; /* cut off */
   sh_module *module;
   wasmtime_linker_t *linker; /* until linked */
   wasmtime_instance_pre_t *pre;

@@ -164,6 +164,9 @@ bool shi_within_host_function(void);
 uint32_t shi_host_code_begins(shi_guest *guest);
 void shi_host_code_ends(shi_guest *guest, uint32_t depth);
 
+/* listing.c: of a guest that is held */
+sh_guest_row shi_guest_row(shi_guest *guest, uint64_t id, uint64_t now_ns);
+
 /* output.c: `length` bytes at once, to the callback or the kept stream. False: the call is to be stopped. */
 bool shi_output_write(shi_guest *guest, int number, const uint8_t *bytes, uint64_t length);
 void shi_output_free(shi_guest *guest);

@@ -144,10 +144,7 @@ uint32_t sh_heap_dropped(sh_heap *heap, uint32_t *objects, uint32_t room) {
   return count;
 }
 
-void sh_heap_get_figures(sh_heap *heap, uint64_t *out) {
-  memset(out, 0, SH_HEAP_FIGURES * sizeof *out);
-  if (atomic_load(&shi_forked)) return; /* who holds the lock is not here */
-  shi_heap_lock(heap);
+void shi_heap_figures(const shi_heap *heap, uint64_t *out) {
   const uint64_t figures[SH_HEAP_FIGURES] = {
       heap->live_bytes,      heap->live_cells,
       heap->goal_bytes,      heap->allocs,
@@ -160,6 +157,15 @@ void sh_heap_get_figures(sh_heap *heap, uint64_t *out) {
       heap->dropped_count,   heap->peak_bytes,
       heap->marking_ns,
   };
-  shi_heap_unlock(heap);
-  for (uint32_t k = 0; k < SH_HEAP_FIGURES; k++) out[k] = figures[k];
+  memcpy(out, figures, sizeof figures);
+}
+
+void sh_heap_get_figures(sh_heap *heap, uint64_t *out) {
+  uint64_t figures[SH_HEAP_FIGURES] = {0};
+  if (!atomic_load(&shi_forked)) { /* else who holds the lock is not here */
+    shi_heap_lock(heap);
+    shi_heap_figures(heap, figures);
+    shi_heap_unlock(heap);
+  }
+  memcpy(out, figures, sizeof figures);
 }

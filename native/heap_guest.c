@@ -46,6 +46,9 @@ shi_holder *shi_guest_holder(shi_guest *guest, bool in_call) {
   if (!heap) return NULL;
   const shi_holder_request request = {
       .guest = shi_guest_id(guest),
+      .tenant = guest->tenant ? guest->tenant->id : 0,
+      .node = atomic_load_explicit(&guest->node, memory_order_relaxed),
+      .plugin = plugin->name,
       .scans = !plugin->releases,
       .in_call = in_call,
       .pieces = piece,

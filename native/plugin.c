@@ -24,6 +24,7 @@ sh_plugin *sh_plugin_new(sh_host *host, sh_module *module) {
   return plugin;
 }
 
+void sh_plugin_set_name(sh_plugin *plugin, const char *name) { strncpy(plugin->name, name, sizeof plugin->name - 1); }
 uint32_t sh_plugin_id(const sh_plugin *plugin) { return plugin->id; }
 
 int sh_plugin_memory(sh_plugin *plugin, uint64_t minimum, uint64_t maximum, uint64_t page_size, uint64_t image_length,

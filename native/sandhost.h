@@ -191,6 +191,7 @@ int sh_plugin_segment(sh_plugin *plugin, uint32_t index, int letter, uint32_t ta
 /* The functions that tables and globals may refer to, ascending, and whether there is a start function. */
 int sh_plugin_functions(sh_plugin *plugin, const uint32_t *indices, uint32_t count, int start);
 int sh_plugin_link(sh_plugin *plugin);
+void sh_plugin_set_name(sh_plugin *plugin, const char *name); /* what its guests' handles are counted under */
 uint32_t sh_plugin_id(const sh_plugin *plugin); /* of its host, from 1 on */
 void sh_plugin_release(sh_plugin *plugin); /* its guests keep it alive */
 
@@ -422,6 +423,81 @@ uint32_t sh_heap_dropped(sh_heap *heap, uint32_t *objects, uint32_t room);
  * the clock. */
 enum { SH_HEAP_FIGURES = 19 };
 void sh_heap_get_figures(sh_heap *heap, uint64_t *out);
+
+/* ---- captures: who holds what, at one instant (heap_capture.h) --------------------------------------------------------- */
+
+/* Whose handles are counted together: the guests of a plugin on a NUMA node, for a tenant (0: none). */
+typedef struct {
+  uint32_t tenant, node;
+  uint32_t host;   /* the application's own handles: no plugin */
+  uint32_t others; /* what there was no room to tell apart: of a tenant, or of anybody */
+  char plugin[64]; /* the name as it was given, cut off */
+} sh_source;
+
+/* Counters of one source, kind and label (0: none, or any). Entry 0 is of all that there was no room for. */
+typedef struct {
+  uint32_t source, kind, label, spare;
+  uint64_t allocs, frees, alloc_bytes, free_bytes;
+} sh_site;
+
+enum { SH_CELL_IN_CALL = 1, SH_CELL_SCANNED = 2 /* its guest does not release: its memory may hold it */ };
+typedef struct {
+  uint64_t handle, size;
+  uint64_t guest;  /* 0: the host */
+  uint32_t edges, edge_count; /* see sh_capture_edges */
+  uint32_t owners, pins;
+  uint32_t born;   /* in ticks, as sh_capture_view.now */
+  uint16_t site, flags;
+} sh_captured_cell;
+
+/* What keeps a cell alive, where its path begins. */
+enum sh_root {
+  SH_ROOT_PIN,
+  SH_ROOT_OWNED,   /* its owner has not released it as often as it was given */
+  SH_ROOT_IN_CALL, /* received or returned by a call that is not over */
+  SH_ROOT_MEMORY,  /* its guest is one whose memory is scanned, and nothing else leads to it */
+  SH_ROOT_NONE,    /* nothing leads to it: the next collection takes it */
+  SH_ROOTS
+};
+enum { SH_NO_CELL = 0xffffffff };
+/* A way from a root, by what lies on it: cells of equal sites in a row are one step. The first SH_ROOTS are the roots. */
+typedef struct {
+  uint32_t outer; /* the path to the cell of this step */
+  uint32_t site;  /* that cell's */
+} sh_path;
+/* Cells that are alike. */
+typedef struct {
+  uint32_t site, path;
+  uint32_t age;    /* a: in ticks from 2^a - 1 to below 2^(a + 1) - 1 */
+  uint32_t oldest; /* one of them */
+  uint64_t cells, bytes;
+} sh_group;
+
+typedef struct sh_capture sh_capture;
+typedef struct {
+  const sh_captured_cell *cells;
+  const sh_site *sites;
+  const sh_source *sources;
+  const sh_guest_row *guests; /* ascending by id; handles and handle_bytes are those of `cells` */
+  const sh_group *groups;
+  const sh_path *paths;
+  uint64_t cell_count;
+  uint32_t site_count, source_count, guest_count, group_count, path_count;
+  uint64_t cycle; /* the number of the collection under way, or of the last one */
+  uint64_t instant_ns; /* by the clock that cannot be set */
+  uint32_t now; /* ticks */
+  uint64_t tick_ns;
+  uint64_t took_ns, longest_hold_ns; /* of the heap's lock, at once */
+  uint64_t figures[19]; /* as sh_heap_get_figures */
+} sh_capture_view;
+/* Handles and guests of this instant, while everybody goes on. NULL: see sh_take_error. */
+sh_capture *sh_capture_take(sh_host *host);
+void sh_capture_view_of(const sh_capture *capture, sh_capture_view *out); /* good as long as the capture */
+/* What cell `cell` referred to, as cells; those that were gone are left out. Returns how many there are. */
+uint32_t sh_capture_edges(const sh_capture *capture, uint64_t cell, uint32_t *cells, uint32_t room);
+/* The cell from which the shortest way from a root comes to this one; SH_NO_CELL: it is a root itself, *root says which. */
+uint32_t sh_capture_holder(const sh_capture *capture, uint64_t cell, uint32_t *root);
+void sh_capture_free(sh_capture *capture);
 
 /* ---- callbacks into Python ------------------------------------------------------------------------------------- */
 

@@ -18,7 +18,14 @@ from ._ffi import failure, ffi, lib
 from ._log import get_logger
 from .errors import ConfigError, GuestClosed, SandhostError
 
-__all__ = ["Handle", "HandleHeap", "HandleInfo", "HeapFigures", "handle_class"]
+__all__ = [
+    "Handle",
+    "HandleHeap",
+    "HandleInfo",
+    "HeapFigures",
+    "figures_from",
+    "handle_class",
+]
 
 T = TypeVar("T")
 
@@ -42,6 +49,8 @@ _NO_OBJECT = 2**32 - 1
 _ROOM = 1024
 """Places for objects that are made at once, and handed back at once."""
 _PHASES = ("idle", "marking", "sweeping")
+_OWN_KINDS = {1: "list", 2: "map", 3: "record", 4: "weak"}
+"""What guests make by themselves; native/heap.h, enum shi_kind."""
 _STEP = 1 << 20
 """Bytes of scan work, where nobody gave a budget."""
 
@@ -456,9 +465,16 @@ class HandleHeap:
         """Return the heap's figures."""
         native = ffi.new(_FIGURES)
         lib.sh_heap_get_figures(self.native, native)
-        figures: list[Any] = ffi.unpack(native, _FIGURE_COUNT)
-        figures[_PHASE] = _PHASES[figures[_PHASE]]
-        return HeapFigures(*figures)
+        return figures_from(native)
+
+    def kind_names(self) -> dict[int, str]:
+        """Return what handles of each kind stand for, by its number."""
+        names = {known.number: cls.__qualname__ for cls, known in list(self._kinds.items())}
+        return {**_OWN_KINDS, **names}
+
+    def label_name(self, number: int) -> str:
+        """Return a label by the number that C knows it by. Not for users."""
+        return self._labels[number]
 
     def refusal(self) -> Exception:
         """Return the error that this thread's last use of a handle left. Called by C."""
@@ -482,6 +498,13 @@ def _size_of(thing: Any, size: int | Callable[[Any], int] | None) -> int:
         except TypeError:
             return sys.getsizeof(thing)
     return size if isinstance(size, int) else size(thing)
+
+
+def figures_from(native: Any) -> HeapFigures:
+    """Read what `sh_heap_get_figures` has filled in."""
+    figures: list[Any] = ffi.unpack(native, _FIGURE_COUNT)
+    figures[_PHASE] = _PHASES[figures[_PHASE]]
+    return HeapFigures(*figures)
 
 
 _FIGURE_COUNT = lib.SH_HEAP_FIGURES

@@ -312,10 +312,20 @@ class Host:
 
     def guests(self) -> list[GuestRow]:
         """List the live guests, those of other threads too, without stopping any."""
+        return read_guests(self.native, *self.names())
+
+    def names(self) -> tuple[dict[int, str], dict[int, str]]:
+        """Return the names of plugins and tenants by their ids. Not for users."""
         with self._lock:
-            plugins = {plugin.id: plugin.name for plugin in self._plugins}
-            tenants = {tenant.id: tenant.name for tenant in self._tenants.values()}
-        return read_guests(self.native, plugins, tenants)
+            return (
+                {plugin.id: plugin.name for plugin in self._plugins},
+                {tenant.id: tenant.name for tenant in self._tenants.values()},
+            )
+
+    @property
+    def handles_in_use(self) -> HandleHeap | None:
+        """The handle heap, if anything has asked for it yet. Not for users."""
+        return self._handles_and_gc[0] if self._handles_and_gc is not None else None
 
     def latency(self, operation: str) -> Latency:
         """Return how long each "spawn", "call" or "close" took since the host was made."""
