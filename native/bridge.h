@@ -98,6 +98,7 @@ struct sh_host {
   sh_tenant *tenants; /* under `mutex` */
   uint32_t plugins; /* made so far; under `mutex` */
   pthread_mutex_t captures; /* one is taken at a time */
+  pthread_mutex_t stacks_told; /* by guests that were asked: see stacks.c */
   _Atomic(sh_capture *) capture; /* on its way: who ends a guest tells it. Set, and used by others, under `mutex` */
   pthread_mutex_t mutex;
   _Atomic bool closed;
@@ -163,7 +164,8 @@ typedef struct shi_import {
   uint32_t callback_id;
   uint32_t param_count, result_count;
   char *params, *results;
-  char *asynchronous; /* "module.name" of a function that may answer later; NULL: it answers at once */
+  char *name;         /* "module.name" */
+  char *asynchronous; /* the same, of a function that may answer later; NULL: it answers at once */
   struct shi_import *next;
 } shi_import;
 

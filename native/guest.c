@@ -169,6 +169,7 @@ static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits)
   guest->stop = 0;
   guest->refused = false;
   guest->in_callback = false;
+  atomic_store_explicit(&guest->inside, NULL, memory_order_relaxed);
   shi_fiber_forget(guest);
   guest->holder = NULL;
   guest->tenant = tenant;

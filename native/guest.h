@@ -75,6 +75,9 @@ typedef struct shi_guest {
   sh_tenant *tenant;                   /* NULL: none */
   _Atomic uint32_t node;               /* of its first memory: the kernel's number */
 
+  _Atomic(const char *) inside; /* a host function, or what is waited for; lives as long as the plugin. NULL: neither */
+  _Atomic(struct shi_asked *) asked; /* for its stack: see stacks.c. Set, and used, under the host's `stacks_told` */
+
   bool in_callback; /* Python runs on the guest's thread, and not for a host function */
   uint64_t born_ns;
   _Atomic uint64_t calls, host_calls, fuel_used; /* written by the thread inside, read by any */
@@ -166,6 +169,9 @@ void shi_host_code_ends(shi_guest *guest, uint32_t depth);
 
 /* listing.c: of a guest that is held */
 sh_guest_row shi_guest_row(shi_guest *guest, uint64_t id, uint64_t now_ns);
+
+/* stacks.c: of a guest that was asked for its stack, at a moment at which its wasm frames are all on this one */
+void shi_stack_tell(shi_guest *guest);
 
 /* output.c: `length` bytes at once, to the callback or the kept stream. False: the call is to be stopped. */
 bool shi_output_write(shi_guest *guest, int number, const uint8_t *bytes, uint64_t length);

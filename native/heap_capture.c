@@ -116,15 +116,9 @@ static void begin(sh_capture *capture, shi_heap *heap) {
   heap->capture = capture;
 }
 
-static void note_hold(sh_capture *capture, uint64_t begun_ns) {
-  uint64_t ns = shi_now_ns() - begun_ns;
-  if (ns > capture->view.longest_hold_ns) capture->view.longest_hold_ns = ns;
-}
-
 static void walk(sh_capture *capture, shi_heap *heap) {
   while (capture->cursor < capture->end && !capture->failed) {
-    pthread_mutex_lock(&heap->mutex);
-    uint64_t begun_ns = shi_now_ns();
+    pthread_mutex_lock(&heap->mutex); /* not as one who is kept waiting */
     uint32_t until = capture->end - capture->cursor > SLICE ? capture->cursor + SLICE : capture->end;
     while (capture->cursor < until) {
       uint32_t stop = until - capture->cursor > WALKED_AT_ONCE ? capture->cursor + WALKED_AT_ONCE : until;
@@ -133,12 +127,8 @@ static void walk(sh_capture *capture, shi_heap *heap) {
         if (set_bit(capture, capture->cursor)) save(capture, heap, capture->cursor);
         if (hot->edged) edges += heap->cold[capture->cursor].edges->count;
       }
-      if (!shi_heap_wanted(heap)) continue;
-      note_hold(capture, begun_ns);
-      shi_heap_let_in(heap);
-      begun_ns = shi_now_ns();
+      if (shi_heap_wanted(heap)) shi_heap_let_in(heap);
     }
-    note_hold(capture, begun_ns);
     shi_heap_unlock(heap);
   }
 }
@@ -148,9 +138,7 @@ static int capture_cells(sh_capture *capture, shi_heap *heap) {
   if (!capture->sites || !make_room(capture, 0, 0)) return shi_fail_no_memory();
   int status = wait_for_moment(capture, heap);
   if (status != SH_OK) return status;
-  uint64_t begun_ns = shi_now_ns();
   begin(capture, heap);
-  note_hold(capture, begun_ns);
   shi_heap_unlock(heap);
   return SH_OK;
 }

@@ -88,6 +88,7 @@ static void delete_engines(sh_host *host) {
 }
 
 static void free_struct(sh_host *host) {
+  pthread_mutex_destroy(&host->stacks_told);
   pthread_mutex_destroy(&host->captures);
   pthread_mutex_destroy(&host->mutex);
   shi_credits_destroy(&host->credits);
@@ -115,6 +116,7 @@ sh_host *sh_host_new(const sh_host_options *options) {
   host->handle_bytes = (shi_account){.limit = options->handle_bytes, .level = SHI_ACCOUNT_HOST};
   pthread_mutex_init(&host->mutex, NULL);
   pthread_mutex_init(&host->captures, NULL);
+  pthread_mutex_init(&host->stacks_told, NULL);
   host->stack_bytes = stack_bytes_of(options);
   if (new_pool(host, shi_memory_reservation, shi_memory_guard, &host->pool) != SH_OK) goto no_pool;
   if (new_engines(host) != SH_OK) goto no_ticker;

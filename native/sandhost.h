@@ -487,7 +487,7 @@ typedef struct {
   uint64_t instant_ns; /* by the clock that cannot be set */
   uint32_t now; /* ticks */
   uint64_t tick_ns;
-  uint64_t took_ns, longest_hold_ns; /* of the heap's lock, at once */
+  uint64_t took_ns;
   uint64_t figures[19]; /* as sh_heap_get_figures */
 } sh_capture_view;
 /* Handles and guests of this instant, while everybody goes on. NULL: see sh_take_error. */
@@ -498,6 +498,19 @@ uint32_t sh_capture_edges(const sh_capture *capture, uint64_t cell, uint32_t *ce
 /* The cell from which the shortest way from a root comes to this one; SH_NO_CELL: it is a root itself, *root says which. */
 uint32_t sh_capture_holder(const sh_capture *capture, uint64_t cell, uint32_t *root);
 void sh_capture_free(sh_capture *capture);
+
+/* The wasm stacks of guests that compute: each is asked, and tells at its next look at the clock, within `patience_ns` or
+ * not at all. NULL: see sh_take_error. */
+typedef struct sh_stacks sh_stacks;
+sh_stacks *sh_stacks_take(sh_host *host, uint64_t patience_ns);
+/* Of plugin `k`: a profile as Firefox's profiler reads it, JSON of wasmtime's, of which sample `i` is of `guests[i]`.
+ * False: there is no plugin `k`. */
+int sh_stacks_of(const sh_stacks *stacks, uint32_t k, const uint8_t **json, size_t *length, const uint64_t **guests,
+                 uint32_t *count);
+void sh_stacks_free(sh_stacks *stacks);
+/* What a guest's call is in or waits for, outside of its own code: a host function by its name, or what WASI waits for.
+ * Cuts it to `room`; "": neither. */
+void sh_guest_inside(uint64_t guest, char *name, uint32_t room);
 
 /* ---- callbacks into Python ------------------------------------------------------------------------------------- */
 
