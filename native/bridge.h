@@ -164,7 +164,7 @@ typedef struct shi_import {
   uint32_t callback_id;
   uint32_t param_count, result_count;
   char *params, *results;
-  char *name;         /* "module.name" */
+  char *name; /* "module.name" */
   char *asynchronous; /* the same, of a function that may answer later; NULL: it answers at once */
   struct shi_import *next;
 } shi_import;

@@ -238,7 +238,7 @@ void shi_heap_let_in(shi_heap *heap);
 typedef struct {
   uint64_t guest;
   uint32_t tenant, node; /* what its cells are counted under, with ... */
-  const char *plugin;    /* ... this; NULL: the host's */
+  const char *plugin; /* ... this; NULL: the host's */
   bool scans;
   bool in_call;
   shi_pieces_fn *pieces;

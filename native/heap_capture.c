@@ -22,7 +22,8 @@ static uint64_t *room_for_edges(sh_capture *capture, uint32_t count, uint32_t *a
   if (!capture->chunk_count || SHI_CHUNK_EDGES - capture->chunk_used < count) {
     if (capture->chunk_count == capture->chunk_capacity) {
       uint32_t capacity = capture->chunk_capacity ? 2 * capture->chunk_capacity : 64;
-      uint64_t **chunks = capacity > UINT32_MAX / SHI_CHUNK_EDGES ? NULL : realloc(capture->chunks, capacity * sizeof *chunks);
+      uint64_t **chunks =
+          capacity > UINT32_MAX / SHI_CHUNK_EDGES ? NULL : realloc(capture->chunks, capacity * sizeof *chunks);
       if (!chunks) return NULL;
       capture->chunks = chunks;
       capture->chunk_capacity = capacity;
@@ -201,7 +202,8 @@ static void sort_guests(sh_capture *capture) {
   if (!count) return;
   qsort(capture->guests, count, sizeof *capture->guests, by_id);
   for (uint32_t k = 0; k < count; k++)
-    if (!kept || capture->guests[kept - 1].guest != capture->guests[k].guest) capture->guests[kept++] = capture->guests[k];
+    if (!kept || capture->guests[kept - 1].guest != capture->guests[k].guest)
+      capture->guests[kept++] = capture->guests[k];
   capture->view.guest_count = kept;
 }
 

@@ -47,7 +47,7 @@ struct sh_capture {
   /* heap_paths.c */
   uint32_t *cell_at; /* by index in the heap; SH_NO_CELL: it was free */
   uint32_t *holders; /* by cell: the one before it on its path */
-  uint8_t *roots;    /* by cell: enum sh_root, of the first on its path */
+  uint8_t *roots; /* by cell: enum sh_root, of the first on its path */
   uint16_t *path_at; /* by cell: what led to it */
   sh_path *paths;
   sh_group *groups;

@@ -81,9 +81,12 @@ static void follow(search *in) {
 static void reach_roots(search *in) {
   for (uint32_t k = 0; k < in->count; k++) {
     const sh_captured_cell *cell = &in->of->cells[k];
-    if (cell->pins) reach_root(in, k, SH_ROOT_PIN);
-    else if (cell->owners) reach_root(in, k, SH_ROOT_OWNED);
-    else if (cell->flags & SH_CELL_IN_CALL) reach_root(in, k, SH_ROOT_IN_CALL);
+    if (cell->pins)
+      reach_root(in, k, SH_ROOT_PIN);
+    else if (cell->owners)
+      reach_root(in, k, SH_ROOT_OWNED);
+    else if (cell->flags & SH_CELL_IN_CALL)
+      reach_root(in, k, SH_ROOT_IN_CALL);
   }
   follow(in);
 }
@@ -162,8 +165,7 @@ static bool add_to_group(grouping *in, uint32_t cell) {
   if (!slot || !*slot) {
     if (capture->view.group_count == in->capacity && !grow(in)) return false;
     slot = slot_of(in, of->site, path, age);
-    capture->groups[capture->view.group_count] =
-        (sh_group){.site = of->site, .path = path, .age = age, .oldest = cell};
+    capture->groups[capture->view.group_count] = (sh_group){.site = of->site, .path = path, .age = age, .oldest = cell};
     *slot = ++capture->view.group_count;
   }
   sh_group *group = &capture->groups[*slot - 1];

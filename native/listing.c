@@ -36,7 +36,8 @@ uint32_t sh_host_guests(sh_host *host, uint32_t *from, sh_guest_row *rows, uint3
     if (atomic_load_explicit(&guest->host, memory_order_relaxed) != host) continue;
     uint64_t id = shi_guest_id(guest);
     if (!shi_guest_hold(id)) continue;
-    if (atomic_load_explicit(&guest->host, memory_order_relaxed) == host) rows[count++] = shi_guest_row(guest, id, now_ns);
+    if (atomic_load_explicit(&guest->host, memory_order_relaxed) == host)
+      rows[count++] = shi_guest_row(guest, id, now_ns);
     shi_guest_let_go(guest);
   }
   return count;

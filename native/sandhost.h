@@ -429,7 +429,7 @@ void sh_heap_get_figures(sh_heap *heap, uint64_t *out);
 /* Whose handles are counted together: the guests of a plugin on a NUMA node, for a tenant (0: none). */
 typedef struct {
   uint32_t tenant, node;
-  uint32_t host;   /* the application's own handles: no plugin */
+  uint32_t host; /* the application's own handles: no plugin */
   uint32_t others; /* what there was no room to tell apart: of a tenant, or of anybody */
   char plugin[64]; /* the name as it was given, cut off */
 } sh_source;
@@ -443,32 +443,32 @@ typedef struct {
 enum { SH_CELL_IN_CALL = 1, SH_CELL_SCANNED = 2 /* its guest does not release: its memory may hold it */ };
 typedef struct {
   uint64_t handle, size;
-  uint64_t guest;  /* 0: the host */
+  uint64_t guest; /* 0: the host */
   uint32_t edges, edge_count; /* see sh_capture_edges */
   uint32_t owners, pins;
-  uint32_t born;   /* in ticks, as sh_capture_view.now */
+  uint32_t born; /* in ticks, as sh_capture_view.now */
   uint16_t site, flags;
 } sh_captured_cell;
 
 /* What keeps a cell alive, where its path begins. */
 enum sh_root {
   SH_ROOT_PIN,
-  SH_ROOT_OWNED,   /* its owner has not released it as often as it was given */
+  SH_ROOT_OWNED, /* its owner has not released it as often as it was given */
   SH_ROOT_IN_CALL, /* received or returned by a call that is not over */
-  SH_ROOT_MEMORY,  /* its guest is one whose memory is scanned, and nothing else leads to it */
-  SH_ROOT_NONE,    /* nothing leads to it: the next collection takes it */
+  SH_ROOT_MEMORY, /* its guest is one whose memory is scanned, and nothing else leads to it */
+  SH_ROOT_NONE, /* nothing leads to it: the next collection takes it */
   SH_ROOTS
 };
 enum { SH_NO_CELL = 0xffffffff };
 /* A way from a root, by what lies on it: cells of equal sites in a row are one step. The first SH_ROOTS are the roots. */
 typedef struct {
   uint32_t outer; /* the path to the cell of this step */
-  uint32_t site;  /* that cell's */
+  uint32_t site; /* that cell's */
 } sh_path;
 /* Cells that are alike. */
 typedef struct {
   uint32_t site, path;
-  uint32_t age;    /* a: in ticks from 2^a - 1 to below 2^(a + 1) - 1 */
+  uint32_t age; /* a: in ticks from 2^a - 1 to below 2^(a + 1) - 1 */
   uint32_t oldest; /* one of them */
   uint64_t cells, bytes;
 } sh_group;

@@ -78,7 +78,8 @@ static bool ask_all(sh_stacks *stacks, sh_host *host) {
   bool done = true;
   for (uint32_t index = 0; index < size && done; index++) {
     shi_guest *guest = shi_guest_at(index);
-    if (atomic_load_explicit(&guest->host, memory_order_relaxed) != host || !shi_guest_hold(shi_guest_id(guest))) continue;
+    if (atomic_load_explicit(&guest->host, memory_order_relaxed) != host || !shi_guest_hold(shi_guest_id(guest)))
+      continue;
     bool runs = (atomic_load(&guest->state) & 0xff) == SHI_RUNNING;
     if (runs && atomic_load_explicit(&guest->host, memory_order_relaxed) == host) done = ask(stacks, guest);
     shi_guest_let_go(guest);

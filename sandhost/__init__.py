@@ -2,6 +2,7 @@
 
     cli, bench, demo, doctor      what people use from a shell
     interpreters                  Python and JavaScript as guests
+    observe                       captures, profiles, who holds what
     host                          puts the parts together, owns their lifetimes
     gc, govern                    when the handle heap is collected, and how hard; statistics
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
@@ -46,7 +47,7 @@ from .tenants import Tenant
 from .wasi import Dir, Wasi
 
 if typing.TYPE_CHECKING:
-    from . import aio, interpreters
+    from . import aio, interpreters, observe
     from .guest import Guest, GuestStats
     from .heap import Handle, HandleHeap, HandleInfo, HeapFigures
     from .memory import GuestMemory
@@ -97,6 +98,7 @@ __all__ = [
     "__version__",
     "aio",
     "interpreters",
+    "observe",
 ]
 
 _MADE_BY_HOSTS = {
@@ -112,7 +114,7 @@ _MADE_BY_HOSTS = {
     "Snapshot": ".snapshot",
 }
 
-_ROOMS = frozenset({"aio", "interpreters"})
+_ROOMS = frozenset({"aio", "interpreters", "observe"})
 
 
 def __getattr__(name: str) -> typing.Any:

@@ -4,7 +4,7 @@
     output     rich consoles, plain text for pipes, JSON
     loading    a spinner while a module compiles
     values     sizes, times, grants and wasm values as people type them
-    run, snapshot, inspect, doctor      the commands; bench and demo lie in folders of their own
+    run, snapshot, inspect, leaks, doctor      the commands; bench and demo lie in folders of their own
 
 click is imported here, rich only by what prints with it; `import sandhost` needs neither.
 """
@@ -27,6 +27,7 @@ _COMMANDS = {
         "Write a plugin that has prepared itself to a file.",
     ),
     "inspect": ("sandhost.cli.inspect:inspect", "Show what a module is and what it would need."),
+    "leaks": ("sandhost.cli.leaks:leaks", "Name what grows in a process, and who holds it."),
     "bench": ("sandhost.bench.command:bench", "Measure spawn, call, unload and reclaim."),
     "demo": ("sandhost.demo.command:demo", "Watch thousands of guests come and go."),
     "doctor": ("sandhost.cli.doctor:doctor", "Check this machine and explain what it finds."),

@@ -1,10 +1,10 @@
 """See what a running host holds: captures, profiles, who holds what, and where to ask over HTTP.
 
-    http                      what Go's programs offer under /debug/pprof/; off unless `serve` is called
-    leaks                     what grew between two profiles, and who holds it
-    guests, paths             what guests in a call do; the way from a root to a handle
-    capture                   all handles and guests of one instant
-    pprof, speedscope         the formats of files
+http                      what Go's programs offer under /debug/pprof/; off unless `serve` is called
+leaks                     what grew between two profiles, and who holds it
+guests, paths             what guests in a call do; the way from a root to a handle
+capture                   all handles and guests of one instant
+pprof, speedscope         the formats of files
 """
 
 import typing

@@ -241,7 +241,7 @@ class Capture:
     # ---- how long ----
 
     def ages(self, **wanted: str | None) -> list[AgeBucket]:
-        """Return a histogram of ages, youngest first, of all handles or those of a `tenant`, `plugin`, `kind`, `label`."""
+        """Return a histogram of ages, youngest first, of those `wanted`: by tenant, plugin, kind or label."""
         sums: dict[tuple[int, int], list[int]] = {}
         for group in self.groups():
             if all(getattr(group.site, key) == value for key, value in wanted.items()):

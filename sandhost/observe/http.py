@@ -15,8 +15,6 @@ from __future__ import annotations
 import hmac
 import http.server
 import ipaddress
-import json
-import os
 import secrets
 import threading
 import time

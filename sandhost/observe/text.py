@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 
 from ..units import format_bytes, format_ns
 from .pprof import Profile, Sample
@@ -18,7 +18,7 @@ def as_text(profile: Profile) -> str:
     kinds = [value.kind for value in profile.types]
     at = kinds.index(profile.shown) if profile.shown in kinds else 0
     samples = sorted((s for s in profile.samples if s.values[at]), key=lambda s: -abs(s.values[at]))
-    when = datetime.datetime.fromtimestamp(profile.time_ns / 1e9, datetime.timezone.utc)
+    when = dt.datetime.fromtimestamp(profile.time_ns / 1e9, dt.timezone.utc)
     lines = [
         *profile.comments,
         f"time: {when.isoformat(timespec='milliseconds')}",
@@ -38,9 +38,7 @@ def _total(profile: Profile, k: int) -> str:
 
 
 def _value(number: int, unit: str) -> str:
-    if unit == "bytes":
-        return f"-{format_bytes(-number)}" if number < 0 else format_bytes(number)
-    return f"{number:,}"
+    return format_bytes(number) if unit == "bytes" else f"{number:,}"
 
 
 def _head(profile: Profile, sample: Sample) -> str:

@@ -134,9 +134,9 @@ static void roots_and_holders_are_named(void) {
     uint64_t handle, by;
     uint32_t root;
   } wanted[] = {
-      {pinned, 0, SH_ROOT_PIN},       {held, pinned, SH_ROOT_PIN},     {deep, pinned, SH_ROOT_PIN},
-      {deepest, deep, SH_ROOT_PIN},   {owned, 0, SH_ROOT_OWNED},       {garbage, 0, SH_ROOT_NONE},
-      {weak, 0, SH_ROOT_OWNED},       {in_call, 0, SH_ROOT_IN_CALL},   {in_memory, 0, SH_ROOT_MEMORY},
+      {pinned, 0, SH_ROOT_PIN},     {held, pinned, SH_ROOT_PIN},   {deep, pinned, SH_ROOT_PIN},
+      {deepest, deep, SH_ROOT_PIN}, {owned, 0, SH_ROOT_OWNED},     {garbage, 0, SH_ROOT_NONE},
+      {weak, 0, SH_ROOT_OWNED},     {in_call, 0, SH_ROOT_IN_CALL}, {in_memory, 0, SH_ROOT_MEMORY},
   };
   for (size_t k = 0; k < sizeof wanted / sizeof wanted[0]; k++) {
     uint32_t root, found = find(wanted[k].handle);
