@@ -18,6 +18,8 @@
 
 #include <pthread.h>
 
+#include "machine.h"
+#include "quota.h"
 #include "region.h"
 #include "state.h"
 #include "wasmtime_abi.h"
@@ -76,10 +78,22 @@ void shi_ticker_advance(shi_ticker *ticker); /* every running guest checks its f
 
 /* ---- host -------------------------------------------------------------------------------------------------------- */
 
+enum shi_tenant_counter {
+  SHI_TENANT_SPAWNS,
+  SHI_TENANT_CALLS,
+  SHI_TENANT_CPU_NS, /* where it has a quota of it */
+  SHI_TENANT_REFUSALS,
+  SHI_TENANT_COUNTERS
+};
+
 struct sh_tenant {
   shi_account account;
   shi_credits credits;
   shi_account handles, handle_bytes;
+  shi_account guests; /* live ones */
+  shi_credits guest_credits;
+  shi_bucket starts, cpu; /* CPU time in nanoseconds */
+  shi_counters counters;
   uint32_t id;
   sh_tenant *next;
 };
@@ -101,7 +115,9 @@ struct sh_host {
   pthread_mutex_t stacks_told; /* by guests that were asked: see stacks.c */
   _Atomic(sh_capture *) capture; /* on its way: who ends a guest tells it. Set, and used by others, under `mutex` */
   pthread_mutex_t mutex;
+  shi_machine machine;
   _Atomic bool closed;
+  _Atomic uint64_t refusing_ns; /* no new guests; come again after so long. 0: they are welcome */
   _Atomic uint32_t references; /* Python's one, and one for each module */
   sh_host *next; /* in the list of all hosts, see process.c */
 
@@ -120,6 +136,9 @@ enum shi_host_counter {
   SHI_HOST_DEADLINES,
   SHI_HOST_CANCELS,
   SHI_HOST_MEMORY_REFUSALS,
+  SHI_HOST_QUOTA_REFUSALS,
+  SHI_HOST_PRESSURE_REFUSALS,
+  SHI_HOST_EVICTIONS,
   SHI_HOST_COUNTERS
 };
 enum shi_plugin_counter {
@@ -130,7 +149,8 @@ enum shi_plugin_counter {
   SHI_PLUGIN_TRAPS,
   SHI_PLUGIN_COUNTERS
 };
-_Static_assert((int)SHI_HOST_COUNTERS <= (int)SHI_COUNTERS && (int)SHI_PLUGIN_COUNTERS <= (int)SHI_COUNTERS,
+_Static_assert((int)SHI_HOST_COUNTERS <= (int)SHI_COUNTERS && (int)SHI_PLUGIN_COUNTERS <= (int)SHI_COUNTERS &&
+                   (int)SHI_TENANT_COUNTERS <= (int)SHI_COUNTERS,
                "shi_counters has room");
 
 /* wasmtime is promised this much address space behind every memory (facts: the engine's reservation and guard). */
@@ -196,6 +216,7 @@ struct sh_plugin {
 };
 
 void shi_host_heap_free(sh_host *host); /* heap_guest.c */
+void shi_host_heap_stats(sh_host *host, sh_host_stats *out);
 void shi_host_release(sh_host *host);
 shi_pool *shi_host_stacks(sh_host *host); /* NULL: it cannot be made; see shi_error() */
 void shi_plugin_release(sh_plugin *plugin);

@@ -15,7 +15,9 @@ static const uint64_t signals_every_ns = 50000000;
 bool shi_guest_may_go_on(shi_guest *guest) {
   uint64_t now = shi_now_ns();
   if (atomic_load(&shi_exiting) || shi_guest_cancelled(guest)) {
-    guest->stop = SH_CANCELLED;
+    guest->stop = shi_guest_cancelled_for(guest);
+  } else if (!shi_cpu_left(guest, now)) {
+    guest->stop = SH_QUOTA;
   } else if (guest->deadline_ns && now >= guest->deadline_ns) {
     guest->stop = SH_DEADLINE;
   } else if (now >= guest->signals_due_ns && !shi_on_fiber(guest) && shi_on_main_thread()) {
@@ -45,6 +47,7 @@ int shi_guest_arm(shi_guest *guest) {
   guest->stop = 0;
   guest->refused = false;
   uint64_t now = shi_now_ns();
+  if (!shi_cpu_left(guest, now)) return shi_cpu_refuse(guest, now);
   guest->deadline_ns = guest->limits.deadline_ns ? now + guest->limits.deadline_ns : 0;
   guest->signals_due_ns = now + signals_every_ns;
   wt.wasmtime_context_set_epoch_deadline(guest->context, 1);
@@ -81,16 +84,19 @@ int shi_guest_begin(shi_guest *guest) {
   shi_thread_in_guest++;
   if (guest->depth > 1) return SH_OK; /* the outermost call has armed the rest */
   int status = shi_guest_arm(guest);
-  if (status == SH_OK)
+  if (status == SH_OK) {
     shi_ticker_enter(&guest->plugin->host->ticker);
-  else
+    shi_cpu_begins(guest);
+  } else {
     shi_thread_in_guest--;
+  }
   return status;
 }
 
 void shi_guest_finish(shi_guest *guest) {
   shi_thread_in_guest--;
   if (guest->depth > 1) return;
+  shi_cpu_ends(guest);
   shi_ticker_leave(&guest->plugin->host->ticker);
   shi_guest_disarm(guest);
 }
@@ -132,6 +138,9 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
   case SH_NATIVE:
     shi_error_forget();
     return shi_fail_native(-(int)guest->refused_wanted);
+  case SH_QUOTA:
+    shi_error_forget();
+    return shi_cpu_refuse(guest, shi_now_ns());
   case SH_DEADLINE:
     shi_count(&host->counters, SHI_HOST_DEADLINES, 1);
     shi_error()->limit = guest->limits.deadline_ns;
@@ -151,6 +160,7 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
     shi_error_forget();
     return shi_fail(SH_FORKED, "this process was forked from the one that has the guests; it has none");
   case SH_CANCELLED:
+  case SH_EVICTED:
     shi_count(&host->counters, SHI_HOST_CANCELS, 1);
     break;
   default:

@@ -338,7 +338,7 @@ static int go_on(uint64_t id, uint32_t level, int order, int why, void *answer, 
     int said = SH_SAID;
     wait->order = SHI_GO_ON;
     if (shi_guest_cancelled(guest))
-      stop_for(guest, wait, SH_CANCELLED);
+      stop_for(guest, wait, shi_guest_cancelled_for(guest));
     else if (answer && wait->import)
       said = shi_answer(shi_guest_id(guest), wait->import->callback_id, answer, &wait->values->i64);
     else if (answer && !wait->stream)

@@ -61,7 +61,7 @@ bool shi_fiber_park(shi_guest *guest, shi_wait *wait) {
   wait->step = step;
   atomic_store_explicit(&guest->inside, outside, memory_order_relaxed);
   fiber->innermost = wait->outer;
-  if (!goes_on && !guest->stop) guest->stop = SH_CANCELLED;
+  if (!goes_on && !guest->stop) guest->stop = shi_guest_cancelled_for(guest);
   wt.wasmtime_context_set_epoch_deadline(guest->context, 1); /* many ticks may have passed */
   return goes_on && shi_guest_may_go_on(guest);
 }
@@ -128,9 +128,11 @@ enum shi_outcome shi_fiber_poll(shi_guest *guest) {
   shi_creator_expect(guest); /* of a stack */
   shi_ticker_enter(ticker);
   shi_thread_in_guest = 1;
+  shi_cpu_begins(guest);
   void *thread = switch_in(fiber);
   bool ended = wt.wasmtime_call_future_poll(fiber->future);
   switch_out(thread);
+  shi_cpu_ends(guest);
   shi_thread_in_guest = in_guest;
   shi_ticker_leave(ticker);
   shi_creator_expect(NULL);

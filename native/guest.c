@@ -153,12 +153,19 @@ void shi_guest_unpin(uint64_t id, uint32_t memory_index) {
   shi_guest_put(guest);
 }
 
+static shi_account *live_account(const shi_guest *guest) {
+  return guest->tenant ? &guest->tenant->guests : &guest->plugin->host->guests;
+}
+
 static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits) {
   sh_plugin *plugin = guest->plugin;
   const sh_snapshot *from = guest->snapshot;
   atomic_store_explicit(&guest->host, plugin->host, memory_order_relaxed);
   guest->called = false;
+  guest->counted = false;
   guest->pinned = false;
+  atomic_store_explicit(&guest->evicted, false, memory_order_relaxed);
+  guest->cpu_from_ns = 0;
   atomic_store_explicit(&guest->touched, false, memory_order_relaxed);
   guest->store = NULL;
   guest->region_count = 0;
@@ -201,7 +208,9 @@ static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits)
     return shi_fail(SH_ARGUMENT, "the tenant is one of another host");
   if (limits->fuel && plugin->module->engine != SHI_ENGINE_FUEL)
     return shi_fail(SH_ARGUMENT, "fuel is asked for, but the plugin was loaded without fuel=True");
-  return SH_OK;
+  const shi_account *full = shi_account_charge(live_account(guest), 1); /* the host's has no limit */
+  guest->counted = !full;
+  return full ? shi_fail_limit(SH_QUOTA, full->limit, 0, "guests alive at once") : SH_OK;
 }
 
 /* Only when wasmtime asked for a GC heap as well can a request have been taken for another: see creator.c. */
@@ -233,11 +242,11 @@ static int instantiate(shi_guest *guest, bool started) {
   return status == SH_OK && plugin->state.start && started ? shi_state_start(guest) : status;
 }
 
-static void count_live(sh_plugin *plugin) {
+static void count_spawn(sh_plugin *plugin, sh_tenant *tenant) {
   sh_host *host = plugin->host;
   shi_count(&plugin->counters, SHI_PLUGIN_SPAWNS, 1);
   shi_count(&host->counters, SHI_HOST_SPAWNS, 1);
-  (void)shi_account_charge(&host->guests, 1); /* it has no limit */
+  if (tenant) shi_count(&tenant->counters, SHI_TENANT_SPAWNS, 1);
 }
 
 static int start(shi_guest *guest, sh_wasi *wasi, bool started) {
@@ -261,7 +270,7 @@ static int start(shi_guest *guest, sh_wasi *wasi, bool started) {
     shi_guest_finish(guest);
   }
   guest->depth = 0;
-  if (status == SH_OK) count_live(plugin);
+  if (status == SH_OK) count_spawn(plugin, guest->tenant);
   atomic_store(&guest->owner, 0);
   if (status == SH_OK) {
     atomic_store(&guest->state, state_of(generation, SHI_IDLE));
@@ -278,13 +287,16 @@ uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, cons
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked(), 0;
   if (atomic_load_explicit(&plugin->host->closed, memory_order_relaxed))
     return shi_fail(SH_CLOSED, "the host is closed"), 0;
+  uint64_t begun = shi_now_ns();
+  if (shi_quota_check(plugin->host, tenant, begun) != SH_OK) return 0;
   shi_guest *guest = shi_guest_take(plugin, from);
   if (!guest) return shi_fail_no_memory(), 0;
-  uint64_t id = shi_guest_id(guest), begun = shi_now_ns();
+  uint64_t id = shi_guest_id(guest);
   int status = prepare(guest, tenant, limits);
   if (status == SH_OK) status = start(guest, wasi, started);
   if (status != SH_OK) {
     shi_count(&plugin->host->counters, SHI_HOST_SPAWN_FAILURES, 1);
+    if (guest->counted) shi_account_refund(live_account(guest), 1);
     sh_reclaim reclaim = {0};
     atomic_store_explicit(&guest->touched, true, memory_order_relaxed); /* nobody knows how far it came */
     if (end(guest, -1, &reclaim)) shi_guest_put(guest);
@@ -333,9 +345,10 @@ static int close_guest(uint64_t id, enum shi_phase phase, int policy, sh_reclaim
   shi_count(&plugin->counters, SHI_PLUGIN_CALLS, calls);
   shi_count(&plugin->counters, SHI_PLUGIN_HOST_CALLS, host_calls);
   shi_count(&plugin->counters, SHI_PLUGIN_ENDED, 1);
+  if (guest->tenant) shi_count(&guest->tenant->counters, SHI_TENANT_CALLS, calls);
   memset(out, 0, sizeof *out);
   bool ended = end(guest, policy, out); /* always: it had no views */
-  shi_account_refund(&host->guests, 1);
+  shi_account_refund(live_account(guest), 1);
   shi_histogram_record(&host->latency[SH_OP_CLOSE], shi_now_ns() - begun);
   if (ended) shi_guest_put(guest); /* last: its reference may be what keeps the host */
   return SH_OK;
@@ -353,6 +366,20 @@ int sh_cancel(uint64_t id) {
   } while (!atomic_compare_exchange_weak(&guest->state, &state, state | SHI_CANCEL));
   shi_ticker_advance(&atomic_load_explicit(&guest->host, memory_order_relaxed)->ticker);
   return 1;
+}
+
+int sh_evict(uint64_t id, sh_reclaim *out) {
+  if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked();
+  shi_guest *guest = shi_guest_hold(id);
+  if (!guest) return fail_closed();
+  sh_host *host = atomic_load_explicit(&guest->host, memory_order_relaxed);
+  bool first = !atomic_exchange(&guest->evicted, true);
+  enum shi_phase phase = phase_of(atomic_load(&guest->state));
+  shi_guest_let_go(guest);
+  if (first) shi_count(&host->counters, SHI_HOST_EVICTIONS, 1);
+  int status = close_guest(id, phase == SHI_PARKED ? SHI_PARKED : SHI_IDLE, -1, out);
+  if (status == SH_BUSY) sh_cancel(id);
+  return status;
 }
 
 uint32_t shi_guests_end(sh_host *host) {

@@ -74,6 +74,9 @@ typedef struct shi_guest {
   _Atomic(struct shi_holder *) holder; /* of its handles (heap.h); NULL: it was never given one */
   sh_tenant *tenant;                   /* NULL: none */
   _Atomic uint32_t node;               /* of its first memory: the kernel's number */
+  bool counted;                        /* among the live guests of tenant and host */
+  _Atomic bool evicted;                /* the host ends it: its call, and then itself */
+  uint64_t cpu_from_ns;                /* of the thread inside; 0: not counted (quota.h) */
 
   _Atomic(const char *) inside; /* a host function, or what is waited for; lives as long as the plugin. NULL: neither */
   _Atomic(struct shi_asked *) asked; /* for its stack: see stacks.c. Set, and used, under the host's `stacks_told` */
@@ -91,6 +94,11 @@ extern _Thread_local uint32_t shi_thread_in_guest __attribute__((tls_model("init
 
 static inline bool shi_guest_cancelled(const shi_guest *guest) {
   return atomic_load_explicit(&guest->state, memory_order_relaxed) & SHI_CANCEL;
+}
+
+/* Why that is. */
+static inline int shi_guest_cancelled_for(const shi_guest *guest) {
+  return atomic_load_explicit(&guest->evicted, memory_order_relaxed) ? SH_EVICTED : SH_CANCELLED;
 }
 
 static inline uint64_t shi_guest_id(const shi_guest *guest) {

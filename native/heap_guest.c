@@ -24,6 +24,21 @@ void shi_host_heap_free(sh_host *host) {
   if (host->heap) shi_heap_destroy(host->heap);
 }
 
+void shi_host_heap_stats(sh_host *host, sh_host_stats *out) {
+  out->handles = shi_account_used(&host->handles);
+  out->handle_bytes = shi_account_used(&host->handle_bytes);
+  pthread_mutex_lock(&host->mutex);
+  sh_heap *heap = host->heap;
+  pthread_mutex_unlock(&host->mutex);
+  if (!heap || atomic_load(&shi_forked)) return;
+  shi_heap_lock(heap);
+  out->handle_goal_bytes = heap->goal_bytes;
+  out->handle_allocs = heap->allocs;
+  out->handle_frees = heap->frees;
+  out->collections = heap->cycles;
+  shi_heap_unlock(heap);
+}
+
 static bool piece(void *context, uint32_t k, const uint8_t **base, uint64_t *bytes) {
   const shi_guest *guest = context;
   if (k >= guest->region_count) return false;

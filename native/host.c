@@ -1,5 +1,6 @@
 /* The host: engines, region pool, ticker, tenants, counters. */
 #include <errno.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -90,6 +91,7 @@ static void delete_engines(sh_host *host) {
 static void free_struct(sh_host *host) {
   pthread_mutex_destroy(&host->stacks_told);
   pthread_mutex_destroy(&host->captures);
+  shi_machine_close(&host->machine);
   pthread_mutex_destroy(&host->mutex);
   shi_credits_destroy(&host->credits);
   shi_credits_destroy(&host->guest_credits);
@@ -117,6 +119,7 @@ sh_host *sh_host_new(const sh_host_options *options) {
   pthread_mutex_init(&host->mutex, NULL);
   pthread_mutex_init(&host->captures, NULL);
   pthread_mutex_init(&host->stacks_told, NULL);
+  shi_machine_open(&host->machine);
   host->stack_bytes = stack_bytes_of(options);
   if (new_pool(host, shi_memory_reservation, shi_memory_guard, &host->pool) != SH_OK) goto no_pool;
   if (new_engines(host) != SH_OK) goto no_ticker;
@@ -158,6 +161,7 @@ static void free_host(sh_host *host) {
     sh_tenant *tenant = host->tenants;
     host->tenants = tenant->next;
     shi_credits_destroy(&tenant->credits);
+    shi_credits_destroy(&tenant->guest_credits);
     free(tenant);
   }
   free_struct(host);
@@ -176,14 +180,25 @@ uint64_t sh_host_trim(sh_host *host, uint64_t idle_ns) {
   return shi_pool_trim(host->pool, idle_ns) + (stacks ? shi_pool_trim(stacks, idle_ns) : 0);
 }
 
-sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit) {
+static shi_bucket bucket(double per_s, double burst) {
+  return (shi_bucket){.cost_ns = per_s > 0 ? 1e9 / per_s : 0,
+                      .burst_ns = per_s > 0 && burst / per_s < 1e9 ? (uint64_t)(burst / per_s * 1e9) : UINT64_MAX / 4};
+}
+
+sh_tenant *sh_tenant_new(sh_host *host, const sh_tenant_limits *limits) {
   sh_tenant *tenant = calloc(1, sizeof *tenant);
   if (!tenant) return shi_fail_no_memory(), NULL;
   shi_credits_init(&tenant->credits);
-  tenant->account = (shi_account){
-      .parent = &host->account, .limit = memory_limit, .level = SHI_ACCOUNT_TENANT, .credits = &tenant->credits};
-  tenant->handles = (shi_account){.parent = &host->handles, .limit = UINT64_MAX, .level = SHI_ACCOUNT_TENANT};
-  tenant->handle_bytes = (shi_account){.parent = &host->handle_bytes, .limit = UINT64_MAX, .level = SHI_ACCOUNT_TENANT};
+  shi_credits_init(&tenant->guest_credits);
+  const enum shi_account_level level = SHI_ACCOUNT_TENANT;
+  tenant->account =
+      (shi_account){.parent = &host->account, .limit = limits->memory, .level = level, .credits = &tenant->credits};
+  tenant->handles = (shi_account){.parent = &host->handles, .limit = limits->handles, .level = level};
+  tenant->handle_bytes = (shi_account){.parent = &host->handle_bytes, .limit = limits->handle_bytes, .level = level};
+  tenant->guests = (shi_account){
+      .parent = &host->guests, .limit = limits->guests, .level = level, .credits = &tenant->guest_credits};
+  tenant->starts = bucket(limits->starts_per_s, (double)limits->starts_burst);
+  tenant->cpu = bucket(limits->cpus * 1e9, (double)limits->cpu_burst_ns);
   pthread_mutex_lock(&host->mutex);
   tenant->id = host->tenants ? host->tenants->id + 1 : 1;
   tenant->next = host->tenants;
@@ -192,16 +207,34 @@ sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit) {
   return tenant;
 }
 
-void sh_tenant_limit_handles(sh_tenant *tenant, uint64_t handles, uint64_t handle_bytes) {
-  tenant->handles.limit = handles;
-  tenant->handle_bytes.limit = handle_bytes;
+uint32_t sh_tenant_id(const sh_tenant *tenant) { return tenant->id; }
+
+void sh_tenant_get_stats(const sh_tenant *tenant, sh_tenant_stats *out) {
+  const shi_counters *counters = &tenant->counters;
+  *out = (sh_tenant_stats){
+      .memory_bytes = shi_account_used(&tenant->account),
+      .memory_peak_bytes = shi_account_peak(&tenant->account),
+      .handles = shi_account_used(&tenant->handles),
+      .handle_bytes = shi_account_used(&tenant->handle_bytes),
+      .guests_live = shi_account_used(&tenant->guests),
+      .guests_peak = shi_account_peak(&tenant->guests),
+      .spawns = shi_counted(counters, SHI_TENANT_SPAWNS),
+      .calls = shi_counted(counters, SHI_TENANT_CALLS),
+      .cpu_ns = shi_counted(counters, SHI_TENANT_CPU_NS),
+      .refusals = shi_counted(counters, SHI_TENANT_REFUSALS),
+  };
 }
 
-uint32_t sh_tenant_id(const sh_tenant *tenant) { return tenant->id; }
-uint64_t sh_tenant_used(const sh_tenant *tenant) { return shi_account_used(&tenant->account); }
-uint64_t sh_tenant_peak(const sh_tenant *tenant) { return shi_account_peak(&tenant->account); }
+int sh_trim_malloc(void) { return malloc_trim(0); }
+
+void sh_host_refuse(sh_host *host, uint64_t retry_ns) { atomic_store(&host->refusing_ns, retry_ns); }
+
+void sh_host_watch(sh_host *host, const char *cgroup, const char *stall) {
+  shi_machine_watch(&host->machine, cgroup, stall);
+}
 
 void sh_host_get_stats(sh_host *host, sh_host_stats *out) {
+  _Static_assert(sizeof *out == SH_HOST_FIGURES * sizeof(uint64_t), "what Python unpacks");
   memset(out, 0, sizeof *out);
   shi_pool_stats(host->pool, &out->pool);
   shi_pool *stacks = atomic_load(&host->stacks);
@@ -218,6 +251,13 @@ void sh_host_get_stats(sh_host *host, sh_host_stats *out) {
   out->deadlines = shi_counted(counters, SHI_HOST_DEADLINES);
   out->cancels = shi_counted(counters, SHI_HOST_CANCELS);
   out->memory_refusals = shi_counted(counters, SHI_HOST_MEMORY_REFUSALS);
+  out->quota_refusals = shi_counted(counters, SHI_HOST_QUOTA_REFUSALS);
+  out->pressure_refusals = shi_counted(counters, SHI_HOST_PRESSURE_REFUSALS);
+  out->evictions = shi_counted(counters, SHI_HOST_EVICTIONS);
+  shi_host_heap_stats(host, out);
+  out->rss_bytes = shi_machine_rss_bytes(&host->machine);
+  out->cgroup_bytes = shi_machine_cgroup_bytes(&host->machine);
+  out->stall_us = shi_machine_stall_us(&host->machine, shi_now_ns());
 }
 
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out) {

@@ -102,7 +102,7 @@ wasm_trap_t *shi_hostcall_trampoline(void *env, wasmtime_caller_t *caller, wasmt
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return stop(guest, SH_FORKED); /* its memory is gone */
   if (failed) return stop(guest, SH_HOST_ERROR);
   if (guest->deadline_ns && shi_now_ns() >= guest->deadline_ns) return stop(guest, SH_DEADLINE);
-  if (shi_guest_cancelled(guest)) return stop(guest, SH_CANCELLED);
+  if (shi_guest_cancelled(guest)) return stop(guest, shi_guest_cancelled_for(guest));
   shi_cells_to_raw(import->results, values);
   return NULL;
 }

@@ -111,6 +111,10 @@ void shi_os_file_close(int fd);
 int shi_os_open_beneath(int fd, const char *path, int flags, uint32_t mode);
 /* Starts a thread that gets no signals: they belong to the application's own threads. */
 int shi_os_thread_start(pthread_t *out, const char *name, void *(*run)(void *), void *argument);
+/* A file of the kernel's that prints anew at each read from its beginning: kept open, and read with one call. Closed by
+ * shi_os_file_close. */
+int shi_os_text_open(const char *path, int *fd);
+int shi_os_text_reread(int fd, char *text, size_t capacity); /* as shi_os_read_text */
 /* Reads a small text file whole, ends it with NUL, cuts it at `capacity` - 1. Returns its length. */
 int shi_os_read_text(const char *path, char *text, size_t capacity);
 

@@ -92,16 +92,27 @@ uint32_t shi_os_cpu_count(void) {
   return count < 1 ? 1 : (uint32_t)count;
 }
 
-int shi_os_read_text(const char *path, char *text, size_t capacity) {
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) {
-    return failure("open");
-  }
-  ssize_t length = read(fd, text, capacity - 1);
+int shi_os_text_open(const char *path, int *fd) {
+  *fd = open(path, O_RDONLY | O_CLOEXEC);
+  return *fd < 0 ? failure("open") : 0;
+}
+
+int shi_os_text_reread(int fd, char *text, size_t capacity) {
+  ssize_t length = pread(fd, text, capacity - 1, 0);
   int result = length < 0 ? failure("read") : (int)length;
-  close(fd);
   text[length < 0 ? 0 : length] = '\0';
   return result;
+}
+
+int shi_os_read_text(const char *path, char *text, size_t capacity) {
+  int fd;
+  int error = shi_os_text_open(path, &fd);
+  if (error != 0) {
+    return error;
+  }
+  int length = shi_os_text_reread(fd, text, capacity);
+  close(fd);
+  return length;
 }
 
 int shi_os_thread_start(pthread_t *out, const char *name, void *(*run)(void *), void *argument) {

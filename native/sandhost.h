@@ -75,7 +75,10 @@ enum sh_status {
   SH_NATIVE,        /* an OS call failed: os_errno, operation */
   SH_WASMTIME,      /* wasmtime refused; message */
   SH_INVALID_HANDLE, /* message says which and why */
-  SH_HANDLE_LIMIT   /* wanted, limit; message */
+  SH_HANDLE_LIMIT,   /* wanted, limit; message */
+  SH_QUOTA,          /* of the tenant, in a time; message: of what; limit: nanoseconds until it has some again */
+  SH_REFUSED,        /* the host takes no new guests; limit: nanoseconds until it is worth to ask again */
+  SH_EVICTED         /* the host ended the guest, for its memory */
 };
 
 enum sh_level { SH_LEVEL_GUEST, SH_LEVEL_TENANT, SH_LEVEL_HOST };
@@ -149,11 +152,33 @@ void sh_exiting(void);
 /* Whether nothing has to be given back any more: after sh_exiting, and in a forked child, which owns none of it. */
 int sh_leaving(void);
 
-sh_tenant *sh_tenant_new(sh_host *host, uint64_t memory_limit); /* freed with the host */
-void sh_tenant_limit_handles(sh_tenant *tenant, uint64_t handles, uint64_t handle_bytes); /* before its first guest */
+/* Nothing new is spawned: SH_REFUSED, with that hint. 0: no longer. */
+void sh_host_refuse(sh_host *host, uint64_t retry_ns);
+/* The files that tell of the cgroup's memory and of waiting for it; NULL: there is none. */
+void sh_host_watch(sh_host *host, const char *cgroup, const char *stall);
+/* Gives memory of the C library's free lists back to the OS. 1: some was. */
+int sh_trim_malloc(void);
+
+typedef struct {
+  uint64_t memory; /* bytes that its guests may have committed; UINT64_MAX: none, as the next */
+  uint64_t handles, handle_bytes;
+  uint64_t guests;        /* alive at once */
+  double starts_per_s;    /* 0: any number */
+  uint64_t starts_burst;  /* of these, at once */
+  double cpus;            /* share of one processor's time; 0: all */
+  uint64_t cpu_burst_ns;  /* CPU time at once */
+} sh_tenant_limits;
+sh_tenant *sh_tenant_new(sh_host *host, const sh_tenant_limits *limits); /* freed with the host */
+typedef struct {
+  uint64_t memory_bytes, memory_peak_bytes;
+  uint64_t handles, handle_bytes;
+  uint64_t guests_live, guests_peak;
+  uint64_t spawns, calls; /* counters; calls of guests that ended */
+  uint64_t cpu_ns;        /* counter; where it has a quota */
+  uint64_t refusals;      /* counter: spawns refused by a quota or under pressure */
+} sh_tenant_stats;
+void sh_tenant_get_stats(const sh_tenant *tenant, sh_tenant_stats *out);
 uint32_t sh_tenant_id(const sh_tenant *tenant); /* of its host, from 1 on */
-uint64_t sh_tenant_used(const sh_tenant *tenant);
-uint64_t sh_tenant_peak(const sh_tenant *tenant);
 
 /* ---- modules and plugins --------------------------------------------------------------------------------------- */
 
@@ -246,6 +271,8 @@ enum { SH_RECLAIM_FIGURES = 5 };
 int sh_end(uint64_t guest, uint64_t *figures);
 /* Ends the call in progress at its next check. Returns 1 if there was one. */
 int sh_cancel(uint64_t guest);
+/* Closes it, for its memory. SH_BUSY: its call was told to end (SH_EVICTED), or a view is alive; come again. */
+int sh_evict(uint64_t guest, sh_reclaim *out);
 
 /* The export's parameters are given, and its results left, in `cells`: 16 bytes each, integers and doubles in the first
  * 8. f32 travels as a double. `cells` holds max(params, results) of them. */
@@ -575,7 +602,20 @@ typedef struct {
   uint64_t deadlines;
   uint64_t cancels;
   uint64_t memory_refusals; /* growth or spawn past a limit */
+  uint64_t quota_refusals;
+  uint64_t pressure_refusals;
+  uint64_t evictions;
+  uint64_t handles; /* gauges: live handles, and what they count for; where the collector wants to keep that */
+  uint64_t handle_bytes;
+  uint64_t handle_goal_bytes;
+  uint64_t handle_allocs; /* counters */
+  uint64_t handle_frees;
+  uint64_t collections;
+  uint64_t rss_bytes; /* the kernel's figures; UINT64_MAX: it has none. Of the process: /proc/self/statm */
+  uint64_t cgroup_bytes;
+  uint64_t stall_us; /* counter: somebody waited for memory */
 } sh_host_stats;
+enum { SH_HOST_FIGURES = 63 }; /* all are of 64 bits */
 void sh_host_get_stats(sh_host *host, sh_host_stats *out);
 enum sh_operation { SH_OP_SPAWN, SH_OP_CALL, SH_OP_CLOSE };
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out);

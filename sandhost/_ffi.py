@@ -13,6 +13,7 @@ from .errors import (
     GuestBusy,
     GuestCancelled,
     GuestClosed,
+    GuestEvicted,
     GuestExit,
     GuestTrap,
     InvalidHandle,
@@ -21,6 +22,8 @@ from .errors import (
     NativeError,
     OutOfFuel,
     OutOfMemory,
+    Overloaded,
+    QuotaExceeded,
     RegionFullError,
     SandhostError,
 )
@@ -99,6 +102,18 @@ def _module_error(message: str) -> ModuleError:
     return ModuleError(f"the module is not valid: {_OFFSET.sub('', cause)}", offset)
 
 
+def _quota_exceeded(what: str, most: int, wait_ns: int) -> QuotaExceeded:
+    if most:
+        return QuotaExceeded(
+            f"the tenant's quota of {what} is {most}; close some, or raise it",
+            retry_after_s=None,
+        )
+    return QuotaExceeded(
+        f"the tenant's quota of {what} is used up; it has some again in {format_ns(wait_ns)}",
+        retry_after_s=wait_ns / 1e9,
+    )
+
+
 _new_error = ffi.new_allocator(should_clear_after_alloc=False)
 
 
@@ -137,6 +152,14 @@ def failure(reported: Any = None) -> SandhostError:
         )
     if status == lib.SH_HANDLE_LIMIT:
         return LimitExceeded(f"{message}; raise Limits(handles=...), or release some")
+    if status == lib.SH_QUOTA:
+        return _quota_exceeded(message, error.wanted, error.limit)
+    if status == lib.SH_REFUSED:
+        return Overloaded(
+            f"{message}; try again in {format_ns(error.limit)}", retry_after_s=error.limit / 1e9
+        )
+    if status == lib.SH_EVICTED:
+        return GuestEvicted("the host ended the guest: it is short of memory")
     if status == lib.SH_CANCELLED:
         return GuestCancelled("the call was cancelled before the guest returned")
     if status == lib.SH_STACK:

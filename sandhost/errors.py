@@ -5,14 +5,17 @@
     ├── ModuleError            bytes that are no module sandhost can load   .offset
     ├── SnapshotError          a file that is no snapshot, was altered, or is of another module
     ├── RegionFullError        no free region for another guest
+    ├── Overloaded             the host takes no new guests         .retry_after_s
     ├── LimitExceeded          a guest reached a limit set for it
     │   ├── OutOfMemory
     │   ├── OutOfFuel
-    │   └── DeadlineExceeded
+    │   ├── DeadlineExceeded
+    │   └── QuotaExceeded      its tenant's, in a time              .retry_after_s
     ├── GuestError             the guest ended its own call
     │   ├── GuestTrap          .code, .frames
     │   ├── GuestExit          .status
     │   ├── GuestCancelled
+    │   ├── GuestEvicted       the host ended the guest, for its memory
     │   └── OutOfBounds        an address outside the guest's memory (also an IndexError)
     ├── HostCallError          a host function returned what wasm has no value for
     ├── InvalidHandle          a handle that is stale, foreign or never was one
@@ -38,6 +41,7 @@ __all__ = [
     "GuestCancelled",
     "GuestClosed",
     "GuestError",
+    "GuestEvicted",
     "GuestExit",
     "GuestTrap",
     "HostCallError",
@@ -48,6 +52,8 @@ __all__ = [
     "OutOfBounds",
     "OutOfFuel",
     "OutOfMemory",
+    "Overloaded",
+    "QuotaExceeded",
     "RegionFullError",
     "SandhostError",
     "SnapshotError",
@@ -128,6 +134,15 @@ class RegionFullError(SandhostError):
     """No region is free for another guest."""
 
 
+class Overloaded(SandhostError):
+    """The host is short of memory and takes no new guests; those that live go on."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """When to try again, in seconds."""
+
+
 class LimitExceeded(SandhostError):
     """A guest reached a limit that was set for it."""
 
@@ -142,6 +157,15 @@ class OutOfFuel(LimitExceeded):
 
 class DeadlineExceeded(LimitExceeded):
     """A guest's call ran past its deadline."""
+
+
+class QuotaExceeded(LimitExceeded):
+    """A tenant has as many guests as it may, or has used what it may use in a time."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """When it has some again, in seconds; None: when one of its guests ends."""
 
 
 class GuestError(SandhostError):
@@ -180,6 +204,10 @@ class GuestExit(GuestError):
 
 class GuestCancelled(GuestError):
     """The call was cancelled from the host's side before the guest returned."""
+
+
+class GuestEvicted(GuestError):
+    """The host ended the guest, and with it this call, since it was short of memory."""
 
 
 class OutOfBounds(GuestError, IndexError):

@@ -18,7 +18,7 @@ from .govern.census import GuestRow, read_guests
 from .govern.stats import Latency, MemStats, read_latency, read_stats
 from .limits import UNLIMITED
 from .regions import policy_number
-from .tenants import Tenant
+from .tenants import Quotas, Tenant
 from .units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = ["Host"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _SMALLEST_STACK, _LARGEST_STACK = 64 << 10, 1536 << 10
+_NO_QUOTAS = Quotas()
 _CLOSE_PATIENCE_S = 0.1
 _MOST_WORKERS = 64
 _MOST_HANDLES = 1 << 26
@@ -242,38 +243,55 @@ class Host:
         *,
         handles: int | None = None,
         handle_memory: int | str | None = None,
+        guests: int | None = None,
+        spawns_per_s: float | None = None,
+        cpus: float | None = None,
+        weight: float | None = None,
     ) -> Tenant:
-        """Return the tenant of this name; the first call makes it, with its limits.
+        """Return the tenant of this name; the first call makes it, with its quotas. None: no quota.
 
         Args:
             memory_limit: bytes that its guests' memories may have committed.
             handles: handles that its guests may hold at once.
             handle_memory: bytes that the objects behind those may count for.
+            guests: guests alive at once.
+            spawns_per_s: guests that it may start in a second, on average; what was not used of the
+                last second may be used at once.
+            cpus: share of one processor that its guests' calls may use, on average over a second;
+                above it, calls end with `QuotaExceeded`. Costs each call a microsecond.
+            weight: its part of the memory when the process is short of it, beside the other tenants'
+                weights; 1 unless given. Who is furthest above its part loses guests first.
 
         Raises:
-            ConfigError: it exists with another limit, or the name is no text.
+            ConfigError: it exists with other quotas, or a value cannot be meant.
         """
         if not isinstance(name, str):
             raise ConfigError(f"a tenant's name is a text, not {name!r:.200}")
         tenant = self._tenants.get(name)
-        limit = None if memory_limit is None else parse_bytes(memory_limit)
+        wanted = _NO_QUOTAS
+        given = (memory_limit, handles, handle_memory, guests, spawns_per_s, cpus, weight)
+        if any(value is not None for value in given):
+            wanted = Quotas(*given)
         if tenant is None:
             self._check_open()
             with self._lock:
                 tenant = self._tenants.get(name)
                 if tenant is None:
-                    limit = self._tenant_memory if limit is None else limit
-                    native = lib.sh_tenant_new(self.native, UNLIMITED if limit is None else limit)
-                    if not native:
-                        raise failure()
-                    most = UNLIMITED if handles is None else handles
-                    lib.sh_tenant_limit_handles(native, most, _limit(handle_memory))
-                    tenant = self._tenants[name] = Tenant(name, limit, native, self.native)
-        if limit is not None and tenant.memory_limit != limit:
+                    if wanted.memory_limit is None:
+                        wanted = Quotas(self._tenant_memory, *wanted[1:])
+                    tenant = self._tenants[name] = Tenant(name, wanted, self.native)
+        other = wanted.differs_from(tenant.quotas)
+        if other is not None:
             raise ConfigError(
-                f"tenant {name!r} exists with the memory limit {tenant.memory_limit}, not {limit}"
+                f"tenant {name!r} exists with {other}={getattr(tenant.quotas, other)}, "
+                f"not {getattr(wanted, other)}"
             )
         return tenant
+
+    def tenants(self) -> list[Tenant]:
+        """List the tenants that were ever named, in that order."""
+        with self._lock:
+            return list(self._tenants.values())
 
     # ---- handles ----
 

@@ -1,33 +1,152 @@
-"""Tenants: whose guests share limits."""
+"""Tenants: whose guests share quotas."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
-from ._ffi import lib
+from ._ffi import failure, ffi, lib
+from .errors import ConfigError
+from .limits import UNLIMITED
+from .units import parse_bytes
 
-__all__ = ["Tenant"]
+__all__ = ["Quotas", "Tenant", "TenantStats"]
+
+
+class _Fields(NamedTuple):
+    memory_limit: int | None
+    handles: int | None
+    handle_memory: int | None
+    guests: int | None
+    spawns_per_s: float | None
+    cpus: float | None
+    weight: float | None
+
+
+class Quotas(_Fields):
+    """What the guests of one tenant may use together; see `Host.tenant`. None: no quota.
+
+    Raises:
+        ConfigError: a value cannot be meant.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        memory_limit: int | str | None = None,
+        handles: int | None = None,
+        handle_memory: int | str | None = None,
+        guests: int | None = None,
+        spawns_per_s: float | None = None,
+        cpus: float | None = None,
+        weight: float | None = None,
+    ) -> Quotas:
+        """Check the values."""
+        for name, count in (("handles", handles), ("guests", guests)):
+            if count is not None and not (isinstance(count, int) and 0 <= count < 2**63):
+                raise ConfigError(f"{name} is {count!r}; give a number of them")
+        rates = {"spawns_per_s": spawns_per_s, "cpus": cpus, "weight": weight}
+        for name, rate in rates.items():
+            if rate is not None and not (
+                isinstance(rate, (int, float)) and math.isfinite(rate) and 1e-6 <= rate <= 1e9
+            ):
+                raise ConfigError(f"{name} is {rate!r}; give a number above 0")
+        memory = None if memory_limit is None else parse_bytes(memory_limit)
+        handle_bytes = None if handle_memory is None else parse_bytes(handle_memory)
+        return super().__new__(
+            cls, memory, handles, handle_bytes, guests, spawns_per_s, cpus, weight
+        )
+
+    def differs_from(self, other: Quotas) -> str | None:
+        """Return the name of the first quota that is given here and is another there."""
+        for name, mine, theirs in zip(self._fields, self, other):
+            if mine is not None and mine != theirs:
+                return name
+        return None
+
+
+class TenantStats(NamedTuple):
+    """What one tenant holds and has done. Gauges, then counters since it was made."""
+
+    memory_bytes: int
+    """Committed in its guests' regions and stacks: what its memory limit is held against."""
+    memory_peak_bytes: int
+    handles: int
+    handle_bytes: int
+    """What the objects behind its guests' handles count for."""
+    guests_live: int
+    guests_peak: int
+    spawns: int
+    calls: int
+    """Of guests that have ended."""
+    cpu_ns: int
+    """CPU time of its guests' calls, by the thread's clock. Counted where it has a quota of it."""
+    refusals: int
+    """Guests and calls refused by a quota in a time, or while the host was short of memory."""
+
+    @property
+    def held_bytes(self) -> int:
+        """All that a share of memory is held against: regions, and objects behind handles."""
+        return self.memory_bytes + self.handle_bytes
 
 
 class Tenant:
-    """Whose guests share a memory limit. Made by `host.tenant(name)`."""
+    """Whose guests share quotas. Made by `host.tenant(name)`."""
 
-    __slots__ = ("_host", "id", "memory_limit", "name", "native")
+    __slots__ = ("_host", "id", "name", "native", "quotas")
 
-    def __init__(self, name: str, memory_limit: int | None, native: Any, host: Any) -> None:
-        self.name, self.memory_limit, self.native = name, memory_limit, native
-        self.id = int(lib.sh_tenant_id(native))
+    def __init__(self, name: str, quotas: Quotas, host: Any) -> None:
+        self.name, self.quotas = name, quotas
+        limits = ffi.new(
+            "sh_tenant_limits *",
+            {
+                "memory": _or_unlimited(quotas.memory_limit),
+                "handles": _or_unlimited(quotas.handles),
+                "handle_bytes": _or_unlimited(quotas.handle_memory),
+                "guests": _or_unlimited(quotas.guests),
+                # What was not used of the last second may be used at once.
+                "starts_per_s": quotas.spawns_per_s or 0.0,
+                "starts_burst": max(1, math.ceil(quotas.spawns_per_s or 0)),
+                "cpus": quotas.cpus or 0.0,
+                "cpu_burst_ns": round((quotas.cpus or 0) * 1e9),
+            },
+        )
+        self.native = lib.sh_tenant_new(host, limits)
+        if not self.native:
+            raise failure()
+        self.id = int(lib.sh_tenant_id(self.native))
         self._host = host  # the native one: it owns `native`
+
+    @property
+    def memory_limit(self) -> int | None:
+        """Bytes that its guests' memories may have committed; None: no limit."""
+        return self.quotas.memory_limit
+
+    @property
+    def weight(self) -> float:
+        """Its part of the memory when that is short, beside the other tenants' weights."""
+        return 1.0 if self.quotas.weight is None else self.quotas.weight
+
+    def stats(self) -> TenantStats:
+        """Return what it holds and has done."""
+        native = ffi.new("sh_tenant_stats *")
+        lib.sh_tenant_get_stats(self.native, native)
+        return TenantStats._make(getattr(native, name) for name in TenantStats._fields)
 
     @property
     def memory_bytes(self) -> int:
         """Bytes committed in its guests' regions now."""
-        return int(lib.sh_tenant_used(self.native))
+        return self.stats().memory_bytes
 
     @property
     def memory_peak_bytes(self) -> int:
         """The most it ever was."""
-        return int(lib.sh_tenant_peak(self.native))
+        return self.stats().memory_peak_bytes
 
     def __repr__(self) -> str:
         return f"<sandhost.Tenant {self.name!r}>"
+
+
+def _or_unlimited(value: int | None) -> int:
+    return UNLIMITED if value is None else value

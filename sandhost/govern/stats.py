@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import operator
 from typing import Any, NamedTuple
 
 from .._ffi import ffi, lib
+from ..limits import UNLIMITED
 
 __all__ = ["Latency", "MemStats", "read_latency", "read_stats"]
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _BUCKETS = 1184
+_FIGURES = ffi.typeof("uint64_t *")
 
 
 class MemStats(NamedTuple):
     """What a host holds, at one moment. Bytes unless the name says otherwise.
 
-    Gauges first, then counters since the host was made. The figures are read one after the other
+    Counted by sandhost itself, unless a line names the kernel's file. Gauges first, then counters
+    since the host was made. The figures are read one after the other
     without stopping anybody: under load, two of them may be a moment apart.
     """
 
@@ -28,8 +30,11 @@ class MemStats(NamedTuple):
     committed_bytes: int
     """Accessible in live regions: what the memory limit is held against."""
     memory_limit: int | None
-    process_rss_bytes: int
-    """Resident in the whole process, of /proc/self/statm."""
+    process_rss_bytes: int | None
+    """Resident in the whole process, of /proc/self/statm; None: there is no /proc."""
+    cgroup_bytes: int | None
+    """Used by the cgroup, files in memory included: memory.current or, version 1,
+    memory.usage_in_bytes. None: it is in none that limits memory."""
     reserved_bytes: int
     """Address space; costs nothing until it is used."""
     warm_slots: int
@@ -50,6 +55,12 @@ class MemStats(NamedTuple):
     stack_bytes: int
     """Committed in these stacks, of which a few pages are resident each; part of what limits hold."""
     stack_warm_bytes: int
+    handles: int
+    """Live ones, of guests and of the host itself."""
+    handle_bytes: int
+    """What the objects behind them count for."""
+    handle_goal_bytes: int
+    """Where the collector means to keep that until its next cycle ends."""
 
     spawns: int
     spawn_failures: int
@@ -61,6 +72,19 @@ class MemStats(NamedTuple):
     cancels: int
     memory_refusals: int
     """Growths and spawns refused by a memory limit."""
+    quota_refusals: int
+    """Spawns and calls refused by a tenant's quota in a time, or of guests."""
+    pressure_refusals: int
+    """Spawns refused while the process was short of memory."""
+    evictions: int
+    """Guests that were ended for their memory."""
+    handle_allocs: int
+    handle_frees: int
+    collections: int
+    """Cycles of the handle heap's collector that have ended."""
+    stall_us: int | None
+    """Microseconds in which something waited for memory: memory.pressure of the cgroup, or
+    /proc/pressure/memory. Up to 0.1 s old. None: the kernel does not say (CONFIG_PSI)."""
     slots_same: int
     """Spawns whose slot was last used with the same data and tenant: nothing to map."""
     slots_cold: int
@@ -73,51 +97,54 @@ class MemStats(NamedTuple):
     reset_failures: int
 
 
+_SOURCES = {
+    "committed_bytes": "pool.committed_bytes",
+    "process_rss_bytes": "rss_bytes",
+    "warm_slots": "pool.slots_warm",
+    "queued_slots": "pool.slots_queued",
+    "quarantined_slots": "pool.slots_quarantined",
+    "stacks_live": "stacks.regions_live",
+    "stack_bytes": "stacks.committed_bytes",
+    "stack_warm_bytes": "stacks.warm_bytes",
+    "slots_same": "pool.acquired_same",
+    "slots_cold": "pool.acquired_cold",
+    "slots_other": "pool.acquired_other",
+}
+"""Where C has what it does not call by the same name in itself or in its pool."""
+
+
+def _positions() -> dict[str, int]:
+    found = {}
+    for name, field in ffi.typeof("sh_host_stats").fields:
+        found[name] = field.offset // 8
+        if field.type.kind == "struct":
+            for inner, part in field.type.fields:
+                found[f"{name}.{inner}"] = (field.offset + part.offset) // 8
+    return found
+
+
+_AT = _positions()
+
+
+def _position(field: str) -> int:
+    return _AT[_SOURCES.get(field) or (field if field in _AT else f"pool.{field}")]
+
+
+_in_order = operator.itemgetter(*(_position(field) for field in MemStats._fields))
+_MAY_BE_UNKNOWN = tuple(
+    _position(field) for field in ("memory_limit", "process_rss_bytes", "cgroup_bytes", "stall_us")
+)
+
+
 def read_stats(host: Any) -> MemStats:
     """Take a snapshot of a `sh_host`."""
     native = ffi.new("sh_host_stats *")
     lib.sh_host_get_stats(host, native)
-    pool = native.pool
-    return MemStats(
-        guests_live=native.guests_live,
-        guests_peak=native.guests_peak,
-        regions_live=pool.regions_live,
-        regions_max=pool.regions_max,
-        committed_bytes=pool.committed_bytes,
-        memory_limit=None if native.memory_limit == 2**64 - 1 else native.memory_limit,
-        process_rss_bytes=_process_rss_bytes(),
-        reserved_bytes=pool.reserved_bytes,
-        warm_slots=pool.slots_warm,
-        warm_bytes=pool.warm_bytes,
-        queued_slots=pool.slots_queued,
-        queued_bytes=pool.queued_bytes,
-        quarantined_slots=pool.slots_quarantined,
-        images=pool.images,
-        image_bytes=pool.image_bytes,
-        nodes=pool.nodes,
-        stacks_live=native.stacks.regions_live,
-        stack_bytes=native.stacks.committed_bytes,
-        stack_warm_bytes=native.stacks.warm_bytes,
-        spawns=native.spawns,
-        spawn_failures=native.spawn_failures,
-        calls=native.calls,
-        host_calls=native.host_calls,
-        traps=native.traps,
-        deadlines=native.deadlines,
-        cancels=native.cancels,
-        memory_refusals=native.memory_refusals,
-        slots_same=pool.acquired_same,
-        slots_cold=pool.acquired_cold,
-        slots_other=pool.acquired_other,
-        returned_bytes=pool.returned_bytes,
-        restored_bytes=pool.restored_bytes,
-        reset_failures=pool.reset_failures,
-    )
-
-
-def _process_rss_bytes() -> int:
-    with open("/proc/self/statm", "rb", buffering=0) as statm:
-        return int(statm.read().split()[1]) * _PAGE_BYTES
+    figures: list[int | None] = ffi.unpack(ffi.cast(_FIGURES, native), lib.SH_HOST_FIGURES)
+    for position in _MAY_BE_UNKNOWN:
+        if figures[position] == UNLIMITED:
+            figures[position] = None
+    return MemStats._make(_in_order(figures))
 
 
 class Latency(NamedTuple):

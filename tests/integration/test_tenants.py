@@ -22,7 +22,7 @@ def test_a_tenant_is_made_by_its_first_use_and_found_again(host):
 
 def test_another_limit_for_the_same_tenant_is_refused(host):
     host.tenant("a", memory_limit=MIB)
-    with pytest.raises(sandhost.ConfigError, match="exists with the memory limit"):
+    with pytest.raises(sandhost.ConfigError, match="exists with memory_limit=1048576, not 2097152"):
         host.tenant("a", memory_limit=2 * MIB)
     host.tenant("a", memory_limit="1 MiB")
 

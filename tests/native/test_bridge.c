@@ -552,7 +552,9 @@ static void start_functions_spawn_guests_of_other_plugins(void) {
 static void a_tenant_of_another_host_is_refused(void) {
   sh_host *host = new_host(SH_POLICY_WARM), *other = new_host(SH_POLICY_WARM);
   sh_plugin *plugin = new_worker(host);
-  CHECK_EQ(sh_spawn(plugin, NULL, sh_tenant_new(other, UINT64_MAX), &no_limits, NULL), 0);
+  CHECK_EQ(sh_spawn(plugin, NULL, sh_tenant_new(other, &(sh_tenant_limits){.memory = UINT64_MAX, .guests = UINT64_MAX}),
+                    &no_limits, NULL),
+           0);
   CHECK_EQ(sh_last_error()->status, SH_ARGUMENT);
   check_empty(host);
   sh_plugin_release(plugin);

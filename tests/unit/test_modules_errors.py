@@ -18,10 +18,12 @@ EXAMPLES: list[SandhostError] = [
     ModuleError("unknown section id 99", 8),
     ModuleError("no offset"),
     NativeError(12, "mmap of 4 GiB"),
+    errors.Overloaded("short of memory", retry_after_s=0.5),
+    errors.QuotaExceeded("used up", retry_after_s=None),
     *(
         getattr(errors, name)(f"an example of {name}")
         for name in errors.__all__
-        if name not in {"Frame", "GuestTrap", "GuestExit", "ModuleError", "NativeError"}
+        if name != "Frame" and "__init__" not in vars(getattr(errors, name))
     ),
 ]
 

@@ -1,0 +1,97 @@
+/* Quotas of tenants, and the host that takes no more: see quota.h. */
+#include "quota.h"
+
+#include <inttypes.h>
+
+#include "guest.h"
+#include "heap.h"
+
+/* ---- a bucket ------------------------------------------------------------------------------------------------------ */
+
+/* When it would be full if `units` were taken now. */
+static uint64_t full_after(const shi_bucket *bucket, uint64_t full_ns, uint64_t now_ns, uint64_t units) {
+  double cost = bucket->cost_ns * (double)units;
+  uint64_t from = full_ns > now_ns ? full_ns : now_ns;
+  return cost < (double)(UINT64_MAX / 2 - from) ? from + (uint64_t)cost : UINT64_MAX / 2;
+}
+
+uint64_t shi_bucket_take(shi_bucket *bucket, uint64_t now_ns, uint64_t units) {
+  uint64_t full = atomic_load(&bucket->full_ns), after;
+  do {
+    after = full_after(bucket, full, now_ns, units);
+    if (after - now_ns > bucket->burst_ns) return after - now_ns - bucket->burst_ns;
+  } while (!atomic_compare_exchange_weak(&bucket->full_ns, &full, after));
+  return 0;
+}
+
+void shi_bucket_charge(shi_bucket *bucket, uint64_t now_ns, uint64_t units) {
+  uint64_t full = atomic_load(&bucket->full_ns);
+  while (!atomic_compare_exchange_weak(&bucket->full_ns, &full, full_after(bucket, full, now_ns, units))) {
+  }
+}
+
+uint64_t shi_bucket_wait(const shi_bucket *bucket, uint64_t now_ns) {
+  uint64_t full = atomic_load(&bucket->full_ns);
+  return full > now_ns && full - now_ns > bucket->burst_ns ? full - now_ns - bucket->burst_ns : 0;
+}
+
+/* ---- refusals ------------------------------------------------------------------------------------------------------- */
+
+static int refuse(sh_host *host, sh_tenant *tenant, uint64_t wait_ns, const char *what) {
+  shi_count(&host->counters, SHI_HOST_QUOTA_REFUSALS, 1);
+  shi_count(&tenant->counters, SHI_TENANT_REFUSALS, 1);
+  return shi_fail_limit(SH_QUOTA, 0, wait_ns, "%s", what);
+}
+
+/* ---- CPU time ------------------------------------------------------------------------------------------------------ */
+
+static shi_bucket *bucket_of(const shi_guest *guest) {
+  sh_tenant *tenant = guest->tenant;
+  return tenant && tenant->cpu.cost_ns > 0 ? &tenant->cpu : NULL;
+}
+
+void shi_cpu_begins(shi_guest *guest) {
+  if (__builtin_expect(bucket_of(guest) != NULL, 0)) guest->cpu_from_ns = shi_thread_cpu_ns();
+}
+
+void shi_cpu_charge(shi_guest *guest) {
+  shi_bucket *bucket = bucket_of(guest);
+  if (!bucket || !guest->cpu_from_ns) return;
+  uint64_t to_ns = shi_thread_cpu_ns(), used = to_ns - guest->cpu_from_ns;
+  guest->cpu_from_ns = to_ns;
+  shi_bucket_charge(bucket, shi_now_ns(), used);
+  shi_count(&guest->tenant->counters, SHI_TENANT_CPU_NS, used);
+}
+
+void shi_cpu_ends(shi_guest *guest) {
+  if (__builtin_expect(bucket_of(guest) == NULL, 1)) return;
+  shi_cpu_charge(guest);
+  guest->cpu_from_ns = 0;
+}
+
+bool shi_cpu_left(shi_guest *guest, uint64_t now_ns) {
+  shi_bucket *bucket = bucket_of(guest);
+  if (__builtin_expect(bucket == NULL, 1)) return true;
+  shi_cpu_charge(guest);
+  return shi_bucket_wait(bucket, now_ns) == 0;
+}
+
+int shi_cpu_refuse(shi_guest *guest, uint64_t now_ns) {
+  return refuse(guest->plugin->host, guest->tenant, shi_bucket_wait(&guest->tenant->cpu, now_ns), "CPU time");
+}
+
+/* ---- may a guest start --------------------------------------------------------------------------------------------- */
+
+int shi_quota_check(sh_host *host, sh_tenant *tenant, uint64_t now_ns) {
+  uint64_t retry_ns = atomic_load_explicit(&host->refusing_ns, memory_order_relaxed);
+  if (__builtin_expect(retry_ns != 0, 0)) {
+    shi_count(&host->counters, SHI_HOST_PRESSURE_REFUSALS, 1);
+    if (tenant) shi_count(&tenant->counters, SHI_TENANT_REFUSALS, 1);
+    return shi_fail_limit(SH_REFUSED, 0, retry_ns, "%s", "the host is under memory pressure and takes no new guests");
+  }
+  if (!tenant) return SH_OK;
+  uint64_t wait_ns = tenant->cpu.cost_ns > 0 ? shi_bucket_wait(&tenant->cpu, now_ns) : 0;
+  if (wait_ns) return refuse(host, tenant, wait_ns, "CPU time");
+  wait_ns = tenant->starts.cost_ns > 0 ? shi_bucket_take(&tenant->starts, now_ns, 1) : 0;
+  return wait_ns ? refuse(host, tenant, wait_ns, "guests started in a second") : SH_OK;
+}
