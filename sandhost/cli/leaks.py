@@ -97,7 +97,7 @@ def _read(path: Path) -> Profile:
     try:
         return decode(path.read_bytes())
     except ConfigError as error:
-        raise click.ClickException(f"{printable(str(path))}: {error}") from None
+        raise ConfigError(f"{printable(str(path))}: {error}") from None
 
 
 def _address(url: str | None, pid: int | None) -> str:
@@ -143,6 +143,7 @@ def _fetch(address: str) -> Profile:
     import urllib.error
     import urllib.request
 
+    from ..errors import SandhostError
     from ..observe.pprof import decode
 
     try:
@@ -150,9 +151,9 @@ def _fetch(address: str) -> Profile:
             return decode(answer.read(_MOST_BYTES))
     except urllib.error.HTTPError as error:
         why = error.read(300).decode(errors="replace").strip()
-        raise click.ClickException(f"the process answers {error.code}: {why}") from None
+        raise SandhostError(f"the process answers {error.code}: {why}") from None
     except urllib.error.URLError as error:
-        raise click.ClickException(f"the process does not answer: {error.reason}") from None
+        raise SandhostError(f"the process does not answer: {error.reason}") from None
 
 
 # ---- what is shown ----

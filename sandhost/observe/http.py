@@ -77,8 +77,10 @@ def handle(host: Host, path: str, query: str | Mapping[str, str] = "") -> Answer
     It takes as long as the query's `seconds`: call it on a thread of its own.
     """
     given = _query(query)
-    name = path.removeprefix(ROOT.rstrip("/")).strip("/")
-    if not path.startswith(ROOT.rstrip("/")) or (name and name not in _PROFILES):
+    name = path.removeprefix(ROOT) if path.startswith(ROOT) else None
+    if path == ROOT.rstrip("/"):
+        name = ""
+    if name is None or (name and name not in _PROFILES):
         return _problem(HTTPStatus.NOT_FOUND, f"there is no such profile; see {ROOT}")
     if not name:
         return Answer(HTTPStatus.OK, _TEXT, _index().encode())
