@@ -59,13 +59,21 @@ static bool add_without_credits(shi_account *account, uint64_t units) {
   return done;
 }
 
+void shi_account_set_limit(shi_account *account, uint64_t limit) {
+  atomic_store(&account->limit, limit);
+  if (account->credits != NULL) {
+    (void)add_without_credits(account, 0);
+  }
+}
+
 static bool add(shi_account *account, uint64_t units) {
   shi_credits *credits = account->credits;
   if (credits == NULL) {
     return add_up_to(account, units, account->limit);
   }
+  uint64_t peak = shi_account_peak(account), limit = atomic_load(&account->limit);
   return take_credit(&credits->copies[shi_copy()].units, units) ||
-         add_up_to(account, units, shi_account_peak(account)) || add_without_credits(account, units);
+         add_up_to(account, units, peak < limit ? peak : limit) || add_without_credits(account, units);
 }
 
 static void give(shi_account *account, uint64_t units) {

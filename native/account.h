@@ -31,13 +31,13 @@ typedef struct {
   uint8_t apart[SHI_APART];
 } shi_credits;
 
-/* Invariant: used <= limit; what is really in use is `used` less the credits; used <= peak when nothing moves; and the
+/* Invariant: used <= limit, or what it was; what is really in use is `used` less the credits; used <= peak when nothing moves; and the
  * sum over the children's `used` == the parent's own real use then, if all of it is theirs. */
 typedef struct shi_account {
   struct shi_account *parent; /* NULL at the host */
   _Atomic uint64_t used;      /* credits included */
   _Atomic uint64_t peak;
-  uint64_t limit; /* UINT64_MAX: none */
+  _Atomic uint64_t limit; /* UINT64_MAX: none. Where it is lowered below what is in use, `used` may stay above it */
   enum shi_account_level level;
   shi_credits *credits; /* NULL: it keeps none, mostly one thread charges it */
 } shi_account;
@@ -48,6 +48,8 @@ void shi_credits_destroy(shi_credits *credits);
 /* Adds `units` at every level or at none. Returns NULL, or the account whose limit stands in the way. */
 shi_account *shi_account_charge(shi_account *account, uint64_t units);
 void shi_account_refund(shi_account *account, uint64_t units);
+/* From now on. What is in use above it stays; none of it is credit afterwards. */
+void shi_account_set_limit(shi_account *account, uint64_t limit);
 /* Refunds all levels but the host's, which it returns. */
 shi_account *shi_account_refund_below_host(shi_account *account, uint64_t units);
 /* What is really in use; exact when nothing moves. */

@@ -197,6 +197,7 @@ sh_tenant *sh_tenant_new(sh_host *host, const sh_tenant_limits *limits) {
   tenant->handle_bytes = (shi_account){.parent = &host->handle_bytes, .limit = limits->handle_bytes, .level = level};
   tenant->guests = (shi_account){
       .parent = &host->guests, .limit = limits->guests, .level = level, .credits = &tenant->guest_credits};
+  tenant->memory_limit = limits->memory;
   tenant->starts = bucket(limits->starts_per_s, (double)limits->starts_burst);
   tenant->cpu = bucket(limits->cpus * 1e9, (double)limits->cpu_burst_ns);
   pthread_mutex_lock(&host->mutex);
@@ -229,12 +230,16 @@ int sh_trim_malloc(void) { return malloc_trim(0); }
 
 void sh_host_refuse(sh_host *host, uint64_t retry_ns) { atomic_store(&host->refusing_ns, retry_ns); }
 
+void sh_tenant_refuse(sh_tenant *tenant, uint64_t retry_ns, uint64_t memory) {
+  atomic_store(&tenant->refusing_ns, retry_ns);
+  shi_account_set_limit(&tenant->account, memory < tenant->memory_limit ? memory : tenant->memory_limit);
+}
+
 void sh_host_watch(sh_host *host, const char *cgroup, const char *stall) {
   shi_machine_watch(&host->machine, cgroup, stall);
 }
 
 void sh_host_get_stats(sh_host *host, sh_host_stats *out) {
-  _Static_assert(sizeof *out == SH_HOST_FIGURES * sizeof(uint64_t), "what Python unpacks");
   memset(out, 0, sizeof *out);
   shi_pool_stats(host->pool, &out->pool);
   shi_pool *stacks = atomic_load(&host->stacks);
@@ -258,6 +263,13 @@ void sh_host_get_stats(sh_host *host, sh_host_stats *out) {
   out->rss_bytes = shi_machine_rss_bytes(&host->machine);
   out->cgroup_bytes = shi_machine_cgroup_bytes(&host->machine);
   out->stall_us = shi_machine_stall_us(&host->machine, shi_now_ns());
+}
+
+void sh_host_get_figures(sh_host *host, uint64_t *out) {
+  sh_host_stats stats;
+  _Static_assert(sizeof stats == SH_HOST_FIGURES * sizeof *out, "a number each");
+  sh_host_get_stats(host, &stats);
+  memcpy(out, &stats, sizeof stats);
 }
 
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out) {

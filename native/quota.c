@@ -82,15 +82,22 @@ int shi_cpu_refuse(shi_guest *guest, uint64_t now_ns) {
 
 /* ---- may a guest start --------------------------------------------------------------------------------------------- */
 
+static int refuse_under_pressure(sh_host *host, sh_tenant *tenant, uint64_t retry_ns, const char *why) {
+  shi_count(&host->counters, SHI_HOST_PRESSURE_REFUSALS, 1);
+  if (tenant) shi_count(&tenant->counters, SHI_TENANT_REFUSALS, 1);
+  return shi_fail_limit(SH_REFUSED, 0, retry_ns, "%s", why);
+}
+
 int shi_quota_check(sh_host *host, sh_tenant *tenant, uint64_t now_ns) {
-  uint64_t retry_ns = atomic_load_explicit(&host->refusing_ns, memory_order_relaxed);
-  if (__builtin_expect(retry_ns != 0, 0)) {
-    shi_count(&host->counters, SHI_HOST_PRESSURE_REFUSALS, 1);
-    if (tenant) shi_count(&tenant->counters, SHI_TENANT_REFUSALS, 1);
-    return shi_fail_limit(SH_REFUSED, 0, retry_ns, "%s", "the host is under memory pressure and takes no new guests");
-  }
+  uint64_t wait_ns = atomic_load_explicit(&host->refusing_ns, memory_order_relaxed);
+  if (__builtin_expect(wait_ns != 0, 0))
+    return refuse_under_pressure(host, tenant, wait_ns, "the host is short of memory and takes no new guests");
   if (!tenant) return SH_OK;
-  uint64_t wait_ns = tenant->cpu.cost_ns > 0 ? shi_bucket_wait(&tenant->cpu, now_ns) : 0;
+  wait_ns = atomic_load_explicit(&tenant->refusing_ns, memory_order_relaxed);
+  if (__builtin_expect(wait_ns != 0, 0))
+    return refuse_under_pressure(host, tenant, wait_ns,
+                                 "the host is short of memory and the tenant has more than its share of it");
+  wait_ns = tenant->cpu.cost_ns > 0 ? shi_bucket_wait(&tenant->cpu, now_ns) : 0;
   if (wait_ns) return refuse(host, tenant, wait_ns, "CPU time");
   wait_ns = tenant->starts.cost_ns > 0 ? shi_bucket_take(&tenant->starts, now_ns, 1) : 0;
   return wait_ns ? refuse(host, tenant, wait_ns, "guests started in a second") : SH_OK;

@@ -169,13 +169,15 @@ typedef struct {
   uint64_t cpu_burst_ns;  /* CPU time at once */
 } sh_tenant_limits;
 sh_tenant *sh_tenant_new(sh_host *host, const sh_tenant_limits *limits); /* freed with the host */
+/* The same for one tenant, whose guests' memories grow to no more than `memory` bytes meanwhile. 0, UINT64_MAX: no longer. */
+void sh_tenant_refuse(sh_tenant *tenant, uint64_t retry_ns, uint64_t memory);
 typedef struct {
   uint64_t memory_bytes, memory_peak_bytes;
   uint64_t handles, handle_bytes;
   uint64_t guests_live, guests_peak;
   uint64_t spawns, calls; /* counters; calls of guests that ended */
-  uint64_t cpu_ns;        /* counter; where it has a quota */
-  uint64_t refusals;      /* counter: spawns refused by a quota or under pressure */
+  uint64_t cpu_ns; /* counter; where it has a quota */
+  uint64_t refusals; /* counter: spawns refused by a quota or under pressure */
 } sh_tenant_stats;
 void sh_tenant_get_stats(const sh_tenant *tenant, sh_tenant_stats *out);
 uint32_t sh_tenant_id(const sh_tenant *tenant); /* of its host, from 1 on */
@@ -226,12 +228,12 @@ void sh_plugin_release(sh_plugin *plugin); /* its guests keep it alive */
  * never dangle. 0 is no guest. */
 
 typedef struct {
-  uint64_t memory;         /* bytes over all its memories; UINT64_MAX: none */
-  uint64_t deadline_ns;    /* per call; 0: none */
-  uint64_t fuel;           /* per call; 0: not counted */
+  uint64_t memory; /* bytes over all its memories; UINT64_MAX: none */
+  uint64_t deadline_ns; /* per call; 0: none */
+  uint64_t fuel; /* per call; 0: not counted */
   uint64_t table_elements; /* per table; 8 bytes each, all tables together no more than `memory` */
-  uint64_t handles;        /* held at once */
-  uint64_t handle_bytes;   /* that those stand for; UINT64_MAX: none */
+  uint64_t handles; /* held at once */
+  uint64_t handle_bytes; /* that those stand for; UINT64_MAX: none */
 } sh_limits;
 
 typedef struct {
@@ -325,8 +327,8 @@ typedef struct {
   uint64_t age_ns;
   uint64_t calls;
   uint32_t plugin, tenant; /* sh_plugin_id, sh_tenant_id; 0: no tenant */
-  uint32_t node;           /* the kernel's number of the NUMA node of its first memory */
-  uint32_t doing;          /* enum sh_doing */
+  uint32_t node; /* the kernel's number of the NUMA node of its first memory */
+  uint32_t doing; /* enum sh_doing */
 } sh_guest_row;
 /* Fills in up to `room` rows of the host's guests, beginning at *from, 0 at first, which becomes where to go on. Returns
  * how many; 0: no more. Stops nobody: each row is true by itself. */
@@ -615,7 +617,8 @@ typedef struct {
   uint64_t cgroup_bytes;
   uint64_t stall_us; /* counter: somebody waited for memory */
 } sh_host_stats;
-enum { SH_HOST_FIGURES = 63 }; /* all are of 64 bits */
+enum { SH_HOST_FIGURES = 63 };
+void sh_host_get_figures(sh_host *host, uint64_t *out); /* the same as so many numbers, which Python unpacks at once */
 void sh_host_get_stats(sh_host *host, sh_host_stats *out);
 enum sh_operation { SH_OP_SPAWN, SH_OP_CALL, SH_OP_CLOSE };
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out);

@@ -23,6 +23,8 @@ from .units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
     from .gc.collector import Collector
+    from .govern.pressure import Pressure
+    from .govern.protocol import Released
     from .guest import Guest
     from .heap import HandleHeap
     from .hostcalls import HostFunction
@@ -48,7 +50,10 @@ class Host:
     """Where plugins are loaded and guests live. Close it, or use it in a `with` block.
 
     Args:
-        memory_limit: bytes (or "4 GiB") that all guests together may have committed; None: no limit.
+        memory_limit: bytes (or "4 GiB") that all guests together may have committed; None: nine
+            tenths of `process_limit`, or no limit.
+        process_limit: bytes that the whole process may have resident, or "cgroup" for the limit of its
+            cgroup; None: no limit. With one, `pressure` watches from the beginning.
         reclaim: what happens to a guest's memory at its end. "immediate": all of it is back with the
             operating system when `close()` returns. "warm": up to `warm_guest` bytes a guest and
             `warm_total` in all are reset in place and stay resident for the next one; they go back
@@ -74,6 +79,7 @@ class Host:
         self,
         *,
         memory_limit: int | str | None = None,
+        process_limit: int | str | None = None,
         reclaim: str = "warm",
         max_guests: int = 16_384,
         warm_guest: int | str = "2 MiB",
@@ -100,6 +106,9 @@ class Host:
             raise ConfigError(f"stack is {stack!r}; give 64 KiB to 1.5 MiB")
         if not isinstance(handles, int) or not 0 <= handles <= _MOST_HANDLES:
             raise ConfigError(f"handles is {handles!r}; give 0 to {_MOST_HANDLES}")
+        self._process_limit = _process_limit(process_limit)
+        if memory_limit is None and self._process_limit is not None:
+            memory_limit = self._process_limit * 9 // 10
         options = ffi.new(
             "sh_host_options *",
             {
@@ -122,7 +131,9 @@ class Host:
         self._cache_limit = parse_bytes(cache_limit) if cache else None
         self._cache: CompileCache | None = None
         self._handle_memory = None if handle_memory is None else parse_bytes(handle_memory)
-        self._handles_and_gc: tuple[HandleHeap, Collector] | None = None  # made when first needed
+        self.handles_and_gc: tuple[HandleHeap, Collector] | None = None
+        """Made when first needed. Not for users, who have `handles` and `gc`."""
+        self._pressure: Pressure | None = None  # made when first needed
         self._functions: dict[tuple[str, str], HostFunction] = {}
         self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
@@ -136,6 +147,8 @@ class Host:
         self.native = ffi.gc(self.native, lib.sh_host_release)
         self._closed = False
         _hosts.add(self)
+        if self._process_limit is not None:
+            self.pressure.start()
 
     # ---- host functions, modules, tenants ----
 
@@ -298,12 +311,12 @@ class Host:
     @property
     def handles(self) -> HandleHeap:
         """The handle heap: objects of the application that guests hold by number."""
-        return (self._handles_and_gc or self._make_heap())[0]
+        return (self.handles_and_gc or self._make_heap())[0]
 
     @property
     def gc(self) -> Collector:
         """The collector of the handle heap: when it runs, and how hard."""
-        return (self._handles_and_gc or self._make_heap())[1]
+        return (self.handles_and_gc or self._make_heap())[1]
 
     def _make_heap(self) -> tuple[HandleHeap, Collector]:
         from .gc.collector import Collector
@@ -312,15 +325,45 @@ class Host:
 
         self._check_open()
         with self._lock:
-            if self._handles_and_gc is None:
+            if self.handles_and_gc is None:
                 handles = HandleHeap(self.native)
                 cores = len(os.sched_getaffinity(0))
                 collector = Collector(
                     handles, Pacer(cores=cores, memory_limit_bytes=self._handle_memory)
                 )
-                self._handles_and_gc = (handles, collector)
+                self.handles_and_gc = (handles, collector)
                 collector.start()
-            return self._handles_and_gc
+            return self.handles_and_gc
+
+    # ---- memory ----
+
+    @property
+    def pressure(self) -> Pressure:
+        """What watches the process's memory, and acts when that gets short.
+
+        It has begun to if the host was given a `process_limit`; else `host.pressure.start()` has it
+        watch what limits there are: the cgroup's, that of handles, and how long the machine stalls.
+        """
+        return self._pressure or self._make_pressure()
+
+    def _make_pressure(self) -> Pressure:
+        from .govern.pressure import Pressure
+        from .governed import GovernedHost
+
+        self._check_open()
+        with self._lock:
+            if self._pressure is None:
+                self._pressure = Pressure(GovernedHost(self), self._process_limit)
+            return self._pressure
+
+    def release_os_memory(self) -> Released:
+        """Give all memory that is free back to the operating system; return what went back.
+
+        Free slots of guests, and what the C library keeps. Nothing is collected: see `gc.collect`.
+        """
+        from .governed import release_os_memory
+
+        return release_os_memory(self)
 
     # ---- figures ----
 
@@ -374,18 +417,21 @@ class Host:
         if os.getpid() != self._pid:
             return  # a forked child has no guests
         self._closed = True
-        if self._handles_and_gc is not None:
-            self._handles_and_gc[1].close()
+        if self._pressure is not None:
+            self._pressure.close()
+        if self.handles_and_gc is not None:
+            self.handles_and_gc[1].close()
         for _ in range(2):  # a guest that the first round has cancelled is ended in the second
             self._end_mapped()
             if not lib.sh_host_close(self.native):
-                if self._handles_and_gc is not None:
-                    self._handles_and_gc[0].run_finalizers()
+                if self.handles_and_gc is not None:
+                    self.handles_and_gc[0].run_finalizers()
                 return
             error = failure()
         raise error
 
-    def _mapped(self) -> list[Guest]:
+    def mapped(self) -> list[Guest]:
+        """Return the guests of which Python has more to let go of than C. Not for users."""
         while True:
             try:
                 return list(self.mapped_guests)
@@ -395,7 +441,7 @@ class Host:
     def _end_mapped(self) -> None:
         """End the guests of which Python has more to do: memory to let go of, output to keep."""
         patience = time.monotonic() + _CLOSE_PATIENCE_S
-        for guest in self._mapped():
+        for guest in self.mapped():
             while True:
                 try:
                     guest.close()
@@ -426,6 +472,19 @@ class Host:
         lib.sh_host_get_stats(self.native, native)
         if native.guests_live:
             warnings.warn("a sandhost.Host with live guests was never closed", ResourceWarning)
+
+
+def _process_limit(value: int | str | None) -> int | None:
+    if value is None:
+        return None
+    if value != "cgroup":
+        return parse_bytes(value)
+    from .govern.cgroup import find_group
+
+    group = find_group()
+    if group is None or group.limit_bytes is None:
+        raise ConfigError('process_limit is "cgroup", but no cgroup limits this process\'s memory')
+    return group.limit_bytes
 
 
 def _limit(value: int | str | None) -> int:

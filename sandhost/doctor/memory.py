@@ -5,9 +5,8 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from functools import partial
-from pathlib import PurePosixPath
-from typing import NamedTuple
 
+from ..govern.cgroup import find_group
 from ..units import format_bytes
 from .findings import Finding
 from .machine import Machine
@@ -24,7 +23,6 @@ _VMAS_OF_PYTHON = 1000  # generous
 _SMALL_BYTES = 512 * 2**20
 _SHARE_FULL = 0.9
 _STACK_BYTES = 2 * 2**20  # wasm stack of 512 KiB, Python's own frames, and room
-_NO_LIMIT = 2**60  # cgroup v1 writes a huge number for "none"
 
 
 def memory_findings(machine: Machine) -> Iterator[Finding]:
@@ -131,59 +129,19 @@ def _physical(machine: Machine) -> Iterator[Finding]:
     yield _memory("swap", "ok", found, "Pages there count as written, and are reset like the rest.")
 
 
-class _Group(NamedTuple):
-    version: int
-    limit: int | None
-    used: int
-
-
 def _cgroup(machine: Machine) -> Finding:
     name, why = "cgroup", "At its memory limit the kernel kills the process, not the guest."
-    group = _memory_group(machine)
+    group = find_group(machine.root)
     if group is None:
         return _memory(name, "ok", "no memory controller", why)
-    if group.limit is None:
+    if group.limit_bytes is None:
         return _memory(name, "ok", f"v{group.version}, no memory limit", why)
-    found = f"v{group.version}, {format_bytes(group.used)} of {format_bytes(group.limit)} used"
-    if group.used > _SHARE_FULL * group.limit:
+    found = f"v{group.version}, {format_bytes(group.used_bytes)} of {format_bytes(group.limit_bytes)} used"
+    if group.used_bytes > _SHARE_FULL * group.limit_bytes:
         advice = "Raise the limit of the group, or stop what fills it."
         return _memory(name, "problem", found, why, advice)
     advice = "Set the memory_limit of the host some way below it."
     return _memory(name, "note", found, why, advice)
-
-
-def _memory_group(machine: Machine) -> _Group | None:
-    """Return the tightest memory limit between this process's group and the root."""
-    for line in (machine.text("proc/self/cgroup") or "").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if "memory" in controllers.split(","):
-            files = "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            group = _tightest(machine, 1, path, *files)
-        elif not controllers:
-            group = _tightest(machine, 2, path, "sys/fs/cgroup", "memory.max", "memory.current")
-        else:
-            continue
-        if group is not None:
-            return group
-    return None
-
-
-def _tightest(
-    machine: Machine, version: int, path: str, mount: str, limit_name: str, used_name: str
-) -> _Group | None:
-    found: _Group | None = None
-    place = PurePosixPath("/", path.strip())
-    for folder in (place, *place.parents):
-        where = f"{mount}{str(folder).rstrip('/')}"
-        used = machine.number(f"{where}/{used_name}")
-        if used is None:  # in a container, the path may be one of the machine outside
-            continue
-        limit = machine.number(f"{where}/{limit_name}")  # "max" is no number
-        if limit is not None and limit >= _NO_LIMIT:
-            limit = None
-        if found is None or (limit is not None and (found.limit is None or limit < found.limit)):
-            found = _Group(version, limit, used)
-    return found
 
 
 def _nodes(machine: Machine) -> Finding:

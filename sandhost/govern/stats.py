@@ -11,7 +11,9 @@ from ..limits import UNLIMITED
 __all__ = ["Latency", "MemStats", "read_latency", "read_stats"]
 
 _BUCKETS = 1184
-_FIGURES = ffi.typeof("uint64_t *")
+_COUNT = lib.SH_HOST_FIGURES
+_FIGURES = ffi.typeof(f"uint64_t[{_COUNT}]")
+_new = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 class MemStats(NamedTuple):
@@ -138,9 +140,9 @@ _MAY_BE_UNKNOWN = tuple(
 
 def read_stats(host: Any) -> MemStats:
     """Take a snapshot of a `sh_host`."""
-    native = ffi.new("sh_host_stats *")
-    lib.sh_host_get_stats(host, native)
-    figures: list[int | None] = ffi.unpack(ffi.cast(_FIGURES, native), lib.SH_HOST_FIGURES)
+    native = _new(_FIGURES)
+    lib.sh_host_get_figures(host, native)
+    figures: list[int | None] = ffi.unpack(native, _COUNT)
     for position in _MAY_BE_UNKNOWN:
         if figures[position] == UNLIMITED:
             figures[position] = None

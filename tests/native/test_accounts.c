@@ -20,6 +20,25 @@ static void a_charge_is_booked_at_every_level_or_at_none(void) {
   CHECK_EQ(guest.peak, 60);
 }
 
+static void a_limit_below_what_is_in_use_lets_nothing_more_in(void) {
+  shi_credits credits;
+  shi_credits_init(&credits);
+  shi_account account = {.limit = 100, .credits = &credits};
+  CHECK(shi_account_charge(&account, 80) == NULL);
+  shi_account_refund(&account, 30); /* credit */
+  shi_account_set_limit(&account, 40);
+  CHECK_EQ(shi_account_used(&account), 50);
+  CHECK(shi_account_charge(&account, 1) == &account);
+  shi_account_refund(&account, 20);
+  CHECK(shi_account_charge(&account, 10) == NULL);
+  shi_account_set_limit(&account, 100);
+  CHECK(shi_account_charge(&account, 60) == NULL);
+  CHECK(shi_account_charge(&account, 1) == &account);
+  shi_account_refund(&account, 100);
+  CHECK_EQ(shi_account_used(&account), 0);
+  shi_credits_destroy(&credits);
+}
+
 static void huge_charges_do_not_wrap(void) {
   shi_account host = {.limit = UINT64_MAX, .level = SHI_ACCOUNT_HOST};
   CHECK(shi_account_charge(&host, 4096) == NULL);
@@ -219,6 +238,7 @@ static void a_full_host_gets_back_what_is_queued(void) {
 
 int main(void) {
   RUN(a_charge_is_booked_at_every_level_or_at_none);
+  RUN(a_limit_below_what_is_in_use_lets_nothing_more_in);
   RUN(huge_charges_do_not_wrap);
   RUN(no_order_of_events_passes_a_limit);
   RUN(nobody_is_refused_while_there_is_room);

@@ -1,0 +1,10 @@
+"""A service for plugins of many tenants, over HTTP and gRPC: `sandhost serve`.
+
+http, rpc, console    how requests come in
+service               what a request does: upload, invoke, sessions
+overload, sessions    who may come in, and who stays
+registry              what is known: tenants, tokens, plugins, versions, aliases
+store, blobs          where that survives a restart
+bag                   what a request holds, given back at its end (also for other applications)
+config, problems      settings; what can be wrong with a request
+"""
