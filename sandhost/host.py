@@ -383,11 +383,6 @@ class Host:
                 {tenant.id: tenant.name for tenant in self._tenants.values()},
             )
 
-    @property
-    def handles_in_use(self) -> HandleHeap | None:
-        """The handle heap, if anything has asked for it yet. Not for users."""
-        return self._handles_and_gc[0] if self._handles_and_gc is not None else None
-
     def latency(self, operation: str) -> Latency:
         """Return how long each "spawn", "call" or "close" took since the host was made."""
         operations = {"spawn": lib.SH_OP_SPAWN, "call": lib.SH_OP_CALL, "close": lib.SH_OP_CLOSE}

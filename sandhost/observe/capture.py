@@ -129,7 +129,7 @@ class Capture:
             guest_row(row, plugins, tenants) for row in view.guests[0 : view.guest_count]
         ]
         """Every guest there was. What it does, and has committed, may be newer by the time the list took."""
-        heap = host.handles_in_use
+        heap = host.handles_and_gc[0] if host.handles_and_gc is not None else None
         self._kinds = heap.kind_names() if heap is not None else {}
         labels = heap.label_name if heap is not None else str
         sources = view.sources
@@ -322,6 +322,6 @@ def capture(host: Host, *, gc: bool = False) -> Capture:
         NativeError: there is no memory for it.
         SandhostError: this process was forked from the one that has the handles.
     """
-    if gc and host.handles_in_use is not None:
+    if gc and host.handles_and_gc is not None:
         host.gc.collect()
     return Capture(host)

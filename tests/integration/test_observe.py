@@ -65,7 +65,7 @@ def test_a_host_without_handles_is_captured(host):
     assert list(taken.groups()) == []
     assert taken.sites == ()
     assert taken.ages() == []
-    assert host.handles_in_use is None, "nothing was made for it"
+    assert host.handles_and_gc is None, "nothing was made for it"
     assert decode_of(taken).samples == ()
 
 

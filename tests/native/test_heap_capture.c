@@ -204,6 +204,9 @@ static void names_without_end_are_counted_under_others(void) {
     if (source->tenant > 1) per_tenant[source->tenant] += view.sites[k].allocs;
   }
   CHECK_EQ(allocs, TENANTS * PLUGINS);
+  uint32_t own = 0;
+  for (uint32_t k = 0; k < view.source_count; k++) own += view.sources[k].tenant == 2 && !view.sources[k].others;
+  CHECK_EQ(own, SHI_TENANT_PLUGINS_MOST);
   CHECK_EQ(per_tenant[2], PLUGINS); /* the first come is counted in full, what there was no room for as others */
   CHECK(view.sites[0].allocs > 0 || view.sources[0].others);
   sh_capture_free(capture);
@@ -273,6 +276,9 @@ static void *move_entries(void *unused) {
       release(entry);
       release(cell());
     }
+    uint64_t ring = list(); /* for the collector */
+    push(ring, ring);
+    release(ring);
     uint64_t turn = from;
     from = to;
     to = turn;
