@@ -6,7 +6,10 @@
 #include "guest.h"
 #include "heap.h"
 
-enum { WALKED_AT_ONCE = 64, SLICE = 4096, SWEEP_SLICE = 4096 };
+enum { WALKED_AT_ONCE = 256, EDGES_AT_ONCE = 8192, SWEEP_SLICE = 4096 };
+/* The walk holds the lock for so long at once: much less than who waits may be kept, and much more than it takes to hand
+ * the lock over and to get it back, some 50 us, on a busy machine ms. */
+static const uint64_t turn_ns = 200000;
 
 /* ---- cells ------------------------------------------------------------------------------------------------------------ */
 
@@ -117,21 +120,28 @@ static void begin(sh_capture *capture, shi_heap *heap) {
   heap->capture = capture;
 }
 
-static void walk(sh_capture *capture, shi_heap *heap) {
-  while (capture->cursor < capture->end && !capture->failed) {
-    pthread_mutex_lock(&heap->mutex); /* not as one who is kept waiting */
-    uint32_t until = capture->end - capture->cursor > SLICE ? capture->cursor + SLICE : capture->end;
-    while (capture->cursor < until) {
-      uint32_t stop = until - capture->cursor > WALKED_AT_ONCE ? capture->cursor + WALKED_AT_ONCE : until;
-      for (uint64_t edges = 0; capture->cursor < stop && edges < SHI_CHUNK_EDGES / 16; capture->cursor++) {
-        const shi_hot *hot = &heap->hot[capture->cursor];
-        if (set_bit(capture, capture->cursor)) save(capture, heap, capture->cursor);
-        if (hot->edged) edges += heap->cold[capture->cursor].edges->count;
-      }
-      if (shi_heap_wanted(heap)) shi_heap_let_in(heap);
-    }
-    shi_heap_unlock(heap);
+static void walk_some(sh_capture *capture, const shi_heap *heap) {
+  uint32_t left = capture->end - capture->cursor,
+           stop = capture->cursor + (left < WALKED_AT_ONCE ? left : WALKED_AT_ONCE);
+  for (uint64_t edges = 0; capture->cursor < stop && edges < EDGES_AT_ONCE; capture->cursor++) {
+    if (set_bit(capture, capture->cursor)) save(capture, heap, capture->cursor);
+    if (heap->hot[capture->cursor].edged) edges += heap->cold[capture->cursor].edges->count;
   }
+}
+
+static void walk(sh_capture *capture, shi_heap *heap) {
+  pthread_mutex_lock(&heap->mutex); /* not as one who is kept waiting */
+  uint64_t begun_ns = shi_now_ns(), cpu_ns = shi_thread_cpu_ns();
+  while (capture->cursor < capture->end && !capture->failed) {
+    walk_some(capture, heap);
+    if (shi_now_ns() - begun_ns < turn_ns) continue;
+    uint64_t held_ns = shi_thread_cpu_ns() - cpu_ns;
+    if (held_ns > capture->view.longest_hold_ns) capture->view.longest_hold_ns = held_ns;
+    shi_heap_let_in(heap);
+    begun_ns = shi_now_ns();
+    cpu_ns = shi_thread_cpu_ns();
+  }
+  shi_heap_unlock(heap);
 }
 
 static int capture_cells(sh_capture *capture, shi_heap *heap) {
@@ -256,7 +266,7 @@ static int finish(sh_capture *capture, const shi_heap *heap) {
 sh_capture *sh_capture_take(sh_host *host) {
   if (atomic_load(&shi_forked))
     return shi_fail(SH_FORKED, "this process was forked from the one that has the handles; it has none"), NULL;
-  uint64_t begun_ns = shi_now_ns();
+  uint64_t begun_ns = shi_now_ns(), cpu_ns = shi_thread_cpu_ns();
   sh_capture *capture = calloc(1, sizeof *capture);
   if (!capture) return shi_fail_no_memory(), NULL;
   capture->view.tick_ns = UINT64_C(1) << SHI_TICK_SHIFT;
@@ -272,6 +282,7 @@ sh_capture *sh_capture_take(sh_host *host) {
   if (status == SH_OK) status = shi_capture_paths(capture);
   if (status != SH_OK) return sh_capture_free(capture), NULL;
   capture->view.took_ns = shi_now_ns() - begun_ns;
+  capture->view.cpu_ns = shi_thread_cpu_ns() - cpu_ns;
   return capture;
 }
 

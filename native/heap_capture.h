@@ -9,7 +9,7 @@
  *            | walk, or by   | set; else the walk   | not there yet
  *            | who changed it| is yet to come       |
  *
- * Nobody waits for the walk longer than for 64 cells, or for the edges of one, of which there are 65,536 at most. Counters
+ * Nobody waits for the walk longer than for a turn of it, 0.2 ms, and the edges of one cell, 65,536 at most. Counters
  * are copied at the instant; so what was saved adds up to them, exactly, at each site.
  *
  * No capture begins while a sweep is under way, which it finishes first: it would show what is dead already.

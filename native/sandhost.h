@@ -516,7 +516,8 @@ typedef struct {
   uint64_t instant_ns; /* by the clock that cannot be set */
   uint32_t now; /* ticks */
   uint64_t tick_ns;
-  uint64_t took_ns;
+  uint64_t took_ns, cpu_ns; /* of which its thread computed */
+  uint64_t longest_hold_ns; /* of the heap's lock at once, as it computed */
   uint64_t figures[19]; /* as sh_heap_get_figures */
 } sh_capture_view;
 /* Handles and guests of this instant, while everybody goes on. NULL: see sh_take_error. */
