@@ -70,8 +70,10 @@ int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out) {
   heap->handles = handles;
   heap->bytes = bytes;
   heap->goal_bytes = heap->trigger_bytes = UINT64_MAX;
+  heap->plan.growth = -1;
   heap->share = 1;
   heap->born_ns = shi_now_ns();
+  heap->events = &shi_no_events;
   init_locks(heap);
   int error = shi_os_pagemap_open(&heap->pagemap);
   if (!error) error = shi_os_reserve(hot_reserved, (uint8_t **)&heap->hot);
@@ -185,6 +187,8 @@ shi_holder *shi_holder_new(shi_heap *heap, const shi_holder_request *request) {
       .heap = heap,
       .first = SHI_NONE,
       .guest = request->guest,
+      .plugin = request->plugin,
+      .tenant = request->tenant,
       .scans = request->scans,
       .calls = request->in_call,
       .pieces = request->pieces,
@@ -197,7 +201,7 @@ shi_holder *shi_holder_new(shi_heap *heap, const shi_holder_request *request) {
   int status = holder_slot(heap, &holder->index);
   if (status == SH_OK) {
     heap->holders[holder->index] = holder;
-    holder->source = shi_source_of(heap->sites, request->tenant, request->plugin, request->node);
+    holder->source = shi_source_of(heap->sites, request->tenant, request->plugin_name, request->node);
     heap->holder_hint = holder->index + 1;
     holder->scanned_in = heap->cycle;
   }
@@ -219,24 +223,84 @@ static void clear_root(shi_heap *heap, uint32_t index) {
   if (!heap->hot[index].root && heap->phase == SHI_HEAP_MARKING) shi_shade(heap, index);
 }
 
+/* The last of those in flight. */
+static void land_one(shi_holder *holder) {
+  uint32_t index = holder->flight[--holder->flight_count];
+  shi_hot *cell = &holder->heap->hot[index];
+  if (!cell->flight || cell->owner != holder->index) return; /* it is gone, and was used again perhaps */
+  shi_capture_before(holder->heap, index);
+  cell->flight = 0;
+  see_root(holder->heap, index);
+}
+
 /* Without the barrier: what the guest has kept is in its memory, which is yet to be scanned, or was, and then what came
  * after was black or is still in the snapshot. */
 static void land(shi_holder *holder) {
   shi_heap *heap = holder->heap;
-  for (uint32_t k = 0; k < holder->flight_count; k++) {
-    shi_hot *cell = &heap->hot[holder->flight[k]];
-    if (!cell->flight || cell->owner != holder->index) continue; /* it is gone, and was used again perhaps */
-    shi_capture_before(heap, holder->flight[k]);
-    cell->flight = 0;
-    see_root(heap, holder->flight[k]);
+  while (holder->flight_count) {
+    land_one(holder);
     if (shi_heap_wanted(heap)) shi_heap_let_in(heap);
   }
-  holder->flight_count = 0;
+}
+
+bool shi_holder_land_some(shi_holder *holder) {
+  enum { SOME = 2048 };
+  for (int k = 0; k < SOME && holder->landing; k++, holder->landing--) land_one(holder);
+  return holder->landing == 0;
+}
+
+static void take_globals(shi_holder *holder) {
+  memcpy(holder->globals, shi_holder_new_globals(holder), holder->global_count * sizeof holder->globals[0]);
+}
+
+static void stand(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone) {
+  take_globals(holder);
+  holder->stack = stack;
+  holder->stack_bytes = bytes;
+  holder->landing = alone && !holder->lent ? holder->flight_count : 0;
+}
+
+void shi_holder_call_stands(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone) {
+  shi_heap *heap = holder->heap;
+  shi_heap_lock(heap);
+  stand(holder, stack, bytes, alone);
+  holder->stands = true;
+  atomic_fetch_add(&holder->calls, 1);
+  if (heap->phase == SHI_HEAP_MARKING && heap->asked_in == heap->cycle) pthread_cond_signal(&heap->wake);
+  shi_heap_unlock(heap);
+}
+
+void shi_holder_call_goes_on(shi_holder *holder) {
+  if (!holder->stands) return;
+  holder->stands = false;
+  atomic_fetch_add(&holder->calls, 1);
+}
+
+bool shi_holder_is_waited_for(shi_holder *holder) {
+  shi_heap *heap = holder->heap;
+  shi_heap_lock(heap);
+  bool waited_for = heap->phase == SHI_HEAP_MARKING && heap->asked_in == heap->cycle &&
+                    holder->scanned_in != heap->cycle && holder->kept_in != heap->cycle;
+  shi_heap_unlock(heap);
+  return waited_for;
+}
+
+void shi_holder_scan_standing(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone) {
+  shi_heap *heap = holder->heap;
+  shi_heap_lock(heap);
+  stand(holder, stack, bytes, alone);
+  holder->scan_calls = 0; /* what it saw at an earlier stand may have changed */
+  if (heap->phase == SHI_HEAP_MARKING) shi_scan_own(holder);
+  holder->scan_calls = 0;
+  holder->stack_bytes = holder->landing = 0;
+  shi_heap_unlock(heap);
 }
 
 void shi_holder_call_ends(shi_holder *holder) {
   shi_heap_lock(holder->heap);
-  memcpy(holder->globals, shi_holder_new_globals(holder), holder->global_count * sizeof holder->globals[0]);
+  take_globals(holder);
+  holder->stack_bytes = holder->landing = 0;
+  holder->lent = false;
   land(holder);
   atomic_fetch_add(&holder->calls, 1);
   if (holder->heap->phase == SHI_HEAP_MARKING && holder->heap->asked_in == holder->heap->cycle) shi_scan_own(holder);
@@ -324,22 +388,25 @@ static int own(shi_heap *heap, uint32_t index) {
 
 static const char *const whose[] = {"the guest's limit", "its tenant's limit", "the host's limit"};
 
+static shi_whose whose_is(const shi_holder *holder) {
+  return (shi_whose){holder->guest, holder->plugin, holder->tenant};
+}
+
 static int charge(shi_holder *holder, uint64_t cells, uint64_t bytes) {
+  shi_events *events = holder->heap->events;
   shi_account *full = cells ? shi_account_charge(&holder->handles, cells) : NULL;
-  if (full)
+  if (full) {
+    shi_event_refused(events, whose_is(holder), SH_REFUSED_HANDLES, full->level, cells, full->limit);
     return shi_fail_limit(SH_HANDLE_LIMIT, atomic_load(&full->used) + cells, full->limit,
                           "%s of %" PRIu64 " handles is reached", whose[full->level], full->limit);
+  }
   full = shi_account_charge(&holder->bytes, bytes);
   if (!full) return SH_OK;
   if (cells) shi_account_refund(&holder->handles, cells);
+  shi_event_refused(events, whose_is(holder), SH_REFUSED_HANDLE_MEMORY, full->level, bytes, full->limit);
   int status = shi_fail_limit(SH_OUT_OF_MEMORY, bytes, full->limit, "what its handles hold");
   shi_error()->level = full->level;
   return status;
-}
-
-static void look_at_trigger(shi_heap *heap) {
-  if (heap->live_bytes < heap->trigger_bytes || heap->phase != SHI_HEAP_IDLE) return;
-  if (!atomic_exchange_explicit(&heap->wants_cycle, true, memory_order_relaxed)) atomic_store(&heap->tells, true);
 }
 
 int shi_cell_resize(shi_heap *heap, uint32_t index, uint64_t size) {
@@ -351,13 +418,14 @@ int shi_cell_resize(shi_heap *heap, uint32_t index, uint64_t size) {
   shi_capture_before(heap, index);
   uint64_t more = size > before ? size - before : 0, less = size < before ? before - size : 0;
   if (less) shi_account_refund(&holder->bytes, less);
+  if (more && heap->phase == SHI_HEAP_MARKING) (void)shi_assist_owed(holder, more); /* its next new cell pays */
   heap->alloc_bytes += more;
   heap->free_bytes += less;
   shi_site_allocates(heap->sites, heap->origins[index].site, 0, more);
   shi_site_frees(heap->sites, heap->origins[index].site, 0, less);
   heap->live_bytes += size - before;
   cell->size = size;
-  look_at_trigger(heap);
+  shi_look_at_trigger(heap);
   return SH_OK;
 }
 
@@ -372,6 +440,8 @@ static int room_for_object(shi_heap *heap) {
   heap->dropped_capacity = capacity;
   return SH_OK;
 }
+
+static uint64_t handle_of(const shi_heap *heap, uint32_t index) { return (uint64_t)heap->hot[index].tag << 32 | index; }
 
 int shi_cell_add(shi_heap *heap, shi_holder *holder, const shi_cell_request *request, uint32_t *index) {
   if (holder->closed) return shi_fail(SH_CLOSED, "the guest has ended");
@@ -404,12 +474,11 @@ int shi_cell_add(shi_heap *heap, shi_holder *holder, const shi_cell_request *req
   heap->live_bytes += request->size;
   heap->allocs++;
   heap->alloc_bytes += request->size;
+  shi_event_handle_alloc(heap->events, whose_is(holder), handle_of(heap, *index), request->size, request->label);
   status = own(heap, *index);
   if (status != SH_OK) shi_cell_free(heap, *index);
   return status;
 }
-
-static uint64_t handle_of(const shi_heap *heap, uint32_t index) { return (uint64_t)heap->hot[index].tag << 32 | index; }
 
 int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_edges *edges, uint64_t *handle) {
   shi_heap *heap = holder->heap;
@@ -421,10 +490,12 @@ int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_e
     heap->cold[index].edges = edges;
     heap->hot[index].edged = edges != NULL;
   }
+  shi_look_at_trigger(heap);
   bool assists = status == SH_OK && heap->phase == SHI_HEAP_MARKING && shi_assist_owed(holder, request->size);
-  look_at_trigger(heap);
+  bool sweeps = shi_sweep_owed(heap);
   shi_heap_unlock(heap);
   if (assists) shi_mark_assist(holder);
+  if (sweeps) shi_sweep_assist(heap);
   return status;
 }
 
@@ -456,6 +527,7 @@ void shi_cell_free(shi_heap *heap, uint32_t index) {
   heap->frees++;
   heap->free_bytes += cell->size;
   shi_site_frees(heap->sites, heap->origins[index].site, 1, cell->size);
+  shi_event_handle_free(heap->events, whose_is(holder), handle_of(heap, index), cell->size);
   remove_from_owner(heap, holder, index);
   put(heap, index);
 }
@@ -506,6 +578,11 @@ int shi_cell_own(shi_heap *heap, uint64_t handle) {
   return own(heap, shi_index_of(handle));
 }
 
+static void lend(shi_holder *holder) {
+  holder->landing = 0;
+  shi_holder_lends(holder);
+}
+
 int shi_cell_retain(shi_heap *heap, shi_holder *holder, uint64_t handle, uint64_t *out) {
   shi_heap_lock(heap);
   shi_hot *cell = shi_cell_find(heap, holder, handle, 0);
@@ -521,6 +598,7 @@ int shi_cell_retain(shi_heap *heap, shi_holder *holder, uint64_t handle, uint64_
     }
   }
   if (cell) status = shi_cell_own(heap, *out);
+  if (cell && !holder) lend(heap->holders[cell->owner]); /* it is the host that wants it */
   shi_heap_unlock(heap);
   return status;
 }
@@ -583,7 +661,10 @@ int shi_cell_lend(shi_heap *heap, uint64_t handle) {
   shi_heap_lock(heap);
   shi_hot *cell = shi_cell_find(heap, NULL, handle, 0);
   int status = cell ? SH_OK : SH_INVALID_HANDLE;
-  if (cell && heap->holders[cell->owner]->scans) status = fly(heap, heap->holders[cell->owner], shi_index_of(handle));
+  if (cell && heap->holders[cell->owner]->scans) {
+    status = fly(heap, heap->holders[cell->owner], shi_index_of(handle));
+    lend(heap->holders[cell->owner]);
+  }
   shi_heap_unlock(heap);
   return status;
 }

@@ -95,6 +95,7 @@ void shi_pool_quarantine(shi_pool *pool, shi_slot *slot) {
   (void)shi_os_protect(slot->region.base, slot->accessible, false);
   slot->state = SHI_SLOT_QUARANTINED;
   shi_count(&pool->counters, SHI_POOL_QUARANTINED, 1);
+  shi_event_quarantine(pool->events, slot->whose, slot->accessible);
 }
 
 /* ---- arenas ----------------------------------------------------------------------------------------------------- */
@@ -333,6 +334,7 @@ int shi_pool_create(const shi_pool_options *options, shi_pool **out) {
   }
   pool->options = *options;
   pool->os_page = shi_os_page();
+  pool->events = options->events != NULL ? options->events : &shi_no_events;
   pthread_mutex_init(&pool->arena_lock, NULL);
   pthread_mutex_init(&pool->upkeep, NULL);
   shi_credits_init(&pool->live_credits);

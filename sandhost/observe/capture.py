@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._ffi import failure, ffi, lib
 from ..errors import ConfigError, InvalidHandle, printable
 from ..govern.census import GuestRow, guest_row
-from ..heap import HeapFigures, figures_from
+from ..heap_figures import HeapFigures, figures_from
 from .pprof import Profile, Sample, ValueType, encode
 
 if TYPE_CHECKING:
