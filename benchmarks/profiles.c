@@ -134,7 +134,7 @@ int main(int argc, char **argv) {
   pthread_mutex_init(&host.captures, NULL);
   host.heap = heap;
   const shi_holder_request request = {
-      .guest = 1, .plugin = "plugin", .handles_limit = UINT64_MAX, .bytes_limit = UINT64_MAX};
+      .guest = 1, .plugin_name = "plugin", .handles_limit = UINT64_MAX, .bytes_limit = UINT64_MAX};
   holder = shi_holder_new(heap, &request);
   long_list = new_list();
   for (int k = 0; k < LONG_LIST; k++) push_new(long_list);

@@ -197,7 +197,6 @@ enum { SHI_MEMORIES_MAX = 16 };
 struct sh_plugin {
   sh_host *host;
   uint32_t id;
-  char name[64]; /* cut off */
   sh_module *module;
   wasmtime_linker_t *linker; /* until linked */
   wasmtime_instance_pre_t *pre;

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "fiber.h"
-#include "heap_capture.h"
 #include "heap.h"
+#include "heap_capture.h"
 #include "snapshot.h"
 #include "wasi.h"
 

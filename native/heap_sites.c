@@ -62,9 +62,19 @@ static uint32_t enter_source(shi_sites *sites, const sh_source *source, bool bou
   return *slot = (uint16_t)sites->source_count++;
 }
 
+/* Names are paths, often. */
+static void keep_end(char *to, size_t room, const char *name) {
+  static const char ellipsis[] = "\u2026";
+  size_t length = strlen(name), cut = sizeof ellipsis - 1;
+  if (length < room) cut = 0;
+  memcpy(to, ellipsis, cut);
+  size_t kept = length < room ? length : room - 1 - cut;
+  memcpy(to + cut, name + length - kept, kept);
+}
+
 uint32_t shi_source_of(shi_sites *sites, uint32_t tenant, const char *plugin, uint32_t node) {
   sh_source source = {.tenant = tenant, .node = node, .host = plugin == NULL};
-  if (plugin) strncpy(source.plugin, plugin, sizeof source.plugin - 1);
+  if (plugin) keep_end(source.plugin, sizeof source.plugin, plugin);
   uint32_t index = enter_source(sites, &source, true);
   if (index) return index;
   const sh_source others = {.tenant = tenant, .others = 1};

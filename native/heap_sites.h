@@ -42,7 +42,7 @@ uint32_t shi_ticks_since(uint64_t from_ns);
 
 shi_sites *shi_sites_new(void); /* NULL: no memory */
 void shi_sites_free(shi_sites *sites);
-/* The index of a source. `plugin`: its name, of which the first bytes are kept; NULL: the host itself. */
+/* The index of a source. `plugin`: its name, of which the end is kept; NULL: the host itself. */
 uint32_t shi_source_of(shi_sites *sites, uint32_t tenant, const char *plugin, uint32_t node);
 uint32_t shi_site_of(shi_sites *sites, uint32_t source, uint32_t kind, uint32_t label);
 

@@ -24,7 +24,6 @@ sh_plugin *sh_plugin_new(sh_host *host, sh_module *module) {
   return plugin;
 }
 
-void sh_plugin_set_name(sh_plugin *plugin, const char *name) { strncpy(plugin->name, name, sizeof plugin->name - 1); }
 uint32_t sh_plugin_id(const sh_plugin *plugin) { return plugin->id; }
 
 int sh_plugin_name(sh_plugin *plugin, const char *name) {

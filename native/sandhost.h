@@ -218,7 +218,6 @@ int sh_plugin_segment(sh_plugin *plugin, uint32_t index, int letter, uint32_t ta
 /* The functions that tables and globals may refer to, ascending, and whether there is a start function. */
 int sh_plugin_functions(sh_plugin *plugin, const uint32_t *indices, uint32_t count, int start);
 int sh_plugin_link(sh_plugin *plugin);
-void sh_plugin_set_name(sh_plugin *plugin, const char *name); /* what its guests' handles are counted under */
 uint32_t sh_plugin_id(const sh_plugin *plugin); /* of its host, from 1 on */
 void sh_plugin_release(sh_plugin *plugin); /* its guests keep it alive */
 
@@ -514,7 +513,7 @@ typedef struct {
   uint32_t tenant, node;
   uint32_t host; /* the application's own handles: no plugin */
   uint32_t others; /* what there was no room to tell apart: of a tenant, or of anybody */
-  char plugin[64]; /* the name as it was given, cut off */
+  char plugin[64]; /* its name; of a long one, such as a path, the end, after an ellipsis */
 } sh_source;
 
 /* Counters of one source, kind and label (0: none, or any). Entry 0 is of all that there was no room for. */

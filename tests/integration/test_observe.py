@@ -260,7 +260,7 @@ def test_names_of_tenants_plugins_and_labels_stay_bounded_and_harmless(tables):
 
 
 def test_a_plugin_is_known_by_the_end_of_a_long_path(tables):
-    plugin = tables.load(guest_file("handles"), name=f"/srv/{'deep/' * 30}shop.wasm")
+    plugin = tables.load(guest_file("handles"), name=f"/srv/{'deep/' * 15}shop.wasm")
     with plugin.spawn() as guest:
         guest.call("leak", 1)
         (site,) = capture(tables).sites

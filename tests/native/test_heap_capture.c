@@ -20,7 +20,7 @@ static shi_holder *holder;
 static shi_holder *new_holder(uint64_t guest, uint32_t tenant, const char *plugin, bool scans) {
   const shi_holder_request request = {.guest = guest,
                                       .tenant = tenant,
-                                      .plugin = plugin,
+                                      .plugin_name = plugin,
                                       .scans = scans,
                                       .handles_limit = no_limit,
                                       .bytes_limit = no_limit};
