@@ -8,6 +8,7 @@ there, at every moment. What could not be reached when a cycle began is gone whe
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helpers import guest_file
 
 import sandhost
+from sandhost.observe import path_to
 
 SLOTS = 4  # words of memory in which a guest that does not release keeps handles
 MOST = 4  # guests
@@ -518,6 +520,42 @@ class Machine(RuleBasedStateMachine):
             assert figures.allocs - figures.frees == figures.live_cells
             assert figures.alloc_bytes - figures.free_bytes == figures.live_bytes
             assert figures.live_cells >= len(self.reachable())
+
+    # ---- captures ----
+
+    @rule()
+    def capture(self):
+        if self.heap.figures().phase == "sweeping":
+            self.sweep(budget=2**20)  # which a capture would do as well
+        taken = sandhost.observe.capture(self.host)
+        assert len(taken) == self.heap.figures().live_cells == taken.figures.live_cells
+        found = {taken.handle(place).handle: place for place in range(len(taken))}
+        in_use = dict.fromkeys(taken.sites, 0)
+        for group in taken.groups():
+            in_use[group.site] += group.cells
+        assert all(site.allocs - site.frees == count for site, count in in_use.items())
+        for handle in self.reachable():
+            cell, shown = self.cells[handle], taken.handle(found[handle])
+            assert (shown.owners, shown.pins) == (cell.owners, cell.pins)
+            assert shown.guest == (cell.owner.guest.id if cell.owner.guest else 0)
+            targets = sorted(taken.handle(to).handle for to in taken.targets(found[handle]))
+            assert targets == sorted(e for e in cell.entries if e in self.cells)
+            self.path_is_one(taken, found[handle])
+
+    def path_is_one(self, taken, place):
+        way = path_to(taken, place)
+        places = [taken.find(step.handle) for step in way.steps]
+        assert places[-1] == place
+        assert all(to in taken.targets(by) for by, to in pairwise(places))
+        first = self.cells.get(way.steps[0].handle)
+        if first is None:  # a weak one of a test, or what is garbage in the model
+            return
+        kept = {"pinned": first.pins, "not released": first.owners, "in a call": first.in_flight}
+        if way.root in kept:
+            assert kept[way.root] or way.root == "in a call"  # the model lands later than the heap
+        else:
+            assert way.root == "in guest memory"
+            assert first.owner.scanned
 
     def teardown(self):
         if not hasattr(self, "host"):
