@@ -31,9 +31,9 @@ from sandhost.serve.store import Store
 from sandhost.tenants import Quotas
 
 # Mostly the same ones, so that histories get long.
-TENANTS = st.sampled_from(["acme", "acme", "acme", "other"])
-PLUGINS = st.sampled_from(["wc", "wc", "sort"])
-ALIASES = st.sampled_from(["live", "live", "test"])
+TENANTS = st.sampled_from(["acme"] * 5 + ["other"])
+PLUGINS = st.sampled_from(["wc"] * 5 + ["sort"])
+ALIASES = st.sampled_from(["live"] * 5 + ["test"])
 NUMBERS = st.integers(1, 3)
 MODULES = st.sampled_from([b"", b"one", b"two"])
 KEYS = st.sampled_from(["k1", "k2"])
@@ -166,6 +166,8 @@ class Machine(RuleBasedStateMachine):
         self.open(stop)
         self.registry.add_tenant("acme")
         self.model.add_tenant("acme")
+        for module in (b"one", b"two"):  # histories of aliases begin here
+            self.upload("acme", "wc", module, None, None, True)
 
     def teardown(self) -> None:
         if hasattr(self, "store"):

@@ -131,6 +131,7 @@ def open_elsewhere(folder: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=60,
+        cwd=folder,  # not where the sources are: Python 3.10 imports from there
         check=False,
     )
 
