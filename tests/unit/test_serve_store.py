@@ -270,7 +270,8 @@ def test_a_migration_that_is_stopped_anywhere_is_not_begun_at_all(tmp_path, firs
             Store(folder, step).close()
             break
         except Stop:
-            gc.collect()  # a traceback may keep a cursor, and that its connection; a real stop keeps none
+            pass
+        gc.collect()  # a traceback may keep a cursor, and that its connection; a real stop keeps none
         with closing(sqlite3.connect(folder / "registry.db")) as found:
             tables = {row[0] for row in found.execute("SELECT name FROM sqlite_master")}
         if first:

@@ -62,6 +62,7 @@ def test_how_much_of_a_token_is_right_changes_nothing_of_what_is_done(tmp_path):
             token[:right] + "".join("-" if c != "-" else "_" for c in token[right:])
             for right in range(len(token))
         ]
+        trace(wrong[0])  # what is done once is done
         traces = [trace(text) for text in wrong]
         assert len(traces[0]) > 3
         assert all(one == traces[0] for one in traces)
