@@ -47,6 +47,7 @@ static uint64_t batch_send(shi_pool *pool, const range_batch *batch, void (*fini
     bool done = all || shi_os_give_back(batch->ranges[i].iov_base, batch->ranges[i].iov_len) == 0;
     if (done) {
       bytes += batch->bytes[i];
+      shi_event_decommit(pool->events, batch->slots[i]->whose, batch->bytes[i]);
     } else {
       shi_count(&pool->counters, SHI_POOL_RESET_FAILURES, 1);
     }

@@ -102,6 +102,7 @@ void shi_pool_quarantine(shi_pool *pool, shi_slot *slot) {
   slot->state = SHI_SLOT_QUARANTINED;
   shi_slot_show(slot, SH_SLOT_QUARANTINED, 0);
   shi_count(&pool->counters, SHI_POOL_QUARANTINED, 1);
+  shi_event_quarantine(pool->events, slot->whose, slot->accessible);
 }
 
 /* ---- arenas ----------------------------------------------------------------------------------------------------- */
@@ -340,6 +341,7 @@ int shi_pool_create(const shi_pool_options *options, shi_pool **out) {
   }
   pool->options = *options;
   pool->os_page = shi_os_page();
+  pool->events = options->events != NULL ? options->events : &shi_no_events;
   pthread_mutex_init(&pool->arena_lock, NULL);
   pthread_mutex_init(&pool->upkeep, NULL);
   shi_credits_init(&pool->live_credits);

@@ -5,6 +5,7 @@
  *   freelist  free slots by what they held   image.c     what memories start with, in pieces of files
  *   capture.c an image of a live region      habit.c     which pages forks dirty first
  *   slots.c   the list of slots, for who looks on
+ *   nodes.c   figures of each NUMA node
  *   account, counters, numa, layout, os
  *
  * Locks, in the order in which they may be taken together:
@@ -66,6 +67,7 @@ typedef struct shi_slot {
   uint64_t kept;     /* live: what was resident when it was acquired; SHI_KEPT_UNKNOWN: it was remapped since */
   uint64_t resident; /* bytes of clean private pages kept in a free slot, counted in the pool's warm_bytes */
   uint64_t affinity;
+  shi_whose whose;    /* who has it, or had it last */
   uint64_t freed_ns;  /* when it was released, or left the queue */
   uint64_t rest_from; /* queued: what to give back */
   uint64_t rest_to;
@@ -162,6 +164,7 @@ _Static_assert((int)SHI_POOL_COUNTERS <= (int)SHI_COUNTERS, "shi_counters has ro
 struct shi_pool {
   shi_pool_options options;
   uint64_t os_page;
+  shi_events *events;
   shi_os_pagemap pagemap;
   shi_numa numa;
   shi_node nodes[SHI_NUMA_MAX_NODES];
