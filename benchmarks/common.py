@@ -151,6 +151,17 @@ def _build() -> Path:
     return out
 
 
+def native_program(name: str) -> Path:
+    """Compile a C program of this folder with the native sources, but those for Python."""
+    native = HERE.parent / "native"
+    out = Path(tempfile.mkdtemp(prefix=name)) / name
+    sources = [path for path in native.glob("*.c") if not path.name.startswith("python")]
+    flags = ["-std=gnu11", "-O3", "-DNDEBUG", "-D_GNU_SOURCE", "-I", native]
+    command = ["cc", *flags, HERE / f"{name}.c", *sources, "-o", out, "-lpthread", "-ldl"]
+    subprocess.run(command, check=True)
+    return out
+
+
 def fresh_import_us(module: str) -> float:
     """Return how long a fresh interpreter takes for one import."""
     code = (

@@ -22,7 +22,7 @@ from pathlib import Path
 from time import thread_time_ns
 from typing import Any
 
-from common import HERE, RESULTS, Claim, Row, in_turn, median
+from common import HERE, RESULTS, Claim, Row, in_turn, median, native_program
 
 import sandhost
 from sandhost.bench.machine import describe
@@ -87,17 +87,6 @@ def over_the_call(quick: bool) -> Row:
     detail = {name: median(values) for name, values in took.items()}
     claim = Claim("create + pass + release", median(pairs), "µs", 1.5)
     return Row("a handle, over the host calls", "CPU time; median of rounds", [claim], detail)
-
-
-def build() -> Path:
-    """Compile handles.c with the native sources."""
-    native = HERE.parent / "native"
-    out = Path(tempfile.mkdtemp(prefix="handles")) / "handles"
-    sources = [path for path in native.glob("*.c") if path.name != "python.c"]
-    flags = ["-std=gnu11", "-O3", "-DNDEBUG", "-D_GNU_SOURCE", "-I", native]
-    command = ["cc", *flags, HERE / "handles.c", *sources, "-o", out, "-lpthread", "-ldl"]
-    subprocess.run(command, check=True)
-    return out
 
 
 def heap_alone(program: Path, cells: int, rounds: int) -> Row:
@@ -182,7 +171,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a rough look")
     quick = parser.parse_args().quick
-    program = build()
+    program = native_program("handles")
     sizes = (10_000, 1_000_000) if quick else (10_000, 100_000, 1_000_000, 10_000_000)
     rows = [over_the_call(quick)]
     rows += [heap_alone(program, size, 1 if quick or size > 1_000_000 else 3) for size in sizes]

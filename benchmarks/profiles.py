@@ -14,28 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from common import HERE, RESULTS, Claim, Row, median
+from common import RESULTS, Claim, Row, median, native_program
 
 import sandhost
 from sandhost.bench.machine import describe
 from sandhost.observe import capture
 from sandhost.observe.pprof import encode
-
-
-def build() -> Path:
-    """Compile profiles.c with the native sources."""
-    native = HERE.parent / "native"
-    out = Path(tempfile.mkdtemp(prefix="profiles")) / "profiles"
-    sources = [path for path in native.glob("*.c") if path.name != "python.c"]
-    flags = ["-std=gnu11", "-O3", "-DNDEBUG", "-D_GNU_SOURCE", "-I", native]
-    command = ["cc", *flags, HERE / "profiles.c", *sources, "-o", out, "-lpthread", "-ldl"]
-    subprocess.run(command, check=True)
-    return out
 
 
 def heap_alone(program: Path, cells: int, seconds: int, rounds: int) -> Row:
@@ -92,7 +80,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a rough look")
     quick = parser.parse_args().quick
-    program = build()
+    program = native_program("profiles")
     seconds, rounds = (1, 1) if quick else (4, 5)
     rows = [heap_alone(program, size, seconds, rounds) for size in (100_000, 1_000_000)]
     rows.append(from_python(1_000_000, 3 if quick else 9))

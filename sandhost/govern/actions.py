@@ -35,7 +35,7 @@ class Action(ABC):
 class Evict(Action):
     """Give back what is only kept for speed; begin a collection."""
 
-    name, level, every_s = "evict", Level.EVICT, 0.1
+    name, level, every_s = "evict", Level.EVICT, 0.5
 
     def __init__(self, governed: Governed) -> None:
         self._governed = governed
@@ -48,7 +48,7 @@ class Evict(Action):
 class Refuse(Action):
     """Refuse new guests: those of tenants above their share; from RELEASE on everybody's."""
 
-    name, level, every_s = "refuse", Level.REFUSE, 0.02
+    name, level, every_s = "refuse", Level.REFUSE, 0.05
 
     def __init__(
         self, governed: Governed, limit_bytes: Callable[[], int], retry_s: float = 0.25
