@@ -18,20 +18,21 @@ def draw(data: dict[str, Any], path: Path) -> None:
     forced, free, limited, crowded, ways = data["rows"]
     headline = f"Collecting on the handle heap, {one_run(data)}"
     small = on_what(data["machine"], "sandhost", "wasmtime")
-    with page(path, (16, 7.2), headline, small) as figure:
-        grid = figure.add_gridspec(2, 12)
-        _forced(figure.add_subplot(grid[0, :3]), forced)
-        _heap(figure.add_subplot(grid[0, 3:6]), free["detail"], "Steady load")
-        _heap(figure.add_subplot(grid[0, 6:9]), limited["detail"], "With a memory limit")
-        _heap(figure.add_subplot(grid[0, 9:]), crowded["detail"], "Beside hungry threads")
-        for column, (key, title, scale) in enumerate(
+    with page(path, (17, 8), headline, small) as figure:
+        above, below = figure.subfigures(2, 1)
+        first, second, third, fourth = above.subplots(1, 4)
+        _forced(first, forced)
+        _heap(second, free["detail"], "Steady load")
+        _heap(third, limited["detail"], "With a memory limit")
+        _heap(fourth, crowded["detail"], "Beside hungry threads")
+        for axes, (key, title, scale) in zip(
+            below.subplots(1, 3),
             (
                 ("objects_per_s", "Objects a second, thousands", 1e-3),
                 ("peak_bytes", "Most that was live, MiB", 2**-20),
                 ("close_and_drop_us", "Close, objects dropped, ms", 1e-3),
-            )
+            ),
         ):
-            axes = figure.add_subplot(grid[1, 4 * column : 4 * column + 4])
             _ways(axes, ways["detail"]["ways"], key, title, scale)
 
 
@@ -69,8 +70,8 @@ def _heap(axes: Any, detail: dict[str, Any], title: str) -> None:
     axes.set_ylim(0, max(value for value, _, _ in lines) * mib * 1.3)
     axes.set_xlabel("s")
     axes.set_title(
-        f"{title}: live, MiB\ncollector {detail['utilization_percent']:.0f} % of the cores while it marks,\n"
-        f"{detail['of_all_time_percent']:.0f} % of all their time with sweeping",
+        f"{title}: live, MiB\ncollector {detail['utilization_percent']:.0f} % while it marks, "
+        f"{detail['of_all_time_percent']:.0f} % of all",
         loc="left",
         fontsize=9.5,
     )

@@ -4,9 +4,9 @@
     python benchmarks/governing.py --seconds 30    # a rough look
 
 Four tenants grow guests until they are refused and keep them, three keep every object that they are handed,
-three spawn and close as fast as they may. All twelve have the same quotas of CPU time and starts, none of memory: what keeps the
-process below its limit is the host's own limits, shares and pressure. Writes governing.json and, where
-matplotlib is installed, governing.png. Exits with 1 while a figure is missed.
+three spawn and close as fast as they may. All twelve have the same quotas of CPU time and starts, none of
+memory: what keeps the process below its limit is the host's own limits, shares and pressure. Writes
+governing.json and, where matplotlib is installed, governing.png. Exits with 1 while a figure is missed.
 """
 
 from __future__ import annotations
