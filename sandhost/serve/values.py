@@ -1,0 +1,82 @@
+"""Values of wasm in JSON, and back: what a plugin's function takes and returns.
+
+i32, i64   whole numbers; what goes in may be given as the unsigned number of the same bits
+f32, f64   numbers, and "NaN", "Infinity", "-Infinity", which JSON has no numbers for
+v128       32 hexadecimal digits
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..modules.types import FuncType
+from .problems import Invalid
+
+__all__ = ["from_json", "to_json"]
+
+_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def from_json(name: str, signature: FuncType, arguments: object) -> list[int | float | bytes]:
+    """Return what `Guest.call` takes.
+
+    Raises:
+        Invalid: there are too many or too few, or one does not fit its type.
+    """
+    if not isinstance(arguments, list):
+        raise Invalid('"arguments" is a list')
+    if len(arguments) != len(signature.params):
+        raise Invalid(f"{name} takes {len(signature.params)} arguments, not {len(arguments)}")
+    return [
+        _argument(at, kind, value)
+        for at, (kind, value) in enumerate(zip(signature.params, arguments))
+    ]
+
+
+def _argument(at: int, kind: str, value: object) -> int | float | bytes:
+    if kind in ("i32", "i64") and isinstance(value, int) and not isinstance(value, bool):
+        bits = int(kind[1:])
+        if -(1 << bits - 1) <= value < 1 << bits:
+            return value
+        raise Invalid(f"argument {at}: {str(value)[:40]} does not fit {kind}")
+    if kind in ("f32", "f64"):
+        if isinstance(value, str) and value in _WORDS:
+            return _WORDS[value]
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except OverflowError:
+                raise Invalid(f"argument {at}: the number does not fit {kind}") from None
+    if kind == "v128" and isinstance(value, str) and len(value) == 32:
+        try:
+            return bytes.fromhex(value)
+        except ValueError:
+            pass
+    raise Invalid(f"argument {at} is no {kind}: {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def to_json(signature: FuncType, returned: object) -> list[object]:
+    """Return the list of results for what `Guest.call` returned."""
+    results: Sequence[object]
+    if not signature.results:
+        results = ()
+    elif len(signature.results) == 1:
+        results = (returned,)
+    else:
+        assert isinstance(returned, tuple)
+        results = returned
+    return [_result(value) for value in results]
+
+
+def _result(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
