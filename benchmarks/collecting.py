@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter, perf_counter_ns
@@ -63,6 +64,7 @@ _TURNOVER = """(module
       (br_if $again (local.get $count)))))"""
 """Lists that refer to themselves, so that only a collection finds what was replaced."""
 _CELLS, _GUESTS, _WORK, _AT_ONCE = 60_000, 4, 400, 1000
+_HUNGRY, _UNTENDED = 4, 20_000
 
 _PLUGIN = """(module
   (import "env" "open" (func $open (param i32) (result i64)))
@@ -171,9 +173,31 @@ def forced_or_not(quick: bool) -> Row:
 # ---- (b) steady load ----
 
 
-def _turn_over(limited: bool, seconds: float) -> dict[str, Any]:
+@contextmanager
+def _hungry(threads: int) -> Iterator[None]:
+    """Have so many threads of Python's compute, each of which keeps the interpreter's lock as long as it may."""
+    over = threading.Event()
+
+    def compute() -> None:
+        while not over.is_set():
+            sum(range(1000))
+
+    hungry = [threading.Thread(target=compute) for _ in range(threads)]
+    for thread in hungry:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in hungry:
+            thread.join()
+
+
+def _turn_over(
+    limited: bool, seconds: float, *, at_once: int = _AT_ONCE, hungry: int = 0
+) -> dict[str, Any]:
     cycles: list[Cycle] = []
-    with _host(cycles) as (host, collector):
+    with _host(cycles) as (host, collector), _hungry(hungry):
         plugin = host.load(_TURNOVER.format(work=_WORK).encode())
         guests = [plugin.spawn() for _ in range(_GUESTS)]
         for guest in guests:
@@ -188,10 +212,10 @@ def _turn_over(limited: bool, seconds: float) -> dict[str, Any]:
         begun, at, done = perf_counter(), 0, 0
         while perf_counter() - begun < seconds:
             for guest in guests:
-                guest.call("replace", at, _AT_ONCE)
+                guest.call("replace", at, at_once)
                 curve.append((perf_counter() - begun, host.handles.figures().live_bytes))
-            at = (at + _AT_ONCE) % _CELLS
-            done += _AT_ONCE * len(guests)
+            at = (at + at_once) % _CELLS
+            done += at_once * len(guests)
         late = cycles[2:]  # the first ones teach the pacer
         for guest in guests:
             guest.close()
@@ -212,7 +236,7 @@ def _turn_over(limited: bool, seconds: float) -> dict[str, Any]:
         / (seconds * _CORES),
         "beyond_goal_percent": {"median": median(beyond), "worst": max(beyond, key=abs)},
         "longest_stop_us": late[-1].longest_stop_ns / 1000,
-        "peak_bytes": max(live for _, live in since),
+        "peak_bytes": max(*(live for _, live in since), *(c.peak_bytes for c in late)),
         "curve": [(round(s, 4), live) for s, live in curve[: len(curve) // 4 : 2]],
     }
 
@@ -229,6 +253,10 @@ def steady(quick: bool) -> list[Row]:
     rounds = 1 if quick else 3
     free = _middle([_turn_over(False, seconds) for _ in range(rounds)], "utilization_percent")
     limited = _middle([_turn_over(True, seconds) for _ in range(rounds)], "peak_bytes")
+    crowded = _middle(
+        [_turn_over(True, seconds, at_once=_UNTENDED, hungry=_HUNGRY) for _ in range(rounds)],
+        "peak_bytes",
+    )
     took = free["utilization_percent"]
     rows = [
         Row(
@@ -257,6 +285,19 @@ def steady(quick: bool) -> list[Row]:
                 ),
             ],
             limited,
+        ),
+        Row(
+            f"the same limit, beside {_HUNGRY} threads of Python's that compute without a pause",
+            f"the median of {rounds} runs of {seconds:g} s; {_UNTENDED:,} handles a call, without Python's lock",
+            [
+                Claim(
+                    "peak beyond the limit",
+                    100 * (crowded["peak_bytes"] / crowded["limit_bytes"] - 1),
+                    "%",
+                    3,
+                ),
+            ],
+            crowded,
         ),
     ]
     print(

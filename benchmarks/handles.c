@@ -2,10 +2,14 @@
  *
  *   handles CELLS     marking, scanning, and the waits of a guest while cycles run, with so many live cells
  */
+#include <dirent.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "bridge.h"
 #include "heap.h"
@@ -105,10 +109,107 @@ static double scan_rate(const char *what) {
 static void *run_cycles(void *unused) {
   (void)unused;
   while (!atomic_load(&over)) {
-    must(shi_cycle_start(heap));
+    if (shi_cycle_start(heap) != SH_OK) shi_error_forget(); /* its end was told before all of it was done */
     shi_cycle_wait(heap, UINT64_MAX / 2);
   }
   return NULL;
+}
+
+/* ---- where a long operation was ---------------------------------------------------------------------------------------- */
+
+/* Of an operation longer than LONG_NS: what the thread waited for a processor though it was ready (the scheduler's), what it
+ * computed (ours), and the rest, in which it slept for the heap's lock: who has that is the marker, which may itself wait
+ * for a processor. Looked at every WINDOW operations, and after each long one. */
+enum { LONG_NS = 200000, WINDOW = 64, LISTED = 32 };
+typedef struct {
+  uint64_t cpu, delay, marker_delay; /* ns */
+  long involuntary, voluntary;
+} sight;
+
+static int own_schedstat, marker_schedstat;
+
+static int open_schedstat(const char *thread) {
+  char path[64];
+  snprintf(path, sizeof path, "/proc/%s/schedstat", thread);
+  return open(path, O_RDONLY);
+}
+
+static int open_marker(void) {
+  DIR *tasks = opendir("/proc/self/task");
+  int found = -1;
+  for (struct dirent *task; tasks && (task = readdir(tasks));) {
+    char path[300], name[32] = "";
+    snprintf(path, sizeof path, "/proc/self/task/%s/comm", task->d_name);
+    FILE *file = fopen(path, "r");
+    if (!file) continue;
+    if (fgets(name, sizeof name, file) && strncmp(name, "sandhost-marker", 15) == 0) {
+      snprintf(path, sizeof path, "self/task/%.20s", task->d_name);
+      found = open_schedstat(path);
+    }
+    fclose(file);
+  }
+  if (tasks) closedir(tasks);
+  return found;
+}
+
+static uint64_t delay_of(int schedstat) {
+  char text[96] = "";
+  unsigned long long run = 0, delay = 0;
+  if (schedstat < 0 || pread(schedstat, text, sizeof text - 1, 0) <= 0) return 0;
+  return sscanf(text, "%llu %llu", &run, &delay) == 2 ? delay : 0;
+}
+
+static sight look(void) {
+  struct rusage usage;
+  getrusage(RUSAGE_THREAD, &usage);
+  return (sight){.cpu = cpu_ns(),
+                 .delay = delay_of(own_schedstat),
+                 .marker_delay = delay_of(marker_schedstat),
+                 .involuntary = usage.ru_nivcsw,
+                 .voluntary = usage.ru_nvcsw};
+}
+
+typedef struct {
+  uint64_t count, scheduler, lock, lock_of_waiting_marker, computing; /* by what most of it was */
+  uint64_t most_computed_ns, most_slept_ns, listed;
+  char list[LISTED * 160];
+} long_ones;
+
+static void attribute(long_ones *all, uint64_t ns, const sight *before, const sight *after, uint64_t others_ns) {
+  uint64_t delay = after->delay - before->delay, cpu = after->cpu - before->cpu;
+  uint64_t marker = after->marker_delay - before->marker_delay;
+  if (delay > ns) delay = ns;
+  cpu = cpu > others_ns ? cpu - others_ns : 0;
+  if (cpu > ns - delay) cpu = ns - delay;
+  uint64_t slept = ns - delay - cpu;
+  all->count++;
+  if (delay >= cpu && delay >= slept)
+    all->scheduler++;
+  else if (cpu > slept)
+    all->computing++;
+  else if (marker >= slept / 2)
+    all->lock_of_waiting_marker++;
+  else
+    all->lock++;
+  if (cpu > all->most_computed_ns) all->most_computed_ns = cpu;
+  if (slept > all->most_slept_ns) all->most_slept_ns = slept;
+  if (all->listed == LISTED) return;
+  size_t at = strlen(all->list);
+  snprintf(all->list + at, sizeof all->list - at,
+           "%s{\"us\": %.0f, \"ready_us\": %.0f, \"computed_us\": %.0f, \"slept_us\": %.0f, \"marker_ready_us\": %.0f, "
+           "\"switches\": [%ld, %ld]}",
+           all->listed++ ? ", " : "", (double)ns / 1e3, (double)delay / 1e3, (double)cpu / 1e3, (double)slept / 1e3,
+           (double)marker / 1e3, after->involuntary - before->involuntary, after->voluntary - before->voluntary);
+}
+
+static void print_long_ones(const long_ones *all) {
+  printf("\"over_200_us\": {\"count\": %llu, \"ready_without_a_processor\": %llu, "
+         "\"lock_of_a_marker_without_a_processor\": %llu, \"lock\": %llu, \"computing\": %llu, "
+         "\"most_computed_us\": %.0f, \"most_slept_us\": %.0f, \"first\": [%s]}",
+         (unsigned long long)all->count, (unsigned long long)all->scheduler,
+         (unsigned long long)all->lock_of_waiting_marker, (unsigned long long)all->lock,
+         (unsigned long long)all->computing, (double)all->most_computed_ns / 1e3, (double)all->most_slept_ns / 1e3,
+         all->list);
 }
 
 /* How long single operations of a guest take while cycles run back to back, or none does. */
@@ -116,9 +217,18 @@ static void waits(shi_holder *holder, const uint64_t *cells, uint64_t count, boo
   uint64_t *ns = malloc(OPERATIONS * sizeof *ns), seed = 9, size;
   pthread_t thread;
   atomic_store(&over, false);
+  must(shi_cycle_start(heap)); /* so that there is the thread */
+  while (!shi_cycle_wait(heap, UINT64_MAX / 2)) {
+  }
+  own_schedstat = open_schedstat("thread-self");
+  marker_schedstat = open_marker();
   if (cycles) pthread_create(&thread, NULL, run_cycles, NULL);
-  uint64_t before = heap->cycles;
+  uint64_t before = heap->cycles, others_ns = 0;
+  static long_ones all;
+  all = (long_ones){0};
+  sight last = look();
   for (int k = 0; k < OPERATIONS; k++) {
+    if (k % WINDOW == 0) last = look(), others_ns = 0;
     uint64_t begun = shi_now_ns();
     if (k % 2) {
       must(shi_cell_size(heap, holder, cells[next_random(&seed) % count], &size));
@@ -127,15 +237,26 @@ static void waits(shi_holder *holder, const uint64_t *cells, uint64_t count, boo
       must(shi_cell_release(heap, holder, new_cell(holder), &left));
     }
     ns[k] = shi_now_ns() - begun;
+    if (ns[k] > LONG_NS) {
+      sight now = look();
+      attribute(&all, ns[k], &last, &now, others_ns);
+      last = look(), others_ns = 0;
+    } else {
+      others_ns += ns[k];
+    }
   }
   atomic_store(&over, true);
   if (cycles) pthread_join(thread, NULL);
+  close(own_schedstat);
+  close(marker_schedstat);
   qsort(ns, OPERATIONS, sizeof *ns, by_value);
   printf("  \"%s\": {\"p50_ns\": %llu, \"p99_ns\": %llu, \"p999_ns\": %llu, \"p99999_ns\": %llu, \"max_ns\": %llu, "
-         "\"cycles\": %llu},\n",
+         "\"cycles\": %llu, ",
          title, (unsigned long long)ns[OPERATIONS / 2], (unsigned long long)ns[OPERATIONS / 100 * 99],
          (unsigned long long)ns[OPERATIONS / 1000 * 999], (unsigned long long)ns[OPERATIONS / 100000 * 99999],
          (unsigned long long)ns[OPERATIONS - 1], (unsigned long long)(heap->cycles - before));
+  print_long_ones(&all);
+  printf("},\n");
   free(ns);
 }
 

@@ -124,6 +124,7 @@ struct sh_host {
   shi_account guests; /* live ones */
   shi_counters counters;
   shi_histogram latency[3]; /* by enum sh_operation */
+  shi_events events;
 };
 
 enum shi_host_counter {
@@ -209,6 +210,8 @@ struct sh_plugin {
   shi_state_plan state;
   _Atomic uint32_t references; /* Python's one, and one for each guest and each snapshot */
   _Atomic bool unloaded; /* Python has let go of it: free guests hold it no longer */
+  uint32_t number; /* for events; 0: it has no name */
+  char *name;
   shi_counters counters;
 };
 

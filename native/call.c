@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "fiber.h"
+#include "heap.h"
 
 /* What a host function or a trap handler may need of the native stack, on top of the wasm stack. */
 enum { HOST_STACK = 256 << 10 };
@@ -37,6 +38,7 @@ bool shi_guest_goes_on(shi_guest *guest) {
 wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *guest, uint64_t *delta, uint8_t *kind) {
   (void)context;
   if (!shi_guest_may_go_on(guest)) return wt.wasmtime_error_new("sandhost: stopped");
+  if (__builtin_expect(((shi_guest *)guest)->holder != NULL, 0)) shi_guest_handles_tick(guest);
   if (shi_on_fiber(guest)) *kind = WASMTIME_UPDATE_DEADLINE_YIELD; /* else it stays "continue" */
   *delta = 1;
   return NULL;
@@ -82,6 +84,7 @@ int shi_guest_begin(shi_guest *guest) {
   shi_trap_signals_check();
   shi_thread_in_guest++;
   if (guest->depth > 1) return SH_OK; /* the outermost call has armed the rest */
+  guest->stack_top = __builtin_frame_address(0);
   int status = shi_guest_arm(guest);
   if (status == SH_OK) {
     shi_ticker_enter(&guest->plugin->host->ticker);
@@ -94,7 +97,10 @@ int shi_guest_begin(shi_guest *guest) {
 
 void shi_guest_finish(shi_guest *guest) {
   shi_thread_in_guest--;
-  if (guest->depth > 1) return;
+  if (guest->depth > 1) { /* the host may have got handles from it */
+    if (guest->holder) shi_holder_lends(guest->holder);
+    return;
+  }
   shi_cpu_ends(guest);
   shi_ticker_leave(&guest->plugin->host->ticker);
   shi_guest_disarm(guest);
@@ -132,6 +138,7 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
     return out_of_memory(guest, false);
   case SH_REGION_FULL:
     shi_error_forget();
+    shi_event_refused(&host->events, guest->whose, SH_REFUSED_REGIONS, SH_LEVEL_HOST, 1, host->options.max_regions);
     return shi_fail_limit(SH_REGION_FULL, 1, host->options.max_regions, "all %u regions are in use",
                           host->options.max_regions);
   case SH_NATIVE:
@@ -142,6 +149,7 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
     return shi_cpu_refuse(guest, shi_now_ns());
   case SH_DEADLINE:
     shi_count(&host->counters, SHI_HOST_DEADLINES, 1);
+    shi_event_deadline(&host->events, guest->whose, guest->limits.deadline_ns);
     shi_error()->limit = guest->limits.deadline_ns;
     break;
   case SH_HOST_ERROR:
@@ -161,6 +169,7 @@ static int stopped(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *trap)
   case SH_CANCELLED:
   case SH_EVICTED:
     shi_count(&host->counters, SHI_HOST_CANCELS, 1);
+    shi_event_cancel(&host->events, guest->whose);
     break;
   default:
     break;
@@ -176,11 +185,14 @@ int shi_guest_outcome(shi_guest *guest, wasmtime_error_t *error, wasm_trap_t *tr
   if (status == SH_TRAP && shi_error()->trap_code == WASMTIME_TRAP_OUT_OF_FUEL) {
     shi_error()->limit = guest->limits.fuel;
     shi_fail_is(SH_OUT_OF_FUEL);
+    shi_event_refused(&guest->plugin->host->events, guest->whose, SH_REFUSED_FUEL, SH_LEVEL_GUEST, guest->limits.fuel,
+                      guest->limits.fuel);
     return SH_OUT_OF_FUEL;
   }
   if (status == SH_TRAP) {
     shi_count(&guest->plugin->host->counters, SHI_HOST_TRAPS, 1);
     shi_count(&guest->plugin->counters, SHI_PLUGIN_TRAPS, 1);
+    shi_event_trap(&guest->plugin->host->events, guest->whose, shi_error()->trap_code);
     if (guest->refused) return out_of_memory(guest, true);
   }
   return status;

@@ -28,6 +28,9 @@ static void remember_refusal(shi_guest *guest, uint64_t wanted, const shi_accoun
   guest->refused_limit = full ? full->limit : limit;
   guest->refused_level = full ? (uint32_t)full->level : SH_LEVEL_GUEST;
   shi_count(&guest->plugin->host->counters, SHI_HOST_MEMORY_REFUSALS, 1);
+  shi_event_refused(&guest->plugin->host->events, guest->whose,
+                    guest->refused_errno ? SH_REFUSED_OS : SH_REFUSED_MEMORY, guest->refused_level, wanted,
+                    guest->refused_limit);
 }
 
 static shi_guest *guest_of(shi_region *region) {
@@ -43,6 +46,7 @@ static wasmtime_error_t *grow_memory(void *env, size_t size) {
   shi_region *region = env;
   shi_guest *guest = guest_of(region);
   shi_account *full = NULL;
+  uint64_t before = region->committed;
   int error = shi_region_grow(region, size, &full);
   if (error) {
     remember_refusal(guest, size, full, region->maximum, error);
@@ -50,6 +54,7 @@ static wasmtime_error_t *grow_memory(void *env, size_t size) {
   }
   for (uint32_t k = 0; k < guest->region_count; k++)
     if (guest->regions[k] == region) atomic_store_explicit(&guest->sizes[k], size, memory_order_release);
+  shi_event_commit(&guest->plugin->host->events, guest->whose, region->committed - before, size);
   return NULL;
 }
 
@@ -84,7 +89,9 @@ static wasmtime_error_t *new_memory(void *env, const wasm_memorytype_t *type, si
       .account = &guest->account,
       .image = gc_heap ? NULL : plan->image,
       .affinity = tenant_of(guest),
+      .owner = guest->index,
       .initial = minimum,
+      .whose = guest->whose,
       .learns = !gc_heap && guest->snapshot,
       .maximum = gc_heap ? (maximum < shi_memory_reservation ? maximum : shi_memory_reservation) : plan->maximum,
   };
@@ -133,6 +140,7 @@ static int acquire_stack(shi_guest *guest) {
   shi_account *full = NULL;
   shi_region_request request = {.account = guest->account.parent,
                                 .affinity = tenant_of(guest),
+                                .whose = guest->whose,
                                 .initial = host->stack_bytes,
                                 .maximum = host->stack_bytes};
   int error = shi_region_acquire(pool, &request, &guest->fiber->stack, &full);

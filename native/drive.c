@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "fiber.h"
+#include "heap.h"
 #include "turnstile.h"
 
 /* An export whose calls took longer than this on the event loop, or a whole slice, is not tried there again until so many
@@ -83,6 +84,7 @@ static int finish_inner(shi_guest *guest, wasmtime_val_raw_t *cells) {
   guest->fiber->innermost->step = SH_STEP_AWAIT;
   int status = take_job(guest, cells);
   if (status == SH_CANCELLED) shi_guest_uncancel(guest); /* it was the inner one that was meant */
+  if (guest->holder) shi_holder_lends(guest->holder);
   guest->depth--;
   shi_guest_park(guest);
   return status == SH_OK ? SH_STEP_DONE : SH_STEP_FAILED;
@@ -227,6 +229,7 @@ int shi_fiber_call(shi_guest *guest, const shi_export *export, const wasmtime_fu
     serve(guest, wait, false);
   }
   outer->step = SH_STEP_AWAIT;
+  if (guest->holder) shi_holder_lends(guest->holder);
   return take_job(guest, values);
 }
 

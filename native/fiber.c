@@ -2,6 +2,8 @@
 
 #include <stdlib.h>
 
+#include "heap.h"
+
 /* ---- on the fiber -------------------------------------------------------------------------------------------------- */
 
 static bool may_go_on(void *fiber) { return !((shi_fiber *)fiber)->parked; }
@@ -25,8 +27,10 @@ static void run_job(shi_guest *guest) {
 
 /* False: the call was dropped, and its frames are being left; they cannot wait any more, and wasmtime ends the process of
  * who tries. */
-static bool give_way(shi_guest *guest) {
+static __attribute__((noinline)) bool give_way(shi_guest *guest) {
   if (guest->fiber->dropped) return false;
+  guest->fiber->low = __builtin_frame_address(0); /* the caller's frame, and the registers in it, are above */
+  if (guest->holder) shi_guest_handles_look(guest);
   wasm_trap_t *trap = NULL;
   wasmtime_val_raw_t nothing;
   wasmtime_error_t *error = wt.wasmtime_func_call_unchecked(guest->context, &guest->fiber->suspend, &nothing, 0, &trap);
@@ -39,6 +43,7 @@ bool shi_fiber_park(shi_guest *guest, shi_wait *wait) {
   shi_fiber *fiber = guest->fiber;
   int step = wait->step;
   bool goes_on = false;
+  __builtin_unwind_init(); /* all registers that wasm may keep across our call are in this frame from here on */
   wait->outer = fiber->innermost;
   fiber->innermost = wait;
   while (give_way(guest)) {
@@ -170,6 +175,7 @@ int shi_fiber_begin(shi_guest *guest, shi_job *job, sh_port *port) {
 void shi_fiber_leave(shi_guest *guest) {
   shi_fiber *fiber = guest->fiber;
   uint32_t in_guest = shi_thread_in_guest;
+  if (guest->holder) shi_holder_call_goes_on(guest->holder);
   shi_thread_in_guest = 1;
   void *thread = switch_in(fiber);
   fiber->dropped = true;

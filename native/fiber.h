@@ -65,6 +65,7 @@ struct shi_fiber {
   wasmtime_func_t main, suspend; /* of this store */
   bool parked;                   /* set by `suspend`: to be polled only when it may go on */
   bool dropped;                  /* its frames are being left */
+  const uint8_t *low; /* below all frames and saved registers of a parked call */
   uint64_t slice_until_ns;
   enum shi_outcome outcome;      /* of a poll by a worker, until the driver has seen it */
   shi_wait *innermost;

@@ -260,6 +260,16 @@ shi_slot *shi_shard_take_warm(shi_shard *shard, uint64_t before_ns, uint64_t *ol
 
 /* ---- checks ----------------------------------------------------------------------------------------------------- */
 
+void shi_shard_count_warm(shi_shard *shard, uint64_t *slots, uint64_t *bytes) {
+  pthread_mutex_lock(&shard->lock);
+  for (const shi_ring *at = shard->warm.next; at != &shard->warm; at = at->next) {
+    const shi_slot *slot = SLOT_OF(at, by_age);
+    *slots += slot->resident > 0;
+    *bytes += slot->resident;
+  }
+  pthread_mutex_unlock(&shard->lock);
+}
+
 static uint32_t count_by_age(const shi_ring *head, bool holds_pages, bool *ok) {
   uint32_t members = 0;
   for (const shi_ring *at = head->next; at != head; at = at->next, members++) {

@@ -67,5 +67,7 @@ struct shi_slot *shi_shard_take_image(shi_shard *shard, uint64_t image_id);
 /* The warm slot released longest ago, if that was at `before_ns` or earlier. Else *oldest_ns becomes the lesser of
  * itself and the time of release of the oldest. */
 struct shi_slot *shi_shard_take_warm(shi_shard *shard, uint64_t before_ns, uint64_t *oldest_ns);
+/* Adds the slots that hold clean pages, and the bytes of these. */
+void shi_shard_count_warm(shi_shard *shard, uint64_t *slots, uint64_t *bytes);
 
 #endif

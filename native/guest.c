@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "fiber.h"
+#include "heap.h"
 #include "snapshot.h"
 #include "wasi.h"
 
@@ -73,6 +74,7 @@ void shi_guest_leave(shi_guest *guest) {
 }
 
 void shi_guest_park(shi_guest *guest) {
+  if (guest->holder) shi_guest_handles_stand(guest);
   atomic_store(&guest->owner, 0);
   uint64_t state = atomic_load(&guest->state), parked;
   do {
@@ -96,6 +98,7 @@ int shi_guest_claim(uint64_t id, shi_guest **out) {
   } while (
       !atomic_compare_exchange_weak(&guest->state, &state, state_of(id >> 32, SHI_RUNNING) | (state & SHI_CANCEL)));
   atomic_store(&guest->owner, (uintptr_t)&shi_thread_in_guest);
+  if (guest->holder) shi_holder_call_goes_on(guest->holder);
   *out = guest;
   return SH_OK;
 }
@@ -179,6 +182,7 @@ static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits)
   guest->holder = NULL;
   guest->tenant = tenant;
   atomic_store_explicit(&guest->node, 0, memory_order_relaxed);
+  guest->whose = (shi_whose){shi_guest_id(guest), plugin->id, tenant ? tenant->id : 0};
   atomic_store_explicit(&guest->calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->host_calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->fuel_used, 0, memory_order_relaxed);
@@ -199,16 +203,21 @@ static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits)
   if (plugin->table_count && guest->limits.table_elements > limits->memory / sizeof(void *) / plugin->table_count)
     guest->limits.table_elements = limits->memory / sizeof(void *) / plugin->table_count;
   uint64_t largest = from ? shi_state_largest_table(&from->state, &plugin->state) : plugin->largest_table;
-  if (largest > guest->limits.table_elements)
+  if (largest > guest->limits.table_elements) {
+    shi_event_refused(&plugin->host->events, guest->whose, SH_REFUSED_TABLE, SH_LEVEL_GUEST, largest,
+                      guest->limits.table_elements);
     return shi_fail_limit(SH_TABLE_LIMIT, largest, guest->limits.table_elements,
                           "a table of the module starts with more elements than the guest may have");
+  }
   if (tenant && tenant->account.parent != &plugin->host->account)
     return shi_fail(SH_ARGUMENT, "the tenant is one of another host");
   if (limits->fuel && plugin->module->engine != SHI_ENGINE_FUEL)
     return shi_fail(SH_ARGUMENT, "fuel is asked for, but the plugin was loaded without fuel=True");
   const shi_account *full = shi_account_charge(live_account(guest), 1); /* the host's has no limit */
   guest->counted = !full;
-  return full ? shi_fail_limit(SH_QUOTA, full->limit, 0, "guests alive at once") : SH_OK;
+  if (!full) return SH_OK;
+  shi_event_refused(&plugin->host->events, guest->whose, SH_REFUSED_QUOTA, SH_LEVEL_TENANT, 1, full->limit);
+  return shi_fail_limit(SH_QUOTA, full->limit, 0, "guests alive at once");
 }
 
 /* Only when wasmtime asked for a GC heap as well can a request have been taken for another: see creator.c. */
@@ -247,7 +256,8 @@ static void count_spawn(sh_plugin *plugin, sh_tenant *tenant) {
   if (tenant) shi_count(&tenant->counters, SHI_TENANT_SPAWNS, 1);
 }
 
-static int start(shi_guest *guest, sh_wasi *wasi, bool started) {
+/* `committed`: what its memories take then. */
+static int start(shi_guest *guest, sh_wasi *wasi, bool started, uint64_t *committed) {
   sh_plugin *plugin = guest->plugin;
   guest->store = wt.wasmtime_store_new(plugin->host->ticker.engines[plugin->module->engine], guest, NULL);
   guest->context = wt.wasmtime_store_context(guest->store);
@@ -269,6 +279,7 @@ static int start(shi_guest *guest, sh_wasi *wasi, bool started) {
   }
   guest->depth = 0;
   if (status == SH_OK) count_spawn(plugin, guest->tenant);
+  *committed = atomic_load_explicit(&guest->account.used, memory_order_relaxed);
   atomic_store(&guest->owner, 0);
   if (status == SH_OK) {
     atomic_store(&guest->state, state_of(generation, SHI_IDLE));
@@ -291,7 +302,9 @@ uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, cons
   if (!guest) return shi_fail_no_memory(), 0;
   uint64_t id = shi_guest_id(guest);
   int status = prepare(guest, tenant, limits);
-  if (status == SH_OK) status = start(guest, wasi, started);
+  const shi_whose whose = guest->whose;
+  uint64_t committed;
+  if (status == SH_OK) status = start(guest, wasi, started, &committed);
   if (status != SH_OK) {
     shi_count(&plugin->host->counters, SHI_HOST_SPAWN_FAILURES, 1);
     if (guest->counted) shi_account_refund(live_account(guest), 1);
@@ -306,7 +319,9 @@ uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, cons
     sh_close(id, -1, &reclaim);
     return shi_fail(SH_CLOSED, "the host is closed"), 0;
   }
-  shi_histogram_record(&plugin->host->latency[SH_OP_SPAWN], shi_now_ns() - begun);
+  uint64_t now = shi_now_ns();
+  shi_histogram_record(&plugin->host->latency[SH_OP_SPAWN], now - begun);
+  shi_event_spawn(&plugin->host->events, now, whose, plugin->name, committed, now - begun, from != NULL);
   return id;
 }
 
@@ -345,7 +360,9 @@ static int close_guest(uint64_t id, enum shi_phase phase, int policy, sh_reclaim
   memset(out, 0, sizeof *out);
   bool ended = end(guest, policy, out); /* always: it had no views */
   shi_account_refund(live_account(guest), 1);
-  shi_histogram_record(&host->latency[SH_OP_CLOSE], shi_now_ns() - begun);
+  uint64_t now = shi_now_ns();
+  shi_histogram_record(&host->latency[SH_OP_CLOSE], now - begun);
+  shi_event_close(&host->events, now, guest->whose, out, now - begun);
   if (ended) shi_guest_put(guest); /* last: its reference may be what keeps the host */
   return SH_OK;
 }

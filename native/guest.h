@@ -73,11 +73,13 @@ typedef struct shi_guest {
 
   _Atomic(struct shi_holder *) holder; /* of its handles (heap.h); NULL: it was never given one */
   sh_tenant *tenant;                   /* NULL: none */
+  shi_whose whose;                     /* as events call it */
   _Atomic uint32_t node;               /* of its first memory: the kernel's number */
   bool counted;                        /* among the live guests of tenant and host */
   _Atomic bool evicted;                /* the host ends it: its call, and then itself */
   uint64_t cpu_from_ns;                /* of the thread inside; 0: not counted (quota.h) */
 
+  const uint8_t *stack_top; /* above all frames of the outermost call, where that is on the thread's own stack */
   bool in_callback; /* Python runs on the guest's thread, and not for a host function */
   uint64_t born_ns;
   _Atomic uint64_t calls, host_calls, fuel_used; /* written by the thread inside, read by any */
@@ -183,6 +185,11 @@ int shi_wasi_define(sh_plugin *plugin);
 struct shi_holder *shi_guest_holder(shi_guest *guest, bool in_call);
 void shi_guest_handles_begin(shi_guest *guest);
 void shi_guest_handles_finish(shi_guest *guest);
+void shi_guest_handles_look(shi_guest *guest); /* its call is about to stand still */
+void shi_guest_handles_stand(
+    shi_guest *guest); /* it is about to be parked: if nothing of it is anywhere but on the fiber */
+/* At a tick, in the middle of wasm code: if the collector waits for the guest, it scans its memory and this stack. */
+void shi_guest_handles_tick(shi_guest *guest);
 void shi_guest_handles_end(shi_guest *guest); /* before its memory goes */
 
 /* creator.c: wasmtime asks for memory in the middle of an instantiation; this says for whom. */

@@ -69,7 +69,9 @@ int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out) {
   heap->handles = handles;
   heap->bytes = bytes;
   heap->goal_bytes = heap->trigger_bytes = UINT64_MAX;
+  heap->plan.growth = -1;
   heap->share = 1;
+  heap->events = &shi_no_events;
   init_locks(heap);
   int error = shi_os_pagemap_open(&heap->pagemap);
   if (!error) error = shi_os_reserve(hot_reserved, (uint8_t **)&heap->hot);
@@ -177,6 +179,8 @@ shi_holder *shi_holder_new(shi_heap *heap, const shi_holder_request *request) {
       .heap = heap,
       .first = SHI_NONE,
       .guest = request->guest,
+      .plugin = request->plugin,
+      .tenant = request->tenant,
       .scans = request->scans,
       .calls = request->in_call,
       .pieces = request->pieces,
@@ -210,23 +214,82 @@ static void clear_root(shi_heap *heap, uint32_t index) {
   if (!heap->hot[index].root && heap->phase == SHI_HEAP_MARKING) shi_shade(heap, index);
 }
 
+/* The last of those in flight. */
+static void land_one(shi_holder *holder) {
+  uint32_t index = holder->flight[--holder->flight_count];
+  shi_hot *cell = &holder->heap->hot[index];
+  if (!cell->flight || cell->owner != holder->index) return; /* it is gone, and was used again perhaps */
+  cell->flight = 0;
+  see_root(holder->heap, index);
+}
+
 /* Without the barrier: what the guest has kept is in its memory, which is yet to be scanned, or was, and then what came
  * after was black or is still in the snapshot. */
 static void land(shi_holder *holder) {
   shi_heap *heap = holder->heap;
-  for (uint32_t k = 0; k < holder->flight_count; k++) {
-    shi_hot *cell = &heap->hot[holder->flight[k]];
-    if (!cell->flight || cell->owner != holder->index) continue; /* it is gone, and was used again perhaps */
-    cell->flight = 0;
-    see_root(heap, holder->flight[k]);
+  while (holder->flight_count) {
+    land_one(holder);
     if (shi_heap_wanted(heap)) shi_heap_let_in(heap);
   }
-  holder->flight_count = 0;
+}
+
+bool shi_holder_land_some(shi_holder *holder) {
+  enum { SOME = 2048 };
+  for (int k = 0; k < SOME && holder->landing; k++, holder->landing--) land_one(holder);
+  return holder->landing == 0;
+}
+
+static void take_globals(shi_holder *holder) {
+  memcpy(holder->globals, shi_holder_new_globals(holder), holder->global_count * sizeof holder->globals[0]);
+}
+
+static void stand(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone) {
+  take_globals(holder);
+  holder->stack = stack;
+  holder->stack_bytes = bytes;
+  holder->landing = alone && !holder->lent ? holder->flight_count : 0;
+}
+
+void shi_holder_call_stands(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone) {
+  shi_heap *heap = holder->heap;
+  shi_heap_lock(heap);
+  stand(holder, stack, bytes, alone);
+  holder->stands = true;
+  atomic_fetch_add(&holder->calls, 1);
+  if (heap->phase == SHI_HEAP_MARKING && heap->asked_in == heap->cycle) pthread_cond_signal(&heap->wake);
+  shi_heap_unlock(heap);
+}
+
+void shi_holder_call_goes_on(shi_holder *holder) {
+  if (!holder->stands) return;
+  holder->stands = false;
+  atomic_fetch_add(&holder->calls, 1);
+}
+
+bool shi_holder_is_waited_for(shi_holder *holder) {
+  shi_heap *heap = holder->heap;
+  shi_heap_lock(heap);
+  bool waited_for = heap->phase == SHI_HEAP_MARKING && heap->asked_in == heap->cycle &&
+                    holder->scanned_in != heap->cycle && holder->kept_in != heap->cycle;
+  shi_heap_unlock(heap);
+  return waited_for;
+}
+
+void shi_holder_scan_standing(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone) {
+  shi_heap *heap = holder->heap;
+  shi_heap_lock(heap);
+  stand(holder, stack, bytes, alone);
+  if (heap->phase == SHI_HEAP_MARKING) shi_scan_own(holder);
+  holder->scan_calls = 0; /* what was not finished begins again at the next stand: the guest goes on */
+  holder->stack_bytes = holder->landing = 0;
+  shi_heap_unlock(heap);
 }
 
 void shi_holder_call_ends(shi_holder *holder) {
   shi_heap_lock(holder->heap);
-  memcpy(holder->globals, shi_holder_new_globals(holder), holder->global_count * sizeof holder->globals[0]);
+  take_globals(holder);
+  holder->stack_bytes = holder->landing = 0;
+  holder->lent = false;
   land(holder);
   atomic_fetch_add(&holder->calls, 1);
   if (holder->heap->phase == SHI_HEAP_MARKING && holder->heap->asked_in == holder->heap->cycle) shi_scan_own(holder);
@@ -311,22 +374,25 @@ static int own(shi_heap *heap, uint32_t index) {
 
 static const char *const whose[] = {"the guest's limit", "its tenant's limit", "the host's limit"};
 
+static shi_whose whose_is(const shi_holder *holder) {
+  return (shi_whose){holder->guest, holder->plugin, holder->tenant};
+}
+
 static int charge(shi_holder *holder, uint64_t cells, uint64_t bytes) {
+  shi_events *events = holder->heap->events;
   shi_account *full = cells ? shi_account_charge(&holder->handles, cells) : NULL;
-  if (full)
+  if (full) {
+    shi_event_refused(events, whose_is(holder), SH_REFUSED_HANDLES, full->level, cells, full->limit);
     return shi_fail_limit(SH_HANDLE_LIMIT, atomic_load(&full->used) + cells, full->limit,
                           "%s of %" PRIu64 " handles is reached", whose[full->level], full->limit);
+  }
   full = shi_account_charge(&holder->bytes, bytes);
   if (!full) return SH_OK;
   if (cells) shi_account_refund(&holder->handles, cells);
+  shi_event_refused(events, whose_is(holder), SH_REFUSED_HANDLE_MEMORY, full->level, bytes, full->limit);
   int status = shi_fail_limit(SH_OUT_OF_MEMORY, bytes, full->limit, "what its handles hold");
   shi_error()->level = full->level;
   return status;
-}
-
-static void look_at_trigger(shi_heap *heap) {
-  if (heap->live_bytes < heap->trigger_bytes || heap->phase != SHI_HEAP_IDLE) return;
-  if (!atomic_exchange_explicit(&heap->wants_cycle, true, memory_order_relaxed)) atomic_store(&heap->tells, true);
 }
 
 int shi_cell_resize(shi_heap *heap, uint32_t index, uint64_t size) {
@@ -336,11 +402,14 @@ int shi_cell_resize(shi_heap *heap, uint32_t index, uint64_t size) {
   int status = size > before ? charge(holder, 0, size - before) : SH_OK;
   if (status != SH_OK) return status;
   if (size < before) shi_account_refund(&holder->bytes, before - size);
-  if (size > before) heap->alloc_bytes += size - before;
+  if (size > before) {
+    heap->alloc_bytes += size - before;
+    if (heap->phase == SHI_HEAP_MARKING) (void)shi_assist_owed(holder, size - before); /* its next new cell pays */
+  }
   if (size < before) heap->free_bytes += before - size;
   heap->live_bytes += size - before;
   cell->size = size;
-  look_at_trigger(heap);
+  shi_look_at_trigger(heap);
   return SH_OK;
 }
 
@@ -355,6 +424,8 @@ static int room_for_object(shi_heap *heap) {
   heap->dropped_capacity = capacity;
   return SH_OK;
 }
+
+static uint64_t handle_of(const shi_heap *heap, uint32_t index) { return (uint64_t)heap->hot[index].tag << 32 | index; }
 
 int shi_cell_add(shi_heap *heap, shi_holder *holder, const shi_cell_request *request, uint32_t *index) {
   if (holder->closed) return shi_fail(SH_CLOSED, "the guest has ended");
@@ -381,12 +452,11 @@ int shi_cell_add(shi_heap *heap, shi_holder *holder, const shi_cell_request *req
   heap->live_bytes += request->size;
   heap->allocs++;
   heap->alloc_bytes += request->size;
+  shi_event_handle_alloc(heap->events, whose_is(holder), handle_of(heap, *index), request->size, request->label);
   status = own(heap, *index);
   if (status != SH_OK) shi_cell_free(heap, *index);
   return status;
 }
-
-static uint64_t handle_of(const shi_heap *heap, uint32_t index) { return (uint64_t)heap->hot[index].tag << 32 | index; }
 
 int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_edges *edges, uint64_t *handle) {
   shi_heap *heap = holder->heap;
@@ -398,10 +468,12 @@ int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_e
     heap->cold[index].edges = edges;
     heap->hot[index].edged = edges != NULL;
   }
+  shi_look_at_trigger(heap);
   bool assists = status == SH_OK && heap->phase == SHI_HEAP_MARKING && shi_assist_owed(holder, request->size);
-  look_at_trigger(heap);
+  bool sweeps = shi_sweep_owed(heap);
   shi_heap_unlock(heap);
   if (assists) shi_mark_assist(holder);
+  if (sweeps) shi_sweep_assist(heap);
   return status;
 }
 
@@ -431,6 +503,7 @@ void shi_cell_free(shi_heap *heap, uint32_t index) {
   heap->live_bytes -= cell->size;
   heap->frees++;
   heap->free_bytes += cell->size;
+  shi_event_handle_free(heap->events, whose_is(holder), handle_of(heap, index), cell->size);
   remove_from_owner(heap, holder, index);
   put(heap, index);
 }
@@ -481,6 +554,11 @@ int shi_cell_own(shi_heap *heap, uint64_t handle) {
   return own(heap, shi_index_of(handle));
 }
 
+static void lend(shi_holder *holder) {
+  holder->landing = 0;
+  shi_holder_lends(holder);
+}
+
 int shi_cell_retain(shi_heap *heap, shi_holder *holder, uint64_t handle, uint64_t *out) {
   shi_heap_lock(heap);
   shi_hot *cell = shi_cell_find(heap, holder, handle, 0);
@@ -496,6 +574,7 @@ int shi_cell_retain(shi_heap *heap, shi_holder *holder, uint64_t handle, uint64_
     }
   }
   if (cell) status = shi_cell_own(heap, *out);
+  if (cell && !holder) lend(heap->holders[cell->owner]); /* it is the host that wants it */
   shi_heap_unlock(heap);
   return status;
 }
@@ -556,7 +635,10 @@ int shi_cell_lend(shi_heap *heap, uint64_t handle) {
   shi_heap_lock(heap);
   shi_hot *cell = shi_cell_find(heap, NULL, handle, 0);
   int status = cell ? SH_OK : SH_INVALID_HANDLE;
-  if (cell && heap->holders[cell->owner]->scans) status = fly(heap, heap->holders[cell->owner], shi_index_of(handle));
+  if (cell && heap->holders[cell->owner]->scans) {
+    status = fly(heap, heap->holders[cell->owner], shi_index_of(handle));
+    lend(heap->holders[cell->owner]);
+  }
   shi_heap_unlock(heap);
   return status;
 }

@@ -13,6 +13,7 @@
  *
  *   files   heap.c table, ownership, limits       heap_edges.c what cells refer to; the barrier
  *           mark.c who is reachable               sweep.c      who is not, and the whole cycle in a thread
+ *           heap_cycle.c when one begins, and what is known of it
  *           scan.c handles in a guest's memory    heap_guest.c what guests import       heap_door.c what Python calls
  *
  * One lock for all. What guests do under it takes less than a microsecond; who marks or sweeps holds it for a slice, and
@@ -114,18 +115,24 @@ typedef struct shi_holder {
   uint32_t flight_count, flight_capacity;
 
   _Atomic uint32_t calls; /* odd: a thread is in the guest */
-  uint64_t scanned_in;    /* the cycle in which its memory was scanned, or it was born */
-  uint64_t kept_in;       /* the cycle in which it could not be scanned: what it owns stays */
+  bool stands; /* its call is on its way, and stands still (`calls` is even); of the thread that has the guest */
+  _Atomic bool lent; /* since its call began the host took handles of it by number: see `landing` */
+  const uint8_t *stack; /* of the call that stands: scanned with its memory, */
+  uint64_t stack_bytes; /*   0: none does; */
+  uint32_t landing; /*   and then so many of `flight` are no roots any more: who has none has lost it */
+  uint64_t scanned_in; /* the cycle in which its memory was scanned, or it was born */
+  uint64_t kept_in; /* the cycle in which it could not be scanned: what it owns stays */
   uint32_t scan_calls, scan_piece;
   uint64_t scan_at; /* offset in the piece */
   shi_pieces_fn *pieces;
   void *context;
 
-  double assist_owed;   /* scan work in bytes, of cycle `assists_in`; below 0: it did more than its share */
+  double assist_owed; /* scan work in bytes, of cycle `assists_in`; below 0: it did more than its share */
   uint64_t assists_in;
   uint64_t assist_ns;
 
   uint64_t guest; /* its id; 0: the host */
+  uint32_t plugin, tenant; /* for events */
   uint32_t global_count;
   uint64_t globals[]; /* as they were when its last call ended; and again as many, for the thread inside to fill in */
 } shi_holder;
@@ -144,6 +151,9 @@ typedef struct {
 /* Memory answers late. So a cell waits between the stack and its visit, and an edge between the visit and what it leads
  * to, while what they need is fetched: rings, of which the oldest entry is taken and replaced. */
 enum { SHI_VISITS_AHEAD = 16, SHI_EDGES_AHEAD = 32 };
+/* Cycles of the thread's that Python does not know of yet. With so many of them no more begin by themselves. Arbitrary:
+ * seconds of the shortest cycles. */
+enum { SHI_UNKNOWN_MOST = 1024 };
 typedef struct {
   uint32_t visits[SHI_VISITS_AHEAD], first_visit, visit_count;
   uint64_t edges[SHI_EDGES_AHEAD]; /* 0: no edge */
@@ -188,6 +198,11 @@ struct shi_heap {
   double credit; /* scan work that was done in the background, and that no allocation has been paid with */
   double share; /* of its time that the thread marks; 1: all */
   uint64_t goal_bytes, trigger_bytes;
+  bool limited; /* the memory limit has set them */
+  sh_heap_plan plan; /* what was asked for last; of it only what holds for every cycle */
+  uint64_t paced_in; /* the cycle whose `assist_ratio` was set from outside */
+  uint64_t rest_until_ns; /* all that is live exceeds the limit by itself: no cycle begins by itself before this */
+  uint64_t left_bytes, left_work_bytes; /* live when the last cycle was over, and what it had read; 0: there was none */
   _Atomic bool wants_cycle; /* live bytes have reached the trigger, and no cycle has begun */
   _Atomic bool tells; /* the same, or SHI_DROPPED_MANY, until it was told: see shi_heap_tell */
 
@@ -201,10 +216,13 @@ struct shi_heap {
   uint64_t cycles;
 
   shi_os_pagemap pagemap;
+  shi_events *events; /* the host's */
 
   pthread_t thread; /* runs whole cycles: see sweep.c */
   pthread_cond_t wake, done;
-  bool has_thread, asked, running, stop;
+  bool has_thread, asked, stop; /* asked: the newest cycle of the thread's is not over */
+  sh_heap_cycle cycles_of_thread[SHI_UNKNOWN_MOST]; /* a ring */
+  uint32_t first_unknown, unknown_count;
 };
 
 /* The accounts outlive it. */
@@ -228,6 +246,7 @@ void shi_heap_let_in(shi_heap *heap);
 /* `handles` and `bytes` are the parents of the new holder's accounts; NULL: the heap's own. NULL: no memory. */
 typedef struct {
   uint64_t guest;
+  uint32_t plugin, tenant;
   bool scans;
   bool in_call;
   shi_pieces_fn *pieces;
@@ -245,6 +264,15 @@ void shi_holder_close(shi_holder *holder);
 void shi_holder_call_begins(shi_holder *holder);
 static inline uint64_t *shi_holder_new_globals(shi_holder *holder) { return holder->globals + holder->global_count; }
 void shi_holder_call_ends(shi_holder *holder);
+/* It stands still somewhere in the middle, with `stack` (8-aligned) of all its frames and registers, and the globals filled in
+ * as above. `alone`: no frame is the host's. Only of holders that scan. */
+void shi_holder_call_stands(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone);
+void shi_holder_call_goes_on(shi_holder *holder); /* if it stood */
+/* It stands still for as long as this takes: scans itself, if it is waited for, unless that takes too long. */
+bool shi_holder_is_waited_for(shi_holder *holder);
+void shi_holder_scan_standing(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone);
+/* The host got handles of the call by number: they are roots until it ends, wherever it stands before. */
+static inline void shi_holder_lends(shi_holder *holder) { atomic_store(&holder->lent, true); }
 
 typedef struct {
   uint32_t kind, object, label;
@@ -302,6 +330,7 @@ int shi_container_length(shi_heap *heap, shi_holder *holder, uint64_t container,
 
 /* SH_BUSY: a cycle is under way. */
 int shi_mark_begin(shi_heap *heap);
+void shi_mark_turn(shi_heap *heap); /* the same, under the lock, when there is none */
 /* Does about `budget` bytes of scan work. True: nothing is grey, every root was seen. */
 bool shi_mark(shi_heap *heap, uint64_t budget);
 int shi_mark_finish(shi_heap *heap); /* SH_BUSY: marking is not over */
@@ -311,12 +340,29 @@ bool shi_sweep(shi_heap *heap, uint64_t budget_cells);
 bool shi_assist_owed(shi_holder *holder, uint64_t bytes);
 /* It does so. No lock is held. */
 void shi_mark_assist(shi_holder *holder);
-/* The thread. `wait` gives false after `timeout_ns`. */
+/* Under the lock, while sweeping: the heap is beyond its goal, and who allocates is to sweep as well. */
+static inline bool shi_sweep_owed(const shi_heap *heap) {
+  return heap->phase == SHI_HEAP_SWEEPING && heap->live_bytes > heap->goal_bytes;
+}
+void shi_sweep_assist(shi_heap *heap); /* It does so. No lock is held */
+/* The thread. `wait` gives false after `timeout_ns`, true when its cycle that runs now is over. */
 int shi_cycle_start(shi_heap *heap);
+int shi_cycle_thread_begin(shi_heap *heap); /* under the lock; 0, or -errno */
 /* Under the lock: the share of its time that the thread marks from now on, also in a cycle that runs. */
 void shi_cycle_set_share(shi_heap *heap, double share);
 bool shi_cycle_wait(shi_heap *heap, uint64_t timeout_ns);
 void shi_cycle_thread_end(shi_heap *heap);
+
+/* heap_cycle.c, all under the lock. */
+void shi_cycle_begin(shi_heap *heap, uint32_t reason); /* nothing is under way, and there is a thread */
+void shi_cycle_over(shi_heap *heap); /* whoever swept the last cell */
+void shi_cycle_take_plan(shi_heap *heap, const sh_heap_plan *plan);
+void shi_cycle_pace(shi_heap *heap); /* the assist ratio, unless somebody else sets it in this cycle */
+void shi_trigger_reached(shi_heap *heap);
+static inline void shi_look_at_trigger(shi_heap *heap) {
+  if (heap->live_bytes >= heap->trigger_bytes && heap->phase == SHI_HEAP_IDLE) shi_trigger_reached(heap);
+}
+void shi_heap_figures(const shi_heap *heap, uint64_t *out);
 
 /* Under the lock. Marking: what is white becomes grey, or black if it has no edges. */
 void shi_shade(shi_heap *heap, uint32_t index);
@@ -330,6 +376,9 @@ void shi_stack_free(shi_stack *stack);
  * found. Returns how many bytes were read. */
 uint64_t shi_scan_words(const uint8_t *bytes, uint64_t length, uint32_t count, uint64_t *found, uint32_t room,
                         uint32_t *found_count);
+/* Under the lock: a call that stands was scanned; what was in flight for it is found in its memory, or lost. A piece of them,
+ * all of which were there when it came to stand. True: that was the last. */
+bool shi_holder_land_some(shi_holder *holder);
 /* Under the lock, gives it away meanwhile: the calling thread has left the guest, whose memory is waited for. Scans all of
  * it, unless that takes too long. */
 void shi_scan_own(shi_holder *holder);

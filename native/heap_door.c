@@ -120,20 +120,16 @@ int sh_heap_finish_mark(sh_heap *heap) { return refused() ? SH_FORKED : shi_mark
 int sh_heap_sweep(sh_heap *heap, uint64_t cells) { return refused() || shi_sweep(heap, cells); }
 int sh_heap_start(sh_heap *heap) { return refused() ? SH_FORKED : shi_cycle_start(heap); }
 int sh_heap_wait(sh_heap *heap, uint64_t timeout_ns) { return refused() || shi_cycle_wait(heap, timeout_ns); }
-int sh_heap_wants_cycle(sh_heap *heap) { return atomic_load_explicit(&heap->wants_cycle, memory_order_relaxed); }
-
-void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, double assist_ratio, double cores) {
-  if (refused()) return;
+int sh_heap_set_plan(sh_heap *heap, const sh_heap_plan *plan) {
+  if (refused()) return SH_FORKED;
   shi_heap_lock(heap);
-  heap->goal_bytes = goal;
-  heap->trigger_bytes = trigger_bytes;
-  heap->assist_ratio = assist_ratio;
-  shi_cycle_set_share(heap, cores);
-  bool wants = heap->phase == SHI_HEAP_IDLE && heap->live_bytes >= trigger_bytes;
-  atomic_store(&heap->wants_cycle, wants); /* without a call: who sets the goal sees the figures */
-  if (!wants && heap->dropped_count < SHI_DROPPED_MANY) atomic_store(&heap->tells, false);
+  int error = plan->begins ? shi_cycle_thread_begin(heap) : 0;
+  shi_cycle_take_plan(heap, plan);
   shi_heap_unlock(heap);
+  return error ? shi_fail_native(error) : SH_OK;
 }
+
+int sh_heap_wants_cycle(sh_heap *heap) { return atomic_load_explicit(&heap->wants_cycle, memory_order_relaxed); }
 
 uint32_t sh_heap_dropped(sh_heap *heap, uint32_t *objects, uint32_t room) {
   if (atomic_load(&shi_forked) || shi_within_host_function()) return 0;
@@ -148,18 +144,26 @@ void sh_heap_get_figures(sh_heap *heap, uint64_t *out) {
   memset(out, 0, SH_HEAP_FIGURES * sizeof *out);
   if (atomic_load(&shi_forked)) return; /* who holds the lock is not here */
   shi_heap_lock(heap);
-  const uint64_t figures[SH_HEAP_FIGURES] = {
-      heap->live_bytes,      heap->live_cells,
-      heap->goal_bytes,      heap->allocs,
-      heap->frees,           heap->alloc_bytes,
-      heap->free_bytes,      heap->marked_bytes,
-      heap->scan_work_bytes, heap->roots_bytes,
-      heap->assist_ns,       heap->mark_ns,
-      heap->sweep_ns,        atomic_load(&heap->longest_stop_ns),
-      heap->cycles,          (uint64_t)heap->phase,
-      heap->dropped_count,   heap->peak_bytes,
-      heap->marking_ns,
-  };
+  shi_heap_figures(heap, out);
   shi_heap_unlock(heap);
-  for (uint32_t k = 0; k < SH_HEAP_FIGURES; k++) out[k] = figures[k];
+}
+
+int sh_heap_get_cycle(sh_heap *heap, sh_heap_cycle *out) {
+  if (atomic_load(&shi_forked)) return 0;
+  shi_heap_lock(heap);
+  bool any = heap->unknown_count > 0;
+  if (any) *out = heap->cycles_of_thread[heap->first_unknown];
+  shi_heap_unlock(heap);
+  return any;
+}
+
+void sh_heap_forget_cycle(sh_heap *heap, uint64_t number) {
+  if (atomic_load(&shi_forked)) return;
+  shi_heap_lock(heap);
+  const sh_heap_cycle *oldest = &heap->cycles_of_thread[heap->first_unknown];
+  if (heap->unknown_count && oldest->number == number && oldest->ended_ns) {
+    heap->first_unknown = (heap->first_unknown + 1) % SHI_UNKNOWN_MOST;
+    heap->unknown_count--;
+  }
+  shi_heap_unlock(heap);
 }

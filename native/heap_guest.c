@@ -5,7 +5,7 @@
  */
 #include <string.h>
 
-#include "guest.h"
+#include "fiber.h"
 #include "heap.h"
 
 /* ---- the host's heap, the guest's holder ------------------------------------------------------------------------------ */
@@ -14,7 +14,8 @@ sh_heap *sh_host_heap(sh_host *host) {
   if (atomic_load(&shi_forked))
     return shi_fail(SH_FORKED, "this process was forked from the one that has the handles"), NULL;
   pthread_mutex_lock(&host->mutex);
-  if (!host->heap) shi_heap_create(&host->handles, &host->handle_bytes, &host->heap);
+  if (!host->heap && shi_heap_create(&host->handles, &host->handle_bytes, &host->heap) == SH_OK)
+    host->heap->events = &host->events;
   sh_heap *heap = host->heap;
   pthread_mutex_unlock(&host->mutex);
   return heap;
@@ -61,6 +62,8 @@ shi_holder *shi_guest_holder(shi_guest *guest, bool in_call) {
   if (!heap) return NULL;
   const shi_holder_request request = {
       .guest = shi_guest_id(guest),
+      .plugin = guest->whose.plugin,
+      .tenant = guest->whose.tenant,
       .scans = !plugin->releases,
       .in_call = in_call,
       .pieces = piece,
@@ -76,13 +79,46 @@ shi_holder *shi_guest_holder(shi_guest *guest, bool in_call) {
 
 void shi_guest_handles_begin(shi_guest *guest) { shi_holder_call_begins(guest->holder); }
 
-void shi_guest_handles_finish(shi_guest *guest) {
+void shi_guest_handles_look(shi_guest *guest) {
   shi_holder *holder = guest->holder;
   uint64_t *globals = shi_holder_new_globals(holder);
   const shi_state_items *items = &guest->plugin->state.globals;
   for (uint32_t k = 0; k < items->count && holder->global_count; k++)
     if (items->items[k].letter == 'l') *globals++ = shi_state_integer(guest, items->items[k].index);
-  shi_holder_call_ends(holder);
+}
+
+void shi_guest_handles_finish(shi_guest *guest) {
+  shi_guest_handles_look(guest);
+  shi_holder_call_ends(guest->holder);
+}
+
+/* ---- calls that stand still -------------------------------------------------------------------------------------------- */
+
+static const uint8_t *stack_top(const shi_guest *guest) {
+  if (!shi_on_fiber(guest)) return guest->stack_top;
+  const shi_region *stack = guest->fiber->stack;
+  return stack->base + stack->committed;
+}
+
+void shi_guest_handles_stand(shi_guest *guest) {
+  shi_holder *holder = guest->holder;
+  /* One that has yielded in the middle of wasm code has registers where nobody looks; an outcome is in nobody's memory. */
+  if (!holder->scans || !shi_on_fiber(guest) || !guest->fiber->parked || holder->stands) return;
+  const uint8_t *low = guest->fiber->low;
+  shi_holder_call_stands(holder, low, (uint64_t)(stack_top(guest) - low), guest->depth == 1);
+}
+
+static __attribute__((noinline)) void scan_above(shi_guest *guest) {
+  const uint8_t *low = __builtin_frame_address(0);
+  shi_holder_scan_standing(guest->holder, low, (uint64_t)(stack_top(guest) - low), guest->depth == 1);
+}
+
+void shi_guest_handles_tick(shi_guest *guest) {
+  shi_holder *holder = guest->holder;
+  if (!holder->scans || !shi_holder_is_waited_for(holder)) return;
+  __builtin_unwind_init(); /* what wasm keeps in registers is in this frame */
+  shi_guest_handles_look(guest);
+  scan_above(guest);
 }
 
 void shi_guest_handles_end(shi_guest *guest) {

@@ -43,7 +43,7 @@ static wasm_engine_t *new_engine(const sh_host_options *options, bool fuel) {
   return wt.wasm_engine_new_with_config(config); /* takes the config */
 }
 
-static int new_pool(const sh_host *host, uint64_t capacity, uint64_t guard, shi_pool **out) {
+static int new_pool(sh_host *host, uint64_t capacity, uint64_t guard, shi_pool **out) {
   const sh_host_options *options = &host->options;
   shi_pool_options pool = {
       .slot_capacity = capacity,
@@ -57,6 +57,7 @@ static int new_pool(const sh_host *host, uint64_t capacity, uint64_t guard, shi_
       .queue_bytes = queue_bytes,
       .queue_ns = queue_ns,
       .numa_bind = options->numa_bind,
+      .events = &host->events,
   };
   int error = shi_pool_create(&pool, out);
   return error ? shi_fail_native(error) : SH_OK;
@@ -90,6 +91,7 @@ static void delete_engines(sh_host *host) {
 
 static void free_struct(sh_host *host) {
   shi_machine_close(&host->machine);
+  shi_events_destroy(&host->events);
   pthread_mutex_destroy(&host->mutex);
   shi_credits_destroy(&host->credits);
   shi_credits_destroy(&host->guest_credits);
@@ -116,6 +118,7 @@ sh_host *sh_host_new(const sh_host_options *options) {
   host->handle_bytes = (shi_account){.limit = options->handle_bytes, .level = SHI_ACCOUNT_HOST};
   pthread_mutex_init(&host->mutex, NULL);
   shi_machine_open(&host->machine);
+  shi_events_init(&host->events);
   host->stack_bytes = stack_bytes_of(options);
   if (new_pool(host, shi_memory_reservation, shi_memory_guard, &host->pool) != SH_OK) goto no_pool;
   if (new_engines(host) != SH_OK) goto no_ticker;
@@ -236,7 +239,6 @@ void sh_host_watch(sh_host *host, const char *cgroup, const char *stall) {
 }
 
 void sh_host_get_stats(sh_host *host, sh_host_stats *out) {
-  _Static_assert(sizeof *out == SH_HOST_FIGURES * sizeof(uint64_t), "what Python unpacks");
   memset(out, 0, sizeof *out);
   shi_pool_stats(host->pool, &out->pool);
   shi_pool *stacks = atomic_load(&host->stacks);
@@ -262,6 +264,36 @@ void sh_host_get_stats(sh_host *host, sh_host_stats *out) {
   out->stall_us = shi_machine_stall_us(&host->machine, shi_now_ns());
 }
 
+void sh_host_get_workers(sh_host *host, sh_worker_stats *out) {
+  memset(out, 0, sizeof *out);
+  if (!atomic_load(&shi_forked)) shi_workers_stats(&host->workers, out); /* who holds the lock may not be here */
+}
+
+void sh_host_get_figures(sh_host *host, uint64_t *out) {
+  sh_host_stats stats;
+  _Static_assert(sizeof stats == SH_HOST_FIGURES * sizeof *out, "a number each");
+  sh_host_get_stats(host, &stats);
+  memcpy(out, &stats, sizeof stats);
+}
+
+uint32_t sh_host_node_stats(sh_host *host, sh_node_stats *out, uint32_t room) {
+  return shi_pool_node_stats(host->pool, out, room);
+}
+
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out) {
   shi_histogram_copy(&host->latency[operation], out);
+}
+
+int sh_events_listen(sh_host *host, uint32_t kinds) {
+  if (atomic_load(&shi_forked)) return shi_fail(SH_FORKED, "this process was forked from the one that has the host");
+  int error = shi_events_listen(&host->events, kinds);
+  return error ? shi_fail_native(error) : SH_OK;
+}
+
+uint32_t sh_events_read(sh_host *host, sh_event *out, uint32_t room) {
+  return atomic_load(&shi_forked) ? 0 : shi_events_read(&host->events, out, room);
+}
+
+void sh_events_lost(sh_host *host, uint64_t *by_kind) {
+  if (!atomic_load(&shi_forked)) shi_events_lost(&host->events, by_kind);
 }

@@ -47,6 +47,7 @@ static uint64_t batch_send(shi_pool *pool, const range_batch *batch, void (*fini
     bool done = all || shi_os_give_back(batch->ranges[i].iov_base, batch->ranges[i].iov_len) == 0;
     if (done) {
       bytes += batch->bytes[i];
+      shi_event_decommit(pool->events, batch->slots[i]->whose, batch->bytes[i]);
     } else {
       shi_count(&pool->counters, SHI_POOL_RESET_FAILURES, 1);
     }
@@ -74,6 +75,7 @@ void shi_maintain_defer(shi_pool *pool, shi_slot *slot) {
   shi_queue *queue = &pool->queue;
   uint64_t due_ns = later(slot->freed_ns, pool->options.queue_ns);
   slot->state = SHI_SLOT_QUEUED;
+  shi_slot_show(slot, SH_SLOT_QUEUED, shi_shown_units(slot->rest_bytes));
   slot->queue_next = NULL;
   pthread_mutex_lock(&queue->lock);
   atomic_fetch_add_explicit(&queue->slots, 1, memory_order_relaxed);

@@ -210,31 +210,44 @@ void shi_scan_own(shi_holder *holder) {
     if (heap->scanning) return; /* by the thread, which began between two calls */
     heap->scan_work_bytes += shi_scan_slice(heap, holder);
   } while (heap->phase == SHI_HEAP_MARKING && heap->cycle == cycle && !holder->closed && !scanned(heap, holder) &&
-           shi_now_ns() - begun_ns < most_ns);
+           holder->kept_in != cycle && shi_now_ns() - begun_ns < most_ns);
   pthread_cond_signal(&heap->wake);
 }
 
 /* ---- a cycle ---------------------------------------------------------------------------------------------------------- */
 
+void shi_mark_turn(shi_heap *heap) {
+  heap->phase = SHI_HEAP_MARKING;
+  heap->cycle++;
+  heap->mark = !heap->mark;
+  heap->cursor = 0;
+  heap->walk_end = heap->count;
+  heap->overflow = heap->regrey = false;
+  heap->partial_left = 0;
+  heap->marked_bytes = heap->scan_work_bytes = heap->roots_bytes = 0;
+  heap->credit = 0;
+  heap->marking_since_ns = shi_now_ns();
+  heap->scan_cursor = 0;
+  atomic_store_explicit(&heap->wants_cycle, false, memory_order_relaxed);
+  shi_event_cycle_begin(heap->events, heap->cycle, heap->live_bytes, heap->live_cells);
+}
+
 int shi_mark_begin(shi_heap *heap) {
   shi_heap_lock(heap);
   bool idle = heap->phase == SHI_HEAP_IDLE;
-  if (idle) {
-    heap->phase = SHI_HEAP_MARKING;
-    heap->cycle++;
-    heap->mark = !heap->mark;
-    heap->cursor = 0;
-    heap->walk_end = heap->count;
-    heap->overflow = heap->regrey = false;
-    heap->partial_left = 0;
-    heap->marked_bytes = heap->scan_work_bytes = heap->roots_bytes = 0;
-    heap->credit = 0;
-    heap->marking_since_ns = shi_now_ns();
-    heap->scan_cursor = 0;
-    atomic_store_explicit(&heap->wants_cycle, false, memory_order_relaxed);
-  }
+  if (idle) shi_mark_turn(heap);
   shi_heap_unlock(heap);
   return idle ? SH_OK : shi_fail(SH_BUSY, "a collection is under way");
+}
+
+/* A step of any kind. 0: marking is over, or waits for a guest or for another thread. */
+static uint64_t step(shi_heap *heap, bool *over) {
+  uint64_t work = walk_or_drain(heap);
+  if (work) return work;
+  shi_holder *holder = next_to_scan(heap);
+  if (heap->scanning) return 0;
+  *over = !holder;
+  return holder ? scan_or_keep(heap, holder) : 0;
 }
 
 bool shi_mark(shi_heap *heap, uint64_t budget) {
@@ -242,34 +255,36 @@ bool shi_mark(shi_heap *heap, uint64_t budget) {
   pthread_mutex_lock(&heap->mutex);
   bool over = heap->phase != SHI_HEAP_MARKING;
   for (uint64_t done = 0; !over && done < budget;) {
-    uint64_t work = walk_or_drain(heap);
-    if (work == 0) {
-      shi_holder *holder = next_to_scan(heap);
-      if (heap->scanning) break; /* by another thread */
-      if (holder && (work = scan_or_keep(heap, holder)) == 0) break;
-      over = !holder;
-    }
+    uint64_t work = step(heap, &over);
+    if (work == 0) break;
     done += work;
     heap->scan_work_bytes += work;
     heap->credit += (double)work;
     if (shi_heap_wanted(heap)) shi_heap_let_in(heap);
+    over = heap->phase != SHI_HEAP_MARKING; /* a guest has done the rest */
   }
   heap->mark_ns += shi_thread_cpu_ns() - begun_ns;
   pthread_mutex_unlock(&heap->mutex);
   return over;
 }
 
-int shi_mark_finish(shi_heap *heap) {
-  shi_heap_lock(heap);
+static bool finish(shi_heap *heap) {
   bool over = heap->phase == SHI_HEAP_MARKING && heap->cursor >= heap->walk_end && drained(heap) && !heap->overflow &&
               !heap->scanning && !next_to_scan(heap);
-  if (over) {
-    heap->phase = SHI_HEAP_SWEEPING;
-    heap->peak_bytes = heap->live_bytes;
-    heap->marking_ns += shi_now_ns() - heap->marking_since_ns;
-    heap->cursor = 0;
-    heap->walk_end = heap->count;
-  }
+  if (!over) return false;
+  heap->phase = SHI_HEAP_SWEEPING;
+  heap->peak_bytes = heap->live_bytes;
+  uint64_t ns = shi_now_ns() - heap->marking_since_ns;
+  heap->marking_ns += ns;
+  shi_event_mark_done(heap->events, heap->cycle, heap->live_bytes, heap->live_cells, ns);
+  heap->cursor = 0;
+  heap->walk_end = heap->count;
+  return true;
+}
+
+int shi_mark_finish(shi_heap *heap) {
+  shi_heap_lock(heap);
+  bool over = finish(heap);
   shi_heap_unlock(heap);
   return over ? SH_OK : shi_fail(SH_BUSY, "marking is not over");
 }
@@ -300,17 +315,22 @@ void shi_mark_assist(shi_holder *holder) {
   if (heap->phase == SHI_HEAP_MARKING && holder->assists_in == heap->cycle) {
     uint64_t cpu_ns = shi_thread_cpu_ns(), work = 1;
     double share = holder->assist_owed < assist_most ? holder->assist_owed : assist_most;
-    while ((double)done < share && work) {
-      work = walk_or_drain(heap);
+    uint64_t cycle = heap->cycle;
+    bool over = false;
+    while ((double)done < share && work && heap->phase == SHI_HEAP_MARKING && heap->cycle == cycle) {
+      work = step(heap, &over);
       done += work;
+      heap->scan_work_bytes += work;
     }
     holder->assist_owed = work ? holder->assist_owed - (double)done : 0;
-    heap->scan_work_bytes += done;
+    /* The thread may have to wait long for a processor, and nothing is left that could make guests wait for it. */
+    if (over && heap->asked) finish(heap);
     cpu_ns = shi_thread_cpu_ns() - cpu_ns;
     heap->assist_ns += cpu_ns;
     holder->assist_ns += cpu_ns;
     uint64_t ns = shi_now_ns() - begun_ns, longest = atomic_load_explicit(&heap->longest_stop_ns, memory_order_relaxed);
     if (ns > longest) atomic_store_explicit(&heap->longest_stop_ns, ns, memory_order_relaxed);
+    SHI_PROBE(gc_assist, holder->guest, done, ns);
   }
   shi_heap_unlock(heap);
 }

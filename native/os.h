@@ -80,6 +80,9 @@ typedef struct {
 
 int shi_os_pagemap_open(shi_os_pagemap *out);
 void shi_os_pagemap_close(shi_os_pagemap *pagemap);
+/* On which NUMA nodes these pages lie (move_pages(2), which is asked and moves nothing); a negative errno in the place of
+ * one that is not there. */
+int shi_os_nodes_of(void **pages, size_t count, int *nodes);
 enum shi_os_pages {
   SHI_OS_PRIVATE,       /* not those of a mapped file */
   SHI_OS_PRIVATE_FILES, /* those too, told apart */

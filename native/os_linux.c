@@ -415,6 +415,13 @@ void shi_os_pagemap_close(shi_os_pagemap *pagemap) {
   }
 }
 
+int shi_os_nodes_of(void **pages, size_t count, int *nodes) {
+  if (injected(SH_OS_MOVE_PAGES) || syscall(SYS_move_pages, 0, (unsigned long)count, pages, NULL, nodes, 0) < 0) {
+    return failure("move_pages");
+  }
+  return 0;
+}
+
 /* ---- images ----------------------------------------------------------------------------------------------------- */
 
 #ifndef MFD_NOEXEC_SEAL

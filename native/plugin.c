@@ -26,6 +26,11 @@ sh_plugin *sh_plugin_new(sh_host *host, sh_module *module) {
 
 uint32_t sh_plugin_id(const sh_plugin *plugin) { return plugin->id; }
 
+int sh_plugin_name(sh_plugin *plugin, const char *name) {
+  plugin->name = strdup(name);
+  return plugin->name ? SH_OK : shi_fail_no_memory();
+}
+
 int sh_plugin_memory(sh_plugin *plugin, uint64_t minimum, uint64_t maximum, uint64_t page_size, uint64_t image_length,
                      size_t run_count, const uint64_t *offsets, const uint8_t *const *bytes, const uint64_t *lengths) {
   if (plugin->memory_count == SHI_MEMORIES_MAX)
@@ -170,6 +175,7 @@ static void free_plugin(sh_plugin *plugin) {
     free(plugin->exports[k].results);
   }
   free(plugin->exports);
+  free(plugin->name);
   shi_state_plan_free(&plugin->state);
   while (plugin->imports) {
     shi_import *import = plugin->imports;

@@ -66,6 +66,11 @@ void shi_pool_move_near(shi_pool *pool, shi_slot *slot) {
 void shi_pool_put(shi_pool *pool, shi_slot *slot, enum shi_end end) {
   SHI_CHECK(shi_slot_check(slot));
   bool warmed = shi_slot_holds_pages(slot);
+  shi_slot_show(slot,
+                slot->stale ? SH_SLOT_STALE
+                : warmed    ? SH_SLOT_WARM
+                            : SH_SLOT_COLD,
+                shi_shown_units(slot->resident));
   if (!shi_shard_put(shard_of(pool, slot), slot, end)) {
     shi_pool_put_cold(pool, slot);
   } else if (warmed) {
@@ -86,6 +91,7 @@ void shi_pool_put_cold(shi_pool *pool, shi_slot *slot) {
   slot->accessible = 0;
   slot->stale = false;
   SHI_CHECK(shi_slot_check(slot));
+  shi_slot_show(slot, SH_SLOT_COLD, 0);
   shi_shard_put_cold(shard_of(pool, slot), slot);
 }
 
@@ -94,7 +100,9 @@ void shi_pool_quarantine(shi_pool *pool, shi_slot *slot) {
   /* If even this fails the pages stay readable, but no one is ever given the address again. */
   (void)shi_os_protect(slot->region.base, slot->accessible, false);
   slot->state = SHI_SLOT_QUARANTINED;
+  shi_slot_show(slot, SH_SLOT_QUARANTINED, 0);
   shi_count(&pool->counters, SHI_POOL_QUARANTINED, 1);
+  shi_event_quarantine(pool->events, slot->whose, slot->accessible);
 }
 
 /* ---- arenas ----------------------------------------------------------------------------------------------------- */
@@ -333,6 +341,7 @@ int shi_pool_create(const shi_pool_options *options, shi_pool **out) {
   }
   pool->options = *options;
   pool->os_page = shi_os_page();
+  pool->events = options->events != NULL ? options->events : &shi_no_events;
   pthread_mutex_init(&pool->arena_lock, NULL);
   pthread_mutex_init(&pool->upkeep, NULL);
   shi_credits_init(&pool->live_credits);

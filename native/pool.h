@@ -4,6 +4,7 @@
  *   pool.c    arenas, who gets which slot    maintain.c  deferred decommit and decay, in a thread
  *   freelist  free slots by what they held   image.c     what memories start with, in pieces of files
  *   capture.c an image of a live region      habit.c     which pages forks dirty first
+ *   nodes.c   figures of each NUMA node      slots.c     the list of slots, for who looks on
  *   account, counters, numa, layout, os
  *
  * Locks, in the order in which they may be taken together:
@@ -56,6 +57,7 @@ typedef struct shi_slot {
   enum shi_slot_state state;
   bool stale;       /* MADV_FREE: still holds a guest's bytes, reset before anyone gets it */
   uint16_t shard;   /* of its node: where it was last free */
+  uint32_t owner;   /* live: the request's */
   shi_image *image; /* mapped at 0; a reference; NULL: none */
   uint64_t image_bytes;
   uint64_t accessible;
@@ -64,6 +66,7 @@ typedef struct shi_slot {
   uint64_t kept;     /* live: what was resident when it was acquired; SHI_KEPT_UNKNOWN: it was remapped since */
   uint64_t resident; /* bytes of clean private pages kept in a free slot, counted in the pool's warm_bytes */
   uint64_t affinity;
+  shi_whose whose;    /* who has it, or had it last */
   uint64_t freed_ns;  /* when it was released, or left the queue */
   uint64_t rest_from; /* queued: what to give back */
   uint64_t rest_to;
@@ -74,6 +77,7 @@ typedef struct shi_slot {
   shi_bin by_key;
   shi_bin by_image;
   shi_ring by_age;
+  _Atomic uint64_t shown;   /* what others may read of all this: see shi_slot_show */
   uint8_t apart[SHI_APART]; /* from the next slot, which is another thread's */
 } shi_slot;
 _Static_assert(offsetof(shi_slot, region) == 0, "a region is cast to its slot");
@@ -81,6 +85,23 @@ _Static_assert(offsetof(shi_slot, region) == 0, "a region is cast to its slot");
 static inline shi_slot *shi_slot_of(shi_region *region) { return (shi_slot *)(void *)region; }
 
 static inline bool shi_slot_holds_pages(const shi_slot *slot) { return slot->resident > 0 || slot->stale; }
+
+/* A slot belongs to one thread at a time, and only that one may read its fields. What it shows to all others is one word,
+ * so that nobody sees half of a change. In units of 4 KiB, more than fits is shown as the most that does:
+ *
+ *   63            56 55             32 31         24 23                        0
+ *   | enum          | accessible      | 0           | live: the request's owner |
+ *   | sh_slot_state |                 |             | warm, queued: private     |
+ *
+ * Zero: opened, and not yet used. Whoever has the slot writes it before he lets go of it; slots.c reads it. */
+enum { SHI_SHOWN_SHIFT = 12, SHI_SHOWN_MOST = (1 << 24) - 1 };
+static inline uint64_t shi_shown_units(uint64_t bytes) {
+  return bytes >> SHI_SHOWN_SHIFT < SHI_SHOWN_MOST ? bytes >> SHI_SHOWN_SHIFT : SHI_SHOWN_MOST;
+}
+static inline void shi_slot_show(shi_slot *slot, enum sh_slot_state state, uint64_t low) {
+  atomic_store_explicit(&slot->shown, (uint64_t)state << 56 | shi_shown_units(slot->accessible) << 32 | low,
+                        memory_order_relaxed);
+}
 
 /* Slots are made on first use and never moved, so a pointer to one stays good until the pool is destroyed. */
 typedef struct shi_arena {
@@ -142,6 +163,7 @@ _Static_assert((int)SHI_POOL_COUNTERS <= (int)SHI_COUNTERS, "shi_counters has ro
 struct shi_pool {
   shi_pool_options options;
   uint64_t os_page;
+  shi_events *events;
   shi_os_pagemap pagemap;
   shi_numa numa;
   shi_node nodes[SHI_NUMA_MAX_NODES];

@@ -21,6 +21,7 @@ static void after_fork_in_child(void) {
   atomic_store(&shi_forked, true);
   shi_guests_forget();
   for (sh_host *host = hosts; host; host = host->next) {
+    atomic_store(&host->events.kinds, 0); /* the child does not inherit the rings */
     shi_pool_after_fork_in_child(host->pool);
     shi_pool *stacks = atomic_load(&host->stacks);
     if (stacks) shi_pool_after_fork_in_child(stacks);

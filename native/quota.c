@@ -40,6 +40,7 @@ uint64_t shi_bucket_wait(const shi_bucket *bucket, uint64_t now_ns) {
 static int refuse(sh_host *host, sh_tenant *tenant, uint64_t wait_ns, const char *what) {
   shi_count(&host->counters, SHI_HOST_QUOTA_REFUSALS, 1);
   shi_count(&tenant->counters, SHI_TENANT_REFUSALS, 1);
+  shi_event_refused(&host->events, (shi_whose){.tenant = tenant->id}, SH_REFUSED_QUOTA, SH_LEVEL_TENANT, 1, wait_ns);
   return shi_fail_limit(SH_QUOTA, 0, wait_ns, "%s", what);
 }
 
@@ -85,6 +86,8 @@ int shi_cpu_refuse(shi_guest *guest, uint64_t now_ns) {
 static int refuse_under_pressure(sh_host *host, sh_tenant *tenant, uint64_t retry_ns, const char *why) {
   shi_count(&host->counters, SHI_HOST_PRESSURE_REFUSALS, 1);
   if (tenant) shi_count(&tenant->counters, SHI_TENANT_REFUSALS, 1);
+  shi_event_refused(&host->events, (shi_whose){.tenant = tenant ? tenant->id : 0}, SH_REFUSED_PRESSURE,
+                    tenant ? SH_LEVEL_TENANT : SH_LEVEL_HOST, 1, retry_ns);
   return shi_fail_limit(SH_REFUSED, 0, retry_ns, "%s", why);
 }
 

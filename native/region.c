@@ -150,6 +150,7 @@ int shi_region_acquire(shi_pool *pool, const shi_region_request *request, shi_re
     return error;
   }
   slot->affinity = request->affinity;
+  slot->whose = request->whose;
   slot->initial = committed;
   slot->region.committed = committed;
   slot->region.maximum = request->maximum;
@@ -158,6 +159,8 @@ int shi_region_acquire(shi_pool *pool, const shi_region_request *request, shi_re
   slot->region.account = request->account;
   atomic_store_explicit(&slot->region.size, request->initial, memory_order_release);
   slot->state = SHI_SLOT_LIVE;
+  slot->owner = request->owner;
+  shi_slot_show(slot, SH_SLOT_LIVE, slot->owner);
   atomic_store(&slot->pins, 0);
   SHI_CHECK(shi_slot_check(slot));
   (void)shi_account_charge(&pool->live, 1); /* it has no limit */
@@ -193,6 +196,7 @@ int shi_region_grow(shi_region *region, uint64_t size, shi_account **full) {
       return error;
     }
     region->committed = slot->accessible = committed;
+    shi_slot_show(slot, SH_SLOT_LIVE, slot->owner);
     shi_count(&pool->counters, SHI_POOL_COMMITTED_BYTES, more);
   }
   atomic_store_explicit(&region->size, size, memory_order_release);
@@ -262,8 +266,12 @@ int shi_region_release(shi_pool *pool, shi_region *region, int policy, sh_reclai
   if (is_cold(slot) && !region->untouched) {
     shi_habit_learn(pool, slot);
   }
+  const sh_reclaim before = *reclaim;
   enum shi_reset_result result = shi_reset(pool, slot, chosen, reclaim);
   uint64_t ended_ns = shi_os_now_ns();
+  shi_event_reset(pool->events, ended_ns, slot->whose, reclaim->returned_bytes - before.returned_bytes,
+                  reclaim->kept_bytes - before.kept_bytes, reclaim->deferred_bytes - before.deferred_bytes,
+                  ended_ns - started_ns, chosen);
   slot->freed_ns = ended_ns;
   shi_account_refund(&pool->live, 1);
   shi_uncount(&pool->counters, SHI_POOL_COMMITTED_BYTES, committed);

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "account.h"
+#include "events.h"
 #include "sandhost.h"
 
 /* ---- images --------------------------------------------------------------------------------------------------- */
@@ -60,6 +61,7 @@ typedef struct {
   uint64_t queue_ns;          /* ... and for at most this long */
   bool numa_bind;             /* BIND instead of PREFERRED */
   const char *sysfs_node;     /* NULL: "/sys/devices/system/node" */
+  shi_events *events;         /* outlives the pool; NULL: nobody listens */
 } shi_pool_options;
 
 int shi_pool_create(const shi_pool_options *options, shi_pool **out);
@@ -69,6 +71,23 @@ void shi_pool_destroy(shi_pool *pool);
  * Returns the bytes given back. */
 uint64_t shi_pool_trim(shi_pool *pool, uint64_t idle_ns);
 void shi_pool_stats(shi_pool *pool, sh_pool_stats *out);
+/* Of up to `room` nodes; returns how many there are. Takes a walk over the page tables of all regions. */
+uint32_t shi_pool_node_stats(shi_pool *pool, sh_node_stats *out, uint32_t room);
+/* A slot as others see it; slots.c. */
+typedef struct {
+  const _Atomic uint64_t *word; /* what it shows, and ... */
+  uint64_t shown;               /* ... what it showed when it was read */
+  enum sh_slot_state state;
+  uint32_t node;            /* the kernel's number */
+  uint32_t owner;           /* live: the request's */
+  uint64_t committed_bytes; /* live: accessible; else what it still maps for the next guest */
+  uint64_t resident_bytes;  /* private pages; live: UINT64_MAX unless measured */
+} shi_slot_seen;
+/* Lists slots that were used at least once, from *from (0 at first) on, which it advances; returns how many, 0 at the end.
+ * Touches none of them and waits for nobody: each row is true by itself, if a moment old. `measure`: ask the kernel for
+ * what is resident, with no more than 256 system calls a slot (then it is a lower bound), and for about 64 Ki pages a
+ * call of this. */
+uint32_t shi_pool_slots(shi_pool *pool, uint64_t *from, shi_slot_seen *seen, uint32_t room, bool measure);
 /* The child of a fork: no slot may be touched again; slots with live views are mapped to zeros so that a stale
  * memoryview reads zeros instead of faulting. From then on acquire, grow and release give -ECHILD, and destroy does
  * nothing. To be called for each pool before the child creates one of its own. Async-signal-safe. */
@@ -93,7 +112,9 @@ typedef struct {
   uint64_t affinity;    /* the tenant: a slot last used with the same image and affinity is taken first */
   uint64_t initial;     /* bytes */
   uint64_t maximum;     /* bytes; <= slot_capacity */
+  shi_whose whose;      /* for events */
   bool learns;          /* forks of this image are alike: learn which pages they dirty first */
+  uint32_t owner;       /* whose it is, for who lists slots; below 2^24, and not interpreted here */
 } shi_region_request;
 
 /* -ENOSPC: no slot is free. -EDQUOT: an account is full (*full names it, if asked). Else an OS error. */

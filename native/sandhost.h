@@ -50,6 +50,24 @@ typedef struct {
   uint64_t numa_refused;      /* counter: node policies that the kernel did not take; memory comes from anywhere */
 } sh_pool_stats;
 
+/* What a slot of the pool is. */
+enum sh_slot_state {
+  SH_SLOT_COLD,        /* free, and holds nothing; or about to be used for the first time */
+  SH_SLOT_WARM,        /* free, with clean pages that stay resident */
+  SH_SLOT_STALE,       /* free, with pages that the kernel takes when it wants them (MADV_FREE) */
+  SH_SLOT_LIVE,        /* a guest's */
+  SH_SLOT_QUEUED,      /* its guest has ended, its pages go back soon */
+  SH_SLOT_QUARANTINED  /* could not be reset: never used again */
+};
+typedef struct {
+  uint64_t committed_bytes; /* live: its guest may touch; else: what it maps for the next one */
+  uint64_t resident_bytes;  /* private pages; UINT64_MAX: not measured */
+  uint64_t guest;           /* live: its id; 0: nobody's any more, or a view keeps it */
+  uint32_t plugin, tenant;  /* as sh_plugin_id, sh_tenant_id; 0: none */
+  uint32_t node;            /* NUMA, the kernel's number */
+  uint32_t state;           /* enum sh_slot_state */
+} sh_slot_row;
+
 /* ---- status ---------------------------------------------------------------------------------------------------- */
 
 /* What a function that returns int says: 0 or one of these. The details are what sh_take_error() gives. */
@@ -332,6 +350,9 @@ typedef struct {
 /* Fills in up to `room` rows of the host's guests, beginning at *from, 0 at first, which becomes where to go on. Returns
  * how many; 0: no more. Stops nobody: each row is true by itself. */
 uint32_t sh_host_guests(sh_host *host, uint32_t *from, sh_guest_row *rows, uint32_t room);
+/* The same for the slots of its guests' memories that were used at least once. `measure`: ask the kernel what is resident;
+ * of a slot in very many pieces it is a lower bound. */
+uint32_t sh_host_slots(sh_host *host, uint64_t *from, sh_slot_row *rows, uint32_t room, int measure);
 
 /* ---- calls that can wait (fiber.h) -------------------------------------------------------------------------------- */
 
@@ -432,12 +453,22 @@ int sh_heap_begin(sh_heap *heap);
 int sh_heap_mark(sh_heap *heap, uint64_t budget);
 int sh_heap_finish_mark(sh_heap *heap);
 int sh_heap_sweep(sh_heap *heap, uint64_t cells);
-/* The same by a thread. `wait` gives 1 when no such cycle is under way any more. */
+/* The same by a thread. `wait` gives 1 when its cycle that runs now is over, or none does. */
 int sh_heap_start(sh_heap *heap);
 int sh_heap_wait(sh_heap *heap, uint64_t timeout_ns);
-/* Live bytes that reach `trigger` want a cycle; guests that allocate while marking do `assist_ratio` bytes of scan work
- * for each byte, if the background did not; that has the time of so many `cores`, of which its thread uses one at most. */
-void sh_heap_set_goal(sh_heap *heap, uint64_t goal, uint64_t trigger_bytes, double assist_ratio, double cores);
+/* What the collector wants. Goal, trigger, ratio and reason are of one moment, `as_of`: twice the number of the cycle that
+ * began last, less 1 while it ran (UINT64_MAX: whenever). If the heap has gone on since, they are too old, and not taken. */
+typedef struct {
+  uint64_t goal, trigger; /* live bytes that reach the trigger want a cycle */
+  double assist_ratio; /* guests that allocate while marking scan so much for each byte, if the background did not; */
+  double cores; /*   that has the time of so many, of which its thread uses one at most */
+  uint64_t as_of;
+  int limited; /* the memory limit sets the goal */
+  int begins; /* a cycle begins by itself at the trigger; and until somebody sets a goal for the next one, that is: */
+  double growth; /*   what was left, and so much of it again; below 0: no goal, */
+  uint64_t minimum, ceiling; /*   not less than this, and not more */
+} sh_heap_plan;
+int sh_heap_set_plan(sh_heap *heap, const sh_heap_plan *plan);
 int sh_heap_wants_cycle(sh_heap *heap);
 /* Called when live bytes reach the trigger, once for each cycle or goal, or when many objects wait to be taken, by the
  * thread that allocates or releases. */
@@ -448,9 +479,51 @@ uint32_t sh_heap_dropped(sh_heap *heap, uint32_t *objects, uint32_t room);
 /* live bytes, live cells, goal bytes; counters: allocs, frees, alloc bytes, free bytes; of the last or current cycle:
  * marked bytes, scan work bytes, roots bytes; counters: assist ns, mark ns, sweep ns; longest stop ns, cycles, phase (0
  * idle, 1 marking, 2 sweeping), objects to be taken; live bytes when marking last ended; counter: ns spent marking, by
- * the clock. */
-enum { SH_HEAP_FIGURES = 19 };
+ * the clock; cycles that have begun. */
+enum { SH_HEAP_FIGURES = 20 };
 void sh_heap_get_figures(sh_heap *heap, uint64_t *out);
+/* A cycle of the thread's, of which nobody said yet that he knows it. */
+enum sh_cycle_reason { SH_CYCLE_ASKED, SH_CYCLE_GOAL, SH_CYCLE_LIMIT };
+typedef struct {
+  uint64_t number; /* of all cycles that have begun */
+  uint64_t began_ns, ended_ns; /* CLOCK_MONOTONIC; 0: it runs */
+  uint64_t trigger;
+  uint32_t reason;
+  uint64_t before[SH_HEAP_FIGURES], after[SH_HEAP_FIGURES];
+} sh_heap_cycle;
+/* The oldest of these: 1, or 0 if there is none. */
+int sh_heap_get_cycle(sh_heap *heap, sh_heap_cycle *out);
+void sh_heap_forget_cycle(sh_heap *heap, uint64_t number);
+
+/* ---- buffers for requests and results (page_pool.h) -------------------------------------------------------------- */
+
+typedef struct sh_pages sh_pages;
+/* `count` buffers of `buffer_bytes`, rounded up to OS pages. `poison`: what was used is filled with 0xDB, and with it what
+ * a user has not written; else with zeros. After `idle_ns` without use the free ones' pages go back to the OS. NULL: see
+ * sh_take_error. */
+sh_pages *sh_pages_new(uint64_t buffer_bytes, uint32_t count, int poison, uint64_t idle_ns);
+/* Puts take, put, pin and unpin of this pool (page_pool.h) into a dict, as functions that keep Python's lock: take() gives
+ * a lease or 0, put(lease) an enum sh_status, pin(lease, end) whether it is one. They must not outlive the pool. */
+int sh_python_pages(sh_pages *pages, void *dict);
+uint8_t *sh_pages_base(const sh_pages *pages); /* of all buffers, the one of a lease by its low bits */
+enum { SH_LEASE_INDEX = 0xffffff };
+/* Gives the pages of free buffers back to the OS; returns the bytes. */
+uint64_t sh_pages_trim(sh_pages *pages);
+/* Unmaps all of it. SH_BUSY changes nothing: a buffer is out. */
+int sh_pages_close(sh_pages *pages);
+void sh_pages_free(sh_pages *pages); /* left as it is while a buffer is out, and in a forked child */
+void sh_pages_count(sh_pages *pages, int waited); /* somebody had to wait, or (0) went without */
+typedef struct {
+  uint64_t buffers; /* 0: closed */
+  uint64_t in_use; /* exact when nothing moves, else not too many */
+  uint64_t peak;
+  uint64_t resident_bytes; /* that were written to and not given back */
+  uint64_t acquired; /* counters from here */
+  uint64_t waits;
+  uint64_t refused;
+  uint64_t trimmed_bytes;
+} sh_pages_stats;
+void sh_pages_get_stats(sh_pages *pages, sh_pages_stats *out);
 
 /* ---- callbacks into Python ------------------------------------------------------------------------------------- */
 
@@ -528,8 +601,30 @@ typedef struct {
   uint64_t cgroup_bytes;
   uint64_t stall_us; /* counter: somebody waited for memory */
 } sh_host_stats;
-enum { SH_HOST_FIGURES = 63 }; /* all are of 64 bits */
+enum { SH_HOST_FIGURES = 63 };
+void sh_host_get_figures(sh_host *host, uint64_t *out); /* the same as so many numbers, which Python unpacks at once */
 void sh_host_get_stats(sh_host *host, sh_host_stats *out);
+/* The threads that run calls which can wait and compute. threads - idle of them are in a slice. */
+typedef struct {
+  uint32_t threads;
+  uint32_t idle;
+  uint32_t queued; /* guests that wait for a thread */
+} sh_worker_stats;
+void sh_host_get_workers(sh_host *host, sh_worker_stats *out);
+/* What the regions of one NUMA node hold. All gauges; bytes unless said otherwise. */
+#define SH_UNKNOWN 0xffffffffffffffff
+typedef struct {
+  uint64_t node; /* the kernel's number */
+  uint64_t cpus;
+  uint64_t slots_live;
+  uint64_t slots_warm; /* free, with resident pages */
+  uint64_t committed_bytes; /* accessible in live regions */
+  uint64_t warm_bytes; /* resident in free slots */
+  uint64_t resident_bytes; /* private pages in RAM of all its slots, by pagemap. SH_UNKNOWN: Linux before 6.7 */
+  uint64_t local_bytes; /* of these, what lies on the node, by move_pages of up to 4,096. SH_UNKNOWN: not told */
+} sh_node_stats;
+/* Of up to `room` nodes; returns how many there are. Takes a walk over the page tables of all regions. */
+uint32_t sh_host_node_stats(sh_host *host, sh_node_stats *out, uint32_t room);
 enum sh_operation { SH_OP_SPAWN, SH_OP_CALL, SH_OP_CLOSE };
 void sh_host_histogram(sh_host *host, int operation, sh_histogram *out);
 
@@ -542,6 +637,54 @@ typedef struct {
   uint64_t image_bytes;
 } sh_plugin_stats;
 void sh_plugin_get_stats(const sh_plugin *plugin, sh_plugin_stats *out);
+
+/* ---- events ---------------------------------------------------------------------------------------------------- */
+
+/* What happened, by kind, with what its `detail` and `values` are. Nanoseconds are CLOCK_MONOTONIC's, or durations. */
+enum sh_event_kind {
+  SH_EVENT_SPAWN, /* committed bytes, ns it took; detail 1: of a snapshot */
+  SH_EVENT_CLOSE, /* bytes returned, kept, deferred, ns it took; detail: enum sh_policy */
+  SH_EVENT_COMMIT, /* growth: bytes more, size then */
+  SH_EVENT_DECOMMIT, /* after the close, by upkeep: bytes */
+  SH_EVENT_RESET, /* one region: bytes returned, kept, deferred, ns; detail: enum sh_policy */
+  SH_EVENT_QUARANTINE, /* bytes that stay counted */
+  SH_EVENT_REFUSED, /* wanted, limit, enum sh_level; detail: enum sh_refusal */
+  SH_EVENT_TRAP, /* code, as in sh_error */
+  SH_EVENT_DEADLINE, /* limit in ns */
+  SH_EVENT_CANCEL,
+  SH_EVENT_CYCLE_BEGIN, /* number of the cycle, live bytes, live handles */
+  SH_EVENT_MARK_DONE, /* the same, ns since it began */
+  SH_EVENT_CYCLE_END, /* number of the cycle, live bytes, live handles */
+  SH_EVENT_HANDLE_ALLOC, /* handle, bytes, label */
+  SH_EVENT_HANDLE_FREE, /* handle, bytes */
+  SH_EVENT_KINDS
+};
+enum sh_refusal {
+  SH_REFUSED_MEMORY,
+  SH_REFUSED_REGIONS,
+  SH_REFUSED_TABLE,
+  SH_REFUSED_FUEL,
+  SH_REFUSED_HANDLES,
+  SH_REFUSED_HANDLE_MEMORY,
+  SH_REFUSED_OS, /* no limit: the system had no more */
+  SH_REFUSED_QUOTA, /* of the tenant's, in a time or of guests; limit: nanoseconds to wait, or guests */
+  SH_REFUSED_PRESSURE /* the host is short of memory; limit: nanoseconds to wait */
+};
+typedef struct {
+  uint32_t unused;
+  uint16_t kind, detail;
+  uint64_t ns, guest;
+  uint32_t plugin, tenant; /* numbers; 0: none */
+  uint64_t values[4];
+} sh_event;
+/* Listens to the kinds whose bits are set, and no others. SH_NATIVE. */
+int sh_events_listen(sh_host *host, uint32_t kinds);
+/* Takes up to `room` of them, the oldest first. */
+uint32_t sh_events_read(sh_host *host, sh_event *out, uint32_t room);
+/* Counters, SH_EVENT_KINDS of them: those that nobody read in time. */
+void sh_events_lost(sh_host *host, uint64_t *by_kind);
+/* Names the plugin for probes. Once, before its first guest. */
+int sh_plugin_name(sh_plugin *plugin, const char *name);
 
 /* ---- fault injection (for tests of the error paths) ------------------------------------------------------------ */
 
@@ -556,6 +699,7 @@ enum sh_os_call {
   SH_OS_PAGEMAP_SCAN,
   SH_OS_PAGEMAP_READ,
   SH_OS_MBIND,
+  SH_OS_MOVE_PAGES,
   SH_OS_THREAD,
   SH_OS_OPEN_BENEATH, /* openat2 */
   SH_OS_CALLS

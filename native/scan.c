@@ -8,7 +8,8 @@
  *   turned over            [ index^MIN | ~upper           ]     so that one signed "less than" serves both lanes
  *   less than              [ count^MIN | ~0x00ffffff      ]     index < count        kind is 1 to 127
  *
- * A scan counts only if no call was in the guest from its first slice to its last.
+ * A scan counts only if no call was in the guest from its first slice to its last. Of a call that stands still (it waits on a
+ * fiber, or looks up at a tick) the stack is scanned too, where every word may be a handle as well.
  */
 #include <stdlib.h>
 
@@ -25,10 +26,14 @@ typedef struct {
 
 enum { BLOCK = 64 };
 
-static void keep(uint64_t word, uint32_t count, uint64_t *found, uint32_t *found_count) {
+/* It reads what the guest may be writing (then it counts for nothing), and whole stacks, between frames too. */
+#define READS_ANYTHING __attribute__((no_sanitize("address", "thread", "undefined")))
+
+READS_ANYTHING static void keep(uint64_t word, uint32_t count, uint64_t *found, uint32_t *found_count) {
   if ((uint32_t)word < count && (int32_t)(word >> 32) > 0x00ffffff) found[(*found_count)++] = word;
 }
 
+READS_ANYTHING
 uint64_t shi_scan_words(const uint8_t *bytes, uint64_t length, uint32_t count, uint64_t *found, uint32_t room,
                         uint32_t *found_count) {
   const int32_t turn_index = INT32_MIN, below = (int32_t)(count ^ 0x80000000u), upper = ~0x00ffffff;
@@ -101,9 +106,18 @@ static void begin_again(shi_holder *holder, uint32_t calls) {
   holder->scan_at = 0;
 }
 
+static bool piece(const shi_holder *holder, uint32_t k, const uint8_t **base, uint64_t *bytes) {
+  bool stack = holder->stack_bytes > 0;
+  if (!stack || k > 0) return holder->pieces && holder->pieces(holder->context, k - stack, base, bytes);
+  *base = holder->stack;
+  *bytes = holder->stack_bytes;
+  return true;
+}
+
 static uint64_t finish(shi_heap *heap, shi_holder *holder) {
   uint64_t *globals = holder->globals;
   shade_own(heap, holder, globals, holder->global_count);
+  if (!shi_holder_land_some(holder)) return 8; /* we come here again */
   holder->scanned_in = heap->cycle;
   begin_again(holder, 0);
   return 8;
@@ -114,8 +128,7 @@ uint64_t shi_scan_slice(shi_heap *heap, shi_holder *holder) {
   uint32_t found_count, calls = atomic_load(&holder->calls), count = heap->count;
   const uint8_t *base;
   if (holder->scan_calls != calls + 1) begin_again(holder, calls + 1); /* 0: none has begun */
-  if (!holder->pieces || !holder->pieces(holder->context, holder->scan_piece, &base, &bytes))
-    return finish(heap, holder);
+  if (!piece(holder, holder->scan_piece, &base, &bytes)) return finish(heap, holder);
   uint64_t from = holder->scan_at, to = bytes - from < SLICE_BYTES ? bytes : from + SLICE_BYTES;
   heap->scanning = holder;
   shi_heap_unlock(heap);

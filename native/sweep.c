@@ -6,27 +6,38 @@
 enum { SWEPT_AT_ONCE = 32 };
 enum { MARK_SLICE = 256 << 10, SWEEP_SLICE = 4096 }; /* of the thread: bytes, cells. Arbitrary */
 
-bool shi_sweep(shi_heap *heap, uint64_t budget_cells) {
+/* Under the lock. */
+static bool sweep(shi_heap *heap, uint64_t budget_cells) {
   uint64_t begun_ns = shi_thread_cpu_ns();
-  pthread_mutex_lock(&heap->mutex);
-  bool over = heap->phase != SHI_HEAP_SWEEPING;
+  bool over = heap->phase != SHI_HEAP_SWEEPING, swept = false;
   for (uint64_t done = 0; !over && done < budget_cells; done += SWEPT_AT_ONCE) {
     for (int k = 0; k < SWEPT_AT_ONCE && heap->cursor < heap->walk_end; k++, heap->cursor++) {
       const shi_hot *cell = &heap->hot[heap->cursor];
       if (cell->tag >> 24 != 0 && shi_is_white(heap, cell)) shi_cell_free(heap, heap->cursor);
     }
-    over = heap->cursor == heap->walk_end;
-    if (over) {
-      heap->phase = SHI_HEAP_IDLE;
-      heap->cycles++;
-    } else if (shi_heap_wanted(heap)) {
+    over = swept = heap->cursor == heap->walk_end;
+    if (!over && shi_heap_wanted(heap)) {
       shi_heap_let_in(heap);
       over = heap->phase != SHI_HEAP_SWEEPING; /* another thread sweeps too */
     }
   }
   heap->sweep_ns += shi_thread_cpu_ns() - begun_ns;
+  if (swept) shi_cycle_over(heap);
+  return over;
+}
+
+bool shi_sweep(shi_heap *heap, uint64_t budget_cells) {
+  pthread_mutex_lock(&heap->mutex);
+  bool over = sweep(heap, budget_cells);
   pthread_mutex_unlock(&heap->mutex);
   return over;
+}
+
+void shi_sweep_assist(shi_heap *heap) {
+  enum { HELP = 256 };
+  shi_heap_lock(heap);
+  sweep(heap, HELP);
+  shi_heap_unlock(heap);
 }
 
 /* ---- the thread -------------------------------------------------------------------------------------------------------- */
@@ -78,19 +89,17 @@ static bool mark_at_its_pace(shi_heap *heap) {
     pthread_mutex_lock(&heap->mutex);
     bool idle = heap->scan_work_bytes == so_far.work_bytes;
     so_far.work_bytes = heap->scan_work_bytes;
+    shi_cycle_pace(heap);
     if (idle && heap->asked_in == heap->cycle && !ends(heap)) wait_for_guests(heap);
     sleep_if_ahead(heap, &so_far);
-    bool over = ends(heap);
+    bool over = ends(heap), elsewhere = heap->phase != SHI_HEAP_MARKING;
     pthread_mutex_unlock(&heap->mutex);
     if (over) return false;
+    if (elsewhere) return true; /* somebody steps through it as well */
   }
 }
 
 static void run_cycle(shi_heap *heap) {
-  if (shi_mark_begin(heap) != SH_OK) {
-    shi_error_forget();
-    return;
-  }
   if (!mark_at_its_pace(heap)) return;
   while (!shi_sweep(heap, SWEEP_SLICE)) {
   }
@@ -105,22 +114,22 @@ static void *run(void *argument) {
     pthread_mutex_unlock(&heap->mutex);
     run_cycle(heap);
     pthread_mutex_lock(&heap->mutex);
-    heap->asked = false;
-    pthread_cond_broadcast(&heap->done);
   }
   pthread_mutex_unlock(&heap->mutex);
   return NULL;
 }
 
+int shi_cycle_thread_begin(shi_heap *heap) {
+  int error = heap->has_thread ? 0 : shi_os_thread_start(&heap->thread, "sandhost-marker", run, heap);
+  heap->has_thread = error == 0;
+  return error;
+}
+
 int shi_cycle_start(shi_heap *heap) {
   shi_heap_lock(heap);
-  int error = 0;
   bool free_to_run = !heap->asked && heap->phase == SHI_HEAP_IDLE && !heap->stop;
-  if (free_to_run && !heap->has_thread) error = shi_os_thread_start(&heap->thread, "sandhost-marker", run, heap);
-  if (free_to_run && !error) {
-    heap->has_thread = heap->asked = true;
-    pthread_cond_signal(&heap->wake);
-  }
+  int error = free_to_run ? shi_cycle_thread_begin(heap) : 0;
+  if (free_to_run && !error) shi_cycle_begin(heap, SH_CYCLE_ASKED);
   shi_heap_unlock(heap);
   if (error) return shi_fail_native(error);
   return free_to_run ? SH_OK : shi_fail(SH_BUSY, "a collection is under way");
@@ -138,8 +147,10 @@ bool shi_cycle_wait(shi_heap *heap, uint64_t timeout_ns) {
   struct timespec until = at(timeout_ns < UINT64_MAX / 2 ? now_ns + timeout_ns : UINT64_MAX / 2);
   shi_heap_lock(heap);
   int error = 0;
-  while (heap->asked && error == 0) error = pthread_cond_timedwait(&heap->done, &heap->mutex, &until);
-  bool done = !heap->asked;
+  uint64_t number = heap->cycle; /* the next one may have begun before we wake up */
+  while (heap->asked && heap->cycle == number && error == 0)
+    error = pthread_cond_timedwait(&heap->done, &heap->mutex, &until);
+  bool done = !heap->asked || heap->cycle != number;
   shi_heap_unlock(heap);
   return done;
 }

@@ -11,7 +11,7 @@
 
 #include "snapshot.h"
 
-enum { CHUNK = 1024, CHUNKS = 4096 };
+enum { CHUNK = 1024, CHUNKS = 4096 }; /* 2^22 guests: an index is a region's owner, of 24 bits */
 static shi_guest *_Atomic chunks[CHUNKS];
 static uint32_t table_size; /* structs handed out so far; under `growth` */
 static pthread_mutex_t growth = PTHREAD_MUTEX_INITIALIZER;

@@ -9,12 +9,14 @@ static void push(shi_workers *workers, shi_guest *guest) {
   guest->fiber->next = NULL;
   *workers->tail = guest;
   workers->tail = &guest->fiber->next;
+  workers->queued++;
 }
 
 static shi_guest *pop(shi_workers *workers) {
   shi_guest *guest = workers->head;
   workers->head = guest->fiber->next;
   if (!workers->head) workers->tail = &workers->head;
+  workers->queued--;
   return guest;
 }
 
@@ -79,4 +81,10 @@ bool shi_workers_give(shi_workers *workers, shi_guest *guest) {
   }
   pthread_mutex_unlock(&workers->lock);
   return taken;
+}
+
+void shi_workers_stats(shi_workers *workers, sh_worker_stats *out) {
+  pthread_mutex_lock(&workers->lock);
+  *out = (sh_worker_stats){.threads = workers->count, .idle = workers->idle, .queued = workers->queued};
+  pthread_mutex_unlock(&workers->lock);
 }

@@ -9,6 +9,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "sandhost.h"
+
 typedef struct shi_guest shi_guest;
 
 enum { SHI_WORKERS_MAX = 64 };
@@ -21,6 +23,7 @@ typedef struct {
   uint32_t most; /* threads; 0: nobody may give them a guest */
   uint32_t idle;
   uint32_t count; /* started, at first need */
+  uint32_t queued; /* guests from head on */
   bool stop;
   pthread_t threads[SHI_WORKERS_MAX];
 } shi_workers;
@@ -30,5 +33,6 @@ void shi_workers_init(shi_workers *workers, uint32_t most);
 void shi_workers_stop(shi_workers *workers);
 /* Hands over a guest that is RUNNING and the caller's. False: there is no thread that could take it. */
 bool shi_workers_give(shi_workers *workers, shi_guest *guest);
+void shi_workers_stats(shi_workers *workers, sh_worker_stats *out);
 
 #endif

@@ -2,12 +2,16 @@
 
     cli, bench, demo, doctor      what people use from a shell
     interpreters                  Python and JavaScript as guests
+    observe                       what a host does, for those who watch it
     host                          puts the parts together, owns their lifetimes
     gc, govern                    when the handle heap is collected, and how hard; statistics
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
       aio, calls, hostcalls         and how they wait, on an event loop
+    pages                         buffers for requests and results
+    events                        what happens, for whoever listens
     memory, regions, tenants,     a guest's bytes; what came back; who shares limits; what WASI gives;
       wasi, modules, heap         reading and compiling modules; objects that guests hold by number
+    _windows                      C's memory as memoryviews
     _ffi, _wasmtime               the doors to C and to wasmtime's library
     errors, limits, units, _log   the ground
 
@@ -17,6 +21,7 @@ A file imports only from floors below its own.
 import typing
 
 from .errors import (
+    BufferBusy,
     ConfigError,
     DeadlineExceeded,
     Frame,
@@ -28,6 +33,7 @@ from .errors import (
     GuestExit,
     GuestTrap,
     HostCallError,
+    InvalidBuffer,
     InvalidHandle,
     LimitExceeded,
     ModuleError,
@@ -36,12 +42,14 @@ from .errors import (
     OutOfFuel,
     OutOfMemory,
     Overloaded,
+    PoolClosed,
+    PoolEmpty,
     QuotaExceeded,
     RegionFullError,
     SandhostError,
     SnapshotError,
 )
-from .govern.stats import Latency, MemStats
+from .govern.stats import Latency, MemStats, NodeStats
 from .host import Host
 from .limits import Limits
 from .regions import Reclaim
@@ -50,18 +58,25 @@ from .wasi import Dir, Wasi
 
 if typing.TYPE_CHECKING:
     from . import aio, interpreters
+    from .callbacks import Callback
+    from .events import Events
     from .guest import Guest, GuestStats
     from .heap import Handle, HandleHeap, HandleInfo, HeapFigures
     from .memory import GuestMemory
+    from .pages import Buffer, PagePool, PoolStats
     from .plugin import Plugin, PluginStats
     from .snapshot import Snapshot
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Buffer",
+    "BufferBusy",
+    "Callback",
     "ConfigError",
     "DeadlineExceeded",
     "Dir",
+    "Events",
     "Frame",
     "Guest",
     "GuestBusy",
@@ -79,6 +94,7 @@ __all__ = [
     "HeapFigures",
     "Host",
     "HostCallError",
+    "InvalidBuffer",
     "InvalidHandle",
     "Latency",
     "LimitExceeded",
@@ -86,12 +102,17 @@ __all__ = [
     "MemStats",
     "ModuleError",
     "NativeError",
+    "NodeStats",
     "OutOfBounds",
     "OutOfFuel",
     "OutOfMemory",
     "Overloaded",
+    "PagePool",
     "Plugin",
     "PluginStats",
+    "PoolClosed",
+    "PoolEmpty",
+    "PoolStats",
     "QuotaExceeded",
     "Reclaim",
     "RegionFullError",
@@ -105,7 +126,10 @@ __all__ = [
     "interpreters",
 ]
 
-_MADE_BY_HOSTS = {
+_LATE = {
+    "Buffer": ".pages",
+    "Callback": ".callbacks",
+    "Events": ".events",
     "Guest": ".guest",
     "GuestStats": ".guest",
     "Handle": ".heap",
@@ -113,8 +137,10 @@ _MADE_BY_HOSTS = {
     "HandleInfo": ".heap",
     "HeapFigures": ".heap",
     "GuestMemory": ".memory",
+    "PagePool": ".pages",
     "Plugin": ".plugin",
     "PluginStats": ".plugin",
+    "PoolStats": ".pages",
     "Snapshot": ".snapshot",
 }
 
@@ -122,11 +148,11 @@ _ROOMS = frozenset({"aio", "interpreters"})
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Import what only a host makes, and the rooms of their own, when first named (PEP 562)."""
+    """Import what only a host makes or not all need, and rooms of their own, when first named (PEP 562)."""
     import importlib
 
     if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
-    if name not in _MADE_BY_HOSTS:
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MADE_BY_HOSTS[name], __name__), name)
+    return getattr(importlib.import_module(_LATE[name], __name__), name)

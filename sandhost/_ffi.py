@@ -37,7 +37,7 @@ except ImportError as error:  # pragma: no cover - only in a broken installation
         "'pip install sandhost' (from source this needs a C compiler)"
     ) from error
 
-__all__ = ["WASMTIME_VERSION", "failure", "ffi", "lib", "take_error"]
+__all__ = ["WASMTIME_VERSION", "failure", "ffi", "lib", "take_error", "trap_code_name"]
 
 _library, WASMTIME_VERSION = _wasmtime.locate()
 if lib.sh_wasmtime_open(_library.encode()) != lib.SH_OK:
@@ -61,8 +61,14 @@ _TRAP_CODES = {
     12: ("atomic_wait_non_shared_memory", "atomic wait on a memory that is not shared"),
     13: ("null_reference", "null reference"),
 }
+_NO_CODE = "trap"
 _NO_OFFSET = 2**64 - 1  # of the frame whose prologue found the stack exhausted
 _LEVELS = ("the guest's limit", "its tenant's limit", "the host's limit")
+
+
+def trap_code_name(code: int) -> str:
+    """Return what `GuestTrap.code` is for a code of wasmtime's; -1: it has none."""
+    return _TRAP_CODES[code][0] if code in _TRAP_CODES else _NO_CODE
 
 
 def _text(chars: object) -> str:
@@ -129,7 +135,7 @@ def failure(reported: Any = None) -> SandhostError:
     error = take_error() if reported is None else reported
     status, message = error.status, _text(error.message)
     if status == lib.SH_TRAP:
-        code, meaning = _TRAP_CODES.get(error.trap_code, ("trap", _cause(message)))
+        code, meaning = _TRAP_CODES.get(error.trap_code, (_NO_CODE, _cause(message)))
         return GuestTrap(meaning, code=code, frames=_frames(error))
     if status == lib.SH_EXIT:
         return GuestExit(error.exit_status)

@@ -21,6 +21,10 @@
     ├── InvalidHandle          a handle that is stale, foreign or never was one
     ├── GuestClosed            use of a guest after its close
     ├── GuestBusy              use of a guest while another call is in it
+    ├── InvalidBuffer          a pool's buffer that was released, or is another pool's
+    ├── BufferBusy             release of a buffer that has views, of a pool that has buffers out (also a BufferError)
+    ├── PoolEmpty              no buffer came back in time (also a TimeoutError)
+    ├── PoolClosed             use of a pool after its close
     └── NativeError            an operating-system call failed              .errno, .operation
 
 A message says what happened, the figure and the limit, and what to do. All of them survive pickle
@@ -34,6 +38,7 @@ import os
 from typing import Any, NamedTuple
 
 __all__ = [
+    "BufferBusy",
     "ConfigError",
     "DeadlineExceeded",
     "Frame",
@@ -45,6 +50,7 @@ __all__ = [
     "GuestExit",
     "GuestTrap",
     "HostCallError",
+    "InvalidBuffer",
     "InvalidHandle",
     "LimitExceeded",
     "ModuleError",
@@ -53,6 +59,8 @@ __all__ = [
     "OutOfFuel",
     "OutOfMemory",
     "Overloaded",
+    "PoolClosed",
+    "PoolEmpty",
     "QuotaExceeded",
     "RegionFullError",
     "SandhostError",
@@ -231,6 +239,22 @@ class GuestClosed(SandhostError):
 
 class GuestBusy(SandhostError):
     """The guest was used while another call was in it."""
+
+
+class InvalidBuffer(SandhostError):
+    """A buffer was released before, or belongs to another pool."""
+
+
+class BufferBusy(SandhostError, BufferError):
+    """A buffer was to be released while views of it are alive, or a pool closed with buffers in use."""
+
+
+class PoolEmpty(SandhostError, TimeoutError):
+    """No buffer came back to the pool within the time that was given."""
+
+
+class PoolClosed(SandhostError):
+    """The pool was used after its close."""
 
 
 class NativeError(SandhostError):

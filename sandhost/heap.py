@@ -17,6 +17,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from ._ffi import failure, ffi, lib
 from ._log import get_logger
 from .errors import ConfigError, GuestClosed, SandhostError
+from .heap_figures import HeapCycle, HeapFigures, read_cycle, read_figures
+from .limits import UNLIMITED
 
 __all__ = ["Handle", "HandleHeap", "HandleInfo", "HeapFigures", "handle_class"]
 
@@ -41,7 +43,6 @@ _FIRST_KIND, _LAST_KIND = 8, 127
 _NO_OBJECT = 2**32 - 1
 _ROOM = 1024
 """Places for objects that are made at once, and handed back at once."""
-_PHASES = ("idle", "marking", "sweeping")
 _STEP = 1 << 20
 """Bytes of scan work, where nobody gave a budget."""
 
@@ -81,42 +82,6 @@ class HandleInfo(NamedTuple):
     label: str
     in_call: bool
     """Received or returned by a call that is not over."""
-
-
-class HeapFigures(NamedTuple):
-    """Exact figures of the heap, of one moment. Counters only grow."""
-
-    live_bytes: int
-    live_cells: int
-    heap_goal_bytes: int
-    """As `set_goal` was told."""
-    allocs: int
-    frees: int
-    alloc_bytes: int
-    free_bytes: int
-    marked_bytes: int
-    """Found by the last or current cycle; what was born meanwhile is not in it."""
-    scan_work_bytes: int
-    """Read by the last or current cycle; guests' memory counts for a quarter, as it reads so fast."""
-    roots_bytes: int
-    """Of guests' memory among them, so counted."""
-    assist_ns: int
-    """That allocating guests spent on marking."""
-    mark_ns: int
-    """CPU time of marking elsewhere."""
-    sweep_ns: int
-    longest_stop_ns: int
-    """That a thread waited for the collector, or worked for it, at once."""
-    cycles: int
-    """That are over."""
-    phase: str
-    """"idle", "marking" or "sweeping"."""
-    finalizers_queued: int
-    """Objects that `run_finalizers` would drop."""
-    peak_bytes: int
-    """Live when the last cycle had marked everything."""
-    marking_ns: int
-    """By the clock, in which cycles marked that do so no more."""
 
 
 class HandleHeap:
@@ -192,6 +157,8 @@ class HandleHeap:
 
         The handle of a guest that does not release by hand lives until the guest's next call has
         ended, or the one it is in; then as long as it is in the guest's memory, or what holds it is.
+        What a host function takes or gives as `Handle[T]` may go before, when such a call stands still
+        (it waits, or a tick has come) and has the handle nowhere.
 
         Args:
             kind: a number that `kind()` gave; None: of the object's class, if that is known.
@@ -204,7 +171,10 @@ class HandleHeap:
         if guest is not None and not guest_id:
             raise GuestClosed("the guest has ended")
         of = self._by_number[kind] if kind else self._kind_of(thing)
-        return self._new(thing, guest_id, of, size, label, finalize)
+        handle = self._new(thing, guest_id, of, size, label, finalize)
+        if guest_id:
+            self.lend(handle)  # the guest does not know of it, and the caller does
+        return handle
 
     def _kind_of(self, thing: object) -> _Kind:
         return next(self._kinds[cls] for cls in type(thing).__mro__ if cls in self._kinds)
@@ -268,13 +238,16 @@ class HandleHeap:
                 raise TypeError(f"a {cls.__qualname__} is expected")
         return self._new(thing, guest_id, kind, None, "", None)
 
-    def get(self, handle: int) -> Any:
-        """Return the object of a handle.
+    def get(self, handle: int, *, guest: Any = None) -> Any:
+        """Return the object of a handle; with `guest`, only of one that is that guest's own.
 
         Raises:
-            InvalidHandle: it is none, or stands for no object of the host's.
+            InvalidHandle: it is none, stands for no object of the host's, or belongs to another.
+            GuestClosed, GuestBusy: the guest has ended; another thread is in it.
         """
-        place = lib.sh_handle_object(self.native, 0, handle, 0)
+        if guest is not None and not guest.id:
+            raise GuestClosed("the guest has ended")
+        place = lib.sh_handle_object(self.native, 0 if guest is None else guest.id, handle, 0)
         if place < 0:
             raise failure()
         return self.objects[place]
@@ -396,33 +369,79 @@ class HandleHeap:
         """Free what was not reached, among so many cells; return whether the cycle is over."""
         return bool(lib.sh_heap_sweep(self.native, budget_cells))
 
-    def run_cycle_async(self) -> None:
-        """Start a cycle in the heap's own thread. It needs nothing of Python's.
+    def run_cycle_async(self) -> bool:
+        """Start a cycle in the heap's own thread; False: one is under way. It needs nothing of Python's.
 
         Raises:
-            SandhostError: a cycle is under way.
             NativeError: the thread cannot be started.
         """
-        self._start(lib.sh_heap_start(self.native))
+        status = lib.sh_heap_start(self.native)
+        if status == lib.SH_BUSY:
+            failure()  # forgotten
+            return False
+        self._do(status)
+        return True
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the cycle of `run_cycle_async`; return whether it is over."""
+        """Wait for the cycle that the heap's thread runs; return whether it is over, or none runs."""
         return bool(lib.sh_heap_wait(self.native, max(0, round(timeout_s * 1e9))))
 
+    def cycle(self) -> HeapCycle | None:
+        """Return the oldest cycle of the heap's thread that was not forgotten yet, if there is one."""
+        return read_cycle(self.native)
+
+    def forget_cycle(self, number: int) -> None:
+        """Forget the one that `cycle` gave, when it is over: the caller has taken it into account."""
+        lib.sh_heap_forget_cycle(self.native, number)
+
     def set_goal(
-        self, goal_bytes: int, trigger_bytes: int, assist_ratio: float, cores: float = 1.0
+        self,
+        goal_bytes: int,
+        trigger_bytes: int,
+        assist_ratio: float,
+        cores: float = 1.0,
+        *,
+        limited: bool = False,
+        as_of: int | None = None,
+        by_itself: tuple[float | None, int, int] | None = None,
     ) -> None:
         """Say when a cycle is wanted, and what it is to end with.
 
         Args:
             goal_bytes: of live heap; kept for `figures`.
-            trigger_bytes: live bytes at which `wants_cycle` is set and `on_trigger` called.
+            trigger_bytes: live bytes at which a cycle begins by itself and `on_trigger` is called; or
+                only the latter, and `wants_cycle` is set.
             assist_ratio: bytes of scan work for each byte that a guest allocates while the heap is
                 marked. It is taken from what the heap's thread has done, and then done by the guest.
             cores: share of its time that the thread marks; 1 or more: all. It holds at once, in a
                 cycle that runs as well.
+            limited: the memory limit has set the goal: cycles that begin by themselves say so.
+            as_of: twice the number of the cycle that began last, less 1 if it runs, as the caller
+                knows it. If there was another since, goal, trigger and ratio are not taken.
+            by_itself: whether a cycle may begin by itself, and what its goal is until the next call:
+                what is left and so many percent of it again (None: no goal), at least so many bytes,
+                and at most so many.
+
+        Raises:
+            NativeError: the thread cannot be started.
         """
-        lib.sh_heap_set_goal(self.native, goal_bytes, trigger_bytes, assist_ratio, cores)
+        percent, minimum, ceiling = by_itself or (None, 0, 0)
+        plan = ffi.new(
+            "sh_heap_plan *",
+            (
+                goal_bytes,
+                trigger_bytes,
+                assist_ratio,
+                cores,
+                UNLIMITED if as_of is None else as_of,
+                limited,
+                by_itself is not None,
+                -1.0 if percent is None else percent / 100,
+                minimum,
+                ceiling,
+            ),
+        )
+        self._do(lib.sh_heap_set_plan(self.native, plan))
 
     @property
     def wants_cycle(self) -> bool:
@@ -454,11 +473,7 @@ class HandleHeap:
 
     def figures(self) -> HeapFigures:
         """Return the heap's figures."""
-        native = ffi.new(_FIGURES)
-        lib.sh_heap_get_figures(self.native, native)
-        figures: list[Any] = ffi.unpack(native, _FIGURE_COUNT)
-        figures[_PHASE] = _PHASES[figures[_PHASE]]
-        return HeapFigures(*figures)
+        return read_figures(self.native)
 
     def refusal(self) -> Exception:
         """Return the error that this thread's last use of a handle left. Called by C."""
@@ -484,9 +499,6 @@ def _size_of(thing: Any, size: int | Callable[[Any], int] | None) -> int:
     return size if isinstance(size, int) else size(thing)
 
 
-_FIGURE_COUNT = lib.SH_HEAP_FIGURES
-_PHASE = HeapFigures._fields.index("phase")
-_FIGURES = ffi.typeof(f"uint64_t[{_FIGURE_COUNT}]")
 _heaps: weakref.WeakValueDictionary[int, HandleHeap] = weakref.WeakValueDictionary()
 
 

@@ -10,18 +10,29 @@ import warnings
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError, SnapshotError
 from .govern.census import GuestRow, read_guests
-from .govern.stats import Latency, MemStats, read_latency, read_stats
+from .govern.slots import SlotRow, read_slots
+from .govern.stats import (
+    Latency,
+    MemStats,
+    NodeStats,
+    WorkerStats,
+    read_latency,
+    read_nodes,
+    read_stats,
+    read_workers,
+)
 from .limits import UNLIMITED
 from .regions import policy_number
 from .tenants import Quotas, Tenant
 from .units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
+    from .events import Events
     from .gc.collector import Collector
     from .govern.pressure import Pressure
     from .govern.protocol import Released
@@ -43,7 +54,18 @@ _NO_QUOTAS = Quotas()
 _CLOSE_PATIENCE_S = 0.1
 _MOST_WORKERS = 64
 _MOST_HANDLES = 1 << 26
+_MOST_NAMES = 1 << 16  # of plugins, remembered for events that come late. Arbitrary
 _MOST_GUESTS = 28_000  # 4 GiB of address space each, in 47 bits
+
+
+class Watcher(Protocol):
+    """Who wants to know of plugins and of the collector, in order to watch them."""
+
+    def loaded(self, plugin: Plugin, /) -> None:
+        """A plugin was loaded, and nobody has it yet."""
+
+    def collects(self, collector: Collector, /) -> None:
+        """The collector was made, and has not started. The host's lock is held."""
 
 
 class Host:
@@ -133,10 +155,18 @@ class Host:
         self._handle_memory = None if handle_memory is None else parse_bytes(handle_memory)
         self.handles_and_gc: tuple[HandleHeap, Collector] | None = None
         """Made when first needed. Not for users, who have `handles` and `gc`."""
-        self._pressure: Pressure | None = None  # made when first needed
+        self.made_pressure: Pressure | None = None
+        """Likewise; users have `pressure`."""
+        self._events: Events | None = None  # made when first needed
+        self._plugin_names: dict[int, str] = {}
+        self._tenant_names: dict[int, str] = {}
         self._functions: dict[tuple[str, str], HostFunction] = {}
         self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
+        self.watcher: Watcher | None = None
+        """Who is told of what the host makes. Not for users: see observe/traces.py."""
+        self.on_close: list[Callable[[], object]] = []
+        """Called once, first of all, when it closes. Not for users."""
         self._closed = True  # until there is something to close
         self._pid = os.getpid()
         self.mapped_guests: weakref.WeakSet[Guest] = weakref.WeakSet()
@@ -206,7 +236,17 @@ class Host:
         plugin = Plugin(self, title, compiled, dict(self._functions))
         with self._lock:
             self._plugins.add(plugin)
+            self._plugin_names[plugin.id] = plugin.name
+            if len(self._plugin_names) > _MOST_NAMES:
+                del self._plugin_names[next(iter(self._plugin_names))]
+        if self.watcher is not None:
+            self.watcher.loaded(plugin)
         return plugin
+
+    def plugins(self) -> list[Plugin]:
+        """List the plugins that were loaded and are in use."""
+        with self._lock:
+            return list(self._plugins)
 
     def load_snapshot(
         self, path: str | os.PathLike[str], *, module: Plugin | None = None
@@ -242,9 +282,7 @@ class Host:
                 raise SnapshotError(f"{name} does not fit its module: {error}") from error
 
     def _plugin_of(self, digest: str) -> Plugin | None:
-        with self._lock:
-            plugins = list(self._plugins)
-        for plugin in plugins:
+        for plugin in self.plugins():
             if plugin.module_digest() == digest:
                 return plugin
         return None
@@ -293,6 +331,7 @@ class Host:
                     if wanted.memory_limit is None:
                         wanted = Quotas(self._tenant_memory, *wanted[1:])
                     tenant = self._tenants[name] = Tenant(name, wanted, self.native)
+                    self._tenant_names[tenant.id] = name
         other = wanted.differs_from(tenant.quotas)
         if other is not None:
             raise ConfigError(
@@ -332,6 +371,8 @@ class Host:
                     handles, Pacer(cores=cores, memory_limit_bytes=self._handle_memory)
                 )
                 self.handles_and_gc = (handles, collector)
+                if self.watcher is not None:
+                    self.watcher.collects(collector)
                 collector.start()
             return self.handles_and_gc
 
@@ -344,7 +385,7 @@ class Host:
         It has begun to if the host was given a `process_limit`; else `host.pressure.start()` has it
         watch what limits there are: the cgroup's, that of handles, and how long the machine stalls.
         """
-        return self._pressure or self._make_pressure()
+        return self.made_pressure or self._make_pressure()
 
     def _make_pressure(self) -> Pressure:
         from .govern.pressure import Pressure
@@ -352,9 +393,9 @@ class Host:
 
         self._check_open()
         with self._lock:
-            if self._pressure is None:
-                self._pressure = Pressure(GovernedHost(self), self._process_limit)
-            return self._pressure
+            if self.made_pressure is None:
+                self.made_pressure = Pressure(GovernedHost(self), self._process_limit)
+            return self.made_pressure
 
     def release_os_memory(self) -> Released:
         """Give all memory that is free back to the operating system; return what went back.
@@ -365,6 +406,19 @@ class Host:
 
         return release_os_memory(self)
 
+    # ---- events ----
+
+    @property
+    def events(self) -> Events:
+        """What happens to guests, memory and handles, for whoever listens: nobody, to begin with."""
+        if self._events is None:
+            from .events import Events
+
+            with self._lock:
+                if self._events is None:
+                    self._events = Events(self.native, self._plugin_names, self._tenant_names)
+        return self._events
+
     # ---- figures ----
 
     def stats(self) -> MemStats:
@@ -373,10 +427,36 @@ class Host:
 
     def guests(self) -> list[GuestRow]:
         """List the live guests, those of other threads too, without stopping any."""
+        return read_guests(self.native, *self.names())
+
+    def slots(self, *, measure: bool = True) -> list[SlotRow]:
+        """List the slots of guests' memories that were used at least once, without stopping any.
+
+        Args:
+            measure: ask the kernel what is resident: some microseconds a slot, with the lock of
+                Python let go.
+        """
+        return read_slots(self.native, *self.names(), measure=measure)
+
+    def names(self) -> tuple[dict[int, str], dict[int, str]]:
+        """Return the names of plugins and tenants by their ids. Not for users."""
         with self._lock:
-            plugins = {plugin.id: plugin.name for plugin in self._plugins}
-            tenants = {tenant.id: tenant.name for tenant in self._tenants.values()}
-        return read_guests(self.native, plugins, tenants)
+            return (
+                {plugin.id: plugin.name for plugin in self._plugins},
+                {tenant.id: tenant.name for tenant in self._tenants.values()},
+            )
+
+    def workers(self) -> WorkerStats:
+        """Return what the threads do that run calls of `call_async` which compute."""
+        return read_workers(self.native)
+
+    def node_stats(self) -> tuple[NodeStats, ...]:
+        """Return what the guests' memories hold on each NUMA node, and whether their pages lie there.
+
+        Walks the page tables of all guests: for a look now and then, not for each request.
+        """
+        self._check_open()
+        return read_nodes(self.native)
 
     def latency(self, operation: str) -> Latency:
         """Return how long each "spawn", "call" or "close" took since the host was made."""
@@ -407,8 +487,10 @@ class Host:
         if os.getpid() != self._pid:
             return  # a forked child has no guests
         self._closed = True
-        if self._pressure is not None:
-            self._pressure.close()
+        while self.on_close:
+            self.on_close.pop()()
+        if self.made_pressure is not None:
+            self.made_pressure.close()
         if self.handles_and_gc is not None:
             self.handles_and_gc[1].close()
         for _ in range(2):  # a guest that the first round has cancelled is ended in the second
@@ -416,6 +498,8 @@ class Host:
             if not lib.sh_host_close(self.native):
                 if self.handles_and_gc is not None:
                     self.handles_and_gc[0].run_finalizers()
+                if self._events is not None:
+                    self._events.close()
                 return
             error = failure()
         raise error
@@ -487,6 +571,8 @@ _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 def _at_exit() -> None:
     try:
         for host in list(_hosts):
+            if host._events is not None:
+                host._events.close()
             host.warn_if_live()
     finally:  # the warning may be an error
         lib.sh_exiting()

@@ -8,19 +8,16 @@ in C: whatever else goes wrong, the region is not given to another guest under a
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._ffi import failure, ffi, lib
+from ._windows import open_window
 from .errors import GuestBusy, GuestClosed, OutOfBounds
 
 if TYPE_CHECKING:
     from .guest import Guest
 
 __all__ = ["GuestMemory"]
-
-_views: dict[int, tuple[weakref.ref[Any], Any]] = {}
-"""Live views by the id of the weakref to each (a cffi buffer has no hash), with the guest, which it
-keeps alive. (A weakref that is dropped calls nobody.)"""
 
 
 class GuestMemory:
@@ -72,6 +69,18 @@ class GuestMemory:
         start = self._start(address, length)
         return bytes(self._bytes[start : start + length])  # type: ignore[index]
 
+    def read_into(self, address: int, target: bytearray | memoryview) -> int:
+        """Copy as many bytes out as a writable, contiguous buffer has room for; return how many.
+
+        Raises:
+            OutOfBounds: not all of them lie in the memory.
+            GuestClosed: the guest has ended.
+        """
+        room = memoryview(target).cast("B")
+        start = self._start(address, len(room))
+        room[:] = self._bytes[start : start + len(room)]  # type: ignore[index]
+        return len(room)
+
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Copy the bytes of any contiguous buffer in.
 
@@ -95,20 +104,15 @@ class GuestMemory:
         """
         self._views += 1  # before looking whether the memory is there: see release
         try:
-            start = self._start(address, length)
-            window = ffi.buffer(self._base + start, length)
-            reference = weakref.ref(window, self._view_ended)
+            first = self._base + self._start(address, length)
         except BaseException:
-            self._views -= 1
-            self._unpin_if_unused()
+            self._view_ended()
             raise
-        _views[id(reference)] = (reference, self._guest())
-        return memoryview(window)
+        return open_window(first, length, self._guest(), self._view_ended)
 
-    def _view_ended(self, reference: weakref.ref[Any]) -> None:
+    def _view_ended(self) -> None:
         self._views -= 1
         self._unpin_if_unused()
-        del _views[id(reference)]  # the guest may end here, if nobody else holds it
 
     def _unpin_if_unused(self) -> None:
         if self._bytes is None and not self._views and self._pinned:

@@ -56,7 +56,14 @@ class PluginStats(NamedTuple):
 
 
 class Plugin:
-    """What `host.load()` returns. Threads may spawn from one plugin at the same time."""
+    """What `host.load()` returns. Threads may spawn from one plugin at the same time.
+
+    Who watches a plugin puts a `guest_class`, `spawn_from` and `call_from` of its own over those of
+    the class, into the instance; so one that nobody watches pays nothing.
+    """
+
+    guest_class = Guest
+    """What a spawn makes. Not for users."""
 
     def __init__(
         self,
@@ -87,7 +94,8 @@ class Plugin:
         if not self._native:
             raise failure()
         self.id = int(lib.sh_plugin_id(self._native))
-        """What C calls it, among those of its host."""
+        """What C calls it, among those of its host; probes and events too."""
+        self._do(lib.sh_plugin_name(self._native, printable(name).encode(errors="replace")))
         self._numbers: list[int] = []
         self._adapters: list[Any] = []
         weakref.finalize(self, unbind, self._numbers).atexit = False
@@ -376,7 +384,7 @@ class Plugin:
             return self._spawn_bound(spawn, origin, owner, native_limits, grant)
         native_wasi = ffi.NULL if grant is None else grant.native
         # The object first: what is spawned is not lost when Python's stack ends here.
-        guest = Guest(self, 0, self._invokers)
+        guest = self.guest_class(self, 0, self._invokers)
         guest._id = spawn(self._native, origin, owner, native_limits, native_wasi)
         if not guest._id:
             raise call_failure()
@@ -402,7 +410,7 @@ class Plugin:
         grant: WasiGrant | None,
     ) -> Guest:
         """Spawn a guest whose callbacks must find it."""
-        guest = Guest(self, 0, self._invokers)
+        guest = self.guest_class(self, 0, self._invokers)
         streams = () if grant is None else grant.streams or ()
         binding = Binding(weakref.ref(guest), streams)
         outer = getattr(spawning, "binding", None)  # a start function may call a host that spawns

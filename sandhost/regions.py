@@ -8,7 +8,15 @@ from typing import Any, Literal, NamedTuple, get_args
 from ._ffi import ffi, lib
 from .errors import ConfigError
 
-__all__ = ["POLICIES", "Policy", "Reclaim", "new_figures", "policy_number", "reclaim_from"]
+__all__ = [
+    "POLICIES",
+    "Policy",
+    "Reclaim",
+    "new_figures",
+    "policy_name",
+    "policy_number",
+    "reclaim_from",
+]
 
 Policy = Literal["immediate", "warm", "lazy"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -25,6 +33,11 @@ def policy_number(policy: str) -> int:
     if policy not in _NUMBERS:
         raise ConfigError(f"reclaim is {policy!r}; choose one of {', '.join(POLICIES)}")
     return int(_NUMBERS[policy])
+
+
+def policy_name(number: int) -> str:
+    """Return the reclaim policy that C calls by this number."""
+    return _NAMES[number]
 
 
 class Reclaim(NamedTuple):

@@ -26,7 +26,8 @@ def check(words: Sequence[str] = ()) -> int:
 
 def checks() -> dict[str, Sequence[object]]:
     """Return the static checks: what each is called and its command."""
-    tools = environment("check", requirements_of("dependencies", "dev")) / "bin"
+    needs = requirements_of("dependencies", "metrics", "serve", "client", "dev")
+    tools = environment("check", needs) / "bin"
     c_files = sorted(
         path for folder in ("native", "tests/native") for path in (ROOT / folder).glob("*.[ch]")
     )

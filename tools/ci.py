@@ -24,7 +24,9 @@ SANITIZED_TIERS = ("integration", "stress")
 
 def lowest() -> int:
     """Test the lower bounds that pyproject.toml promises."""
-    bounds = [re.sub(r">=([^,]+).*", r"==\1", word) for word in requirements_of("dependencies")]
+    bounds = [
+        re.sub(r">=([^,]+).*", r"==\1", word) for word in requirements_of("dependencies", "serve")
+    ]
     python = find_python(PYTHONS[0]) or sys.executable
     tools = requirements_of("test")
     package = wheel()

@@ -11,6 +11,7 @@ from pathlib import Path
 from .machine import check_headers, compiler, version_of
 from .places import CACHE, CONSTRAINTS, ROOT
 from .processes import Failed, alone, quietly
+from .sdt import sdt_flags
 
 PIP = {
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -49,12 +50,15 @@ def wheel(sanitize: str = "") -> Path:
 
 def build_wheel(shelf: Path, sanitize: str) -> Path:
     """Return the wheel on this shelf; an older one makes room."""
+    compiler()
     sources = list(package_sources())
-    name = digest(sanitize, [str(path.relative_to(ROOT)) for path in sources], *sources)
+    flags = sdt_flags()
+    name = digest(
+        sanitize, flags is not None, [str(path.relative_to(ROOT)) for path in sources], *sources
+    )
     ready = list(shelf.glob(f"{name}/*.whl"))
     if ready:
         return ready[0]
-    compiler()
     check_headers()
     shutil.rmtree(shelf, ignore_errors=True)
     making = shelf / f"{name}.making"
@@ -63,7 +67,7 @@ def build_wheel(shelf: Path, sanitize: str) -> Path:
     quietly(
         f"build the package{f' with -fsanitize={sanitize}' if sanitize else ''}",
         [builder / "bin/python", "-m", "pip", "wheel", "--no-deps", "-w", making, *options, ROOT],
-        env=PIP,
+        env={**PIP, "CFLAGS": f"{os.environ.get('CFLAGS', '')} {flags or ''}".strip()},
     )
     making.rename(shelf / name)
     return next((shelf / name).glob("*.whl"))

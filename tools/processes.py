@@ -43,9 +43,8 @@ def output_of(command: Sequence[object], **options: object) -> "subprocess.Compl
         text=True,
         errors="replace",
         check=False,
-        cwd=ROOT,
         env=environment,
-        **options,
+        **{"cwd": ROOT, **options},
     )
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .debian import prometheus
 from .install import PIP, environment, tools_path, wheel
 from .machine import compiler, find_python, version_of
 from .places import CACHE, ROOT
@@ -61,7 +62,7 @@ def test(words: Sequence[str]) -> int:
         if "slow" in wanted:
             install_cpython(folder)
         command = pytest_command(folder, tiers, marks)
-        shown([*command, *words[split + 1 :]], env=INSTALLED)
+        shown([*command, *words[split + 1 :]], env=environment_of(tiers))
     return 0
 
 
@@ -73,6 +74,11 @@ def test_environment(version: str | None = None, sanitize: str = "") -> Path:
     name = f"test-{'.'.join((version_of(python) or '').split('.')[:2])}"
     name += "-sanitized" if sanitize else ""
     return environment(name, [], package=wheel(sanitize), extras="test", python=python)
+
+
+def environment_of(tiers: Iterable[str]) -> dict[str, str]:
+    """Return the variables that tests of these tiers look at."""
+    return {**INSTALLED, **(prometheus() if "integration" in tiers else {})}
 
 
 def install_cpython(folder: Path) -> None:
@@ -113,10 +119,11 @@ def pytest_command(folder: Path, tiers: Iterable[str], marks: str) -> list[objec
 
 def pytest(folder: Path, tiers: Sequence[str], *options: str, **env: str) -> int:
     """Run tiers of tests, showing the closing line, and everything when one fails."""
+    variables = environment_of(tiers)
     began = time.monotonic()
     print(f"  {folder.name}: {', '.join(tiers)} …", end=" ", flush=True)
     command = [*pytest_command(folder, tiers, "not slow"), "--quiet", *options]
-    result = output_of(command, env={**INSTALLED, **env})
+    result = output_of(command, env={**variables, **env})
     closing = (result.stdout.splitlines() or ["printed nothing"])[-1].strip("= ")
     print(closing if "passed" in closing else f"{closing}, {seconds(began)}", flush=True)
     if result.returncode:

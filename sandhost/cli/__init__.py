@@ -4,7 +4,9 @@
     output     rich consoles, plain text for pipes, JSON
     loading    a spinner while a module compiles
     values     sizes, times, grants and wasm values as people type them
-    run, snapshot, inspect, doctor      the commands; bench and demo lie in folders of their own
+    run, snapshot, inspect, doctor,     the commands; bench and demo lie in folders of their own
+      top, report
+    sources, screen                     where views of a host come from, and how `top` draws them
 
 click is imported here, rich only by what prints with it; `import sandhost` needs neither.
 """
@@ -27,6 +29,8 @@ _COMMANDS = {
         "Write a plugin that has prepared itself to a file.",
     ),
     "inspect": ("sandhost.cli.inspect:inspect", "Show what a module is and what it would need."),
+    "top": ("sandhost.cli.top:top", "Watch a host: memory, tenants, plugins, pressure."),
+    "report": ("sandhost.cli.report:report", "Write what a host looks like to a page of HTML."),
     "bench": ("sandhost.bench.command:bench", "Measure spawn, call, unload and reclaim."),
     "demo": ("sandhost.demo.command:demo", "Watch thousands of guests come and go."),
     "doctor": ("sandhost.cli.doctor:doctor", "Check this machine and explain what it finds."),

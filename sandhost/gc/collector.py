@@ -1,10 +1,11 @@
 """The control loop of the handle heap: `host.gc`.
 
-    heap ── on_trigger ──►┐                          ┌─► heap.run_cycle_async
-    period, policies ────►├─ turn(): who is due? ────┤   every 5 ms: figures ► pacer ► set_goal
-    collect() ───────────►┘                          └─► finalizers, next goal, trace
+    heap ── begins by itself ─►┐                          ┌─► heap.run_cycle_async
+    period, policies ─────────►├─ turn(): who is due? ────┤   every 5 ms: figures ► pacer ► set_goal
+    collect() ────────────────►┘                          └─► finalizers, next goal, trace
 
-cycle.py runs one cycle; here is who asks for it. Cycles are numbered. A caller of `collect()` wants the
+cycle.py runs one cycle; here is who asks for it. At the pacer's trigger the heap asks nobody: it begins,
+and who leads next takes that cycle into account. Cycles are numbered. A caller of `collect()` wants the
 first cycle that begins after its call, which is the next number; whoever finds nobody leading a cycle
 leads one, all others wait for their number. So however many call at once, the cycle that runs and the
 one after it serve them all.
@@ -18,6 +19,7 @@ import contextlib
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -29,13 +31,14 @@ from .guards import ForcedBudget, Override, Overrides
 from .pacer import Pacer, checked_percent
 from .protocol import Heap
 from .trace import Cycle, tracer
-from .triggers import Due, Trigger, Triggers, View
+from .triggers import Due, HeapGoal, MemoryLimit, Request, Trigger, Triggers, View
 
 __all__ = ["Collector", "CollectorStats"]
 
 _ADAPT_S = 0.25
 """Shortest window: over less, what a cycle happens to leave says more than the growth."""
 _AFTER_FAILURE_S = 1.0
+_REMEMBERED = 100
 _LOGGER = "sandhost.gc"
 
 
@@ -47,7 +50,7 @@ class CollectorStats(NamedTuple):
     forced_calls: int
     """Calls of `collect()`."""
     forced_shared: int
-    """Of these, answered by a cycle that another caller led."""
+    """Of these, answered by a cycle that another caller led, or that began by itself."""
     forced_over_budget: int
     deferred: int
     """Put off: by the budget, while the host started, or from a finalizer."""
@@ -106,6 +109,10 @@ class Collector:
         self._heap, self._adaptive, self._other_bytes = heap, adaptive, other_bytes
         self._long_pause_s = long_pause_s
         self._trace = trace or tracer()
+        self.on_cycle: Callable[[Cycle], object] | None = None
+        """Called with each cycle that has ended, after `trace`, on the thread that led it."""
+        self.history: deque[Cycle] = deque(maxlen=_REMEMBERED)
+        """The last cycles that have ended, oldest first."""
         self._clock, self._start_thread = clock, thread
         self._thread: threading.Thread | None = None
         self._lock = threading.Condition()
@@ -147,6 +154,11 @@ class Collector:
             self._lock.notify_all()
             while self._leader not in (None, threading.get_ident()):
                 self._lock.wait()
+            leads = self._leader is None
+            if leads:
+                self._leader = threading.get_ident()
+        if leads:
+            self._lead(None, 0)  # what began by itself meanwhile
         self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
@@ -194,7 +206,7 @@ class Collector:
             if not self._started or self._leader == threading.get_ident():
                 self._defer()
                 return None
-            wanted = self._cycles.begun + 1
+            wanted = self._heap.figures().begun + 1
             while self._leader is not None:
                 self._lock.wait()
                 if self._cycles.ended >= wanted:
@@ -210,7 +222,11 @@ class Collector:
                 self._defer()
             else:
                 self._leader = threading.get_ident()
-        cycle = None if put_off else self._lead("explicit")
+        cycle = None
+        if not put_off:
+            cycle = self._lead("explicit", wanted)
+            with self._lock:
+                self._forced_shared += cycle is not None and not cycle.forced
         if warn:
             get_logger(_LOGGER).warning(
                 "collections are forced too often",
@@ -311,7 +327,7 @@ class Collector:
         with self._lock:
             cycles = self._cycles
             return CollectorStats(
-                cycles=cycles.ended,
+                cycles=cycles.count,
                 by_reason=dict(cycles.by_reason),
                 forced_calls=self._forced_calls,
                 forced_shared=self._forced_shared,
@@ -340,15 +356,19 @@ class Collector:
             pauses, view = self._overrides.pauses(), self._view()
         for pause in pauses:
             self._report_pause(pause)
+        wanted = self._heap.figures().begun + 1
         due, wait_s = self._look(view, paused=bool(pauses))
         with self._lock:
             if self._leader is not None or self._closed:
                 return wait_s  # who leads wakes the loop at the end
-            if due is None and not self._cycles.abandoned and not self._cycles.queued:
+            unattended = self._cycles.unattended
+            if unattended and due is not None and due.label in (HeapGoal.label, MemoryLimit.label):
+                due = None  # it is being served
+            if due is None and not unattended and not self._cycles.queued:
                 return wait_s
             self._leader = threading.get_ident()
         if due is None or due.budget_bytes is None:
-            self._lead(due.label if due is not None else None)
+            self._lead(due.label if due is not None else None, wanted)
             return 0.0
         self._step(due.budget_bytes, due.label)
         return wait_s
@@ -389,7 +409,7 @@ class Collector:
         return View(
             now_s=self._clock(),
             last_cycle_s=self._cycles.ended_s,
-            cycles=self._cycles.ended,
+            cycles=self._cycles.count,
             live_bytes=self._heap.figures().live_bytes,
             marked_bytes=pacer.marked_bytes,
             goal_bytes=pacer.goal_bytes,
@@ -430,18 +450,22 @@ class Collector:
 
     # ---- leading ----
 
-    def _lead(self, reason: str | None) -> Cycle | None:
-        """Finish what was begun before, which serves nobody who asks now; run a cycle, unless None."""
+    def _lead(self, reason: str | None, wanted: int) -> Cycle | None:
+        """Finish what was begun; run a cycle, unless for no reason, or the wanted one has begun by itself."""
+        cycles = self._cycles
         try:
             if reason is None:
-                self._cycles.finalize()
-            cycle = self._cycles.finish()
-            if cycle is not None:
-                self._record(cycle)
-            if reason is not None:
-                cycle = self._cycles.run(reason)
-                self._record(cycle)
-            return cycle
+                cycles.finalize()
+            while True:
+                for cycle in cycles.finish():
+                    self._record(cycle)
+                if reason is None:
+                    return cycles.last
+                if cycles.ended >= wanted:
+                    return cycles.last
+                if (ran := cycles.run(reason)) is not None:
+                    self._record(ran)
+                    return ran
         finally:
             self._let_go()
 
@@ -458,7 +482,10 @@ class Collector:
         with self._lock:
             self._adapt(cycle)
             self._apply()
+        self.history.append(cycle)
         self._trace(cycle)
+        if self.on_cycle is not None:
+            self.on_cycle(cycle)
 
     def _let_go(self) -> None:
         with self._lock:
@@ -466,9 +493,10 @@ class Collector:
             self._lock.notify_all()
         self._wake.set()
 
-    def _tell_triggers(self) -> None:
+    def _tell_triggers(self, by_itself: bool) -> None:
         for trigger in self.triggers:
-            trigger.begun()
+            if not (by_itself and isinstance(trigger, Request)):  # who asked may have done so since
+                trigger.begun()
 
     def _apply(self) -> None:
         """Take over settings into the pacer, and what it wants into the heap."""
@@ -497,6 +525,9 @@ class Collector:
             pacer.trigger_bytes,
             pacer.assist_ratio,
             min(background, pacer.cores),
+            limited=pacer.limited,
+            as_of=self._cycles.as_of,
+            by_itself=pacer.by_itself if self._started and not self._closed else None,
         )
 
 

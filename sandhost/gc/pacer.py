@@ -113,6 +113,16 @@ class Pacer:
         """Whether a cycle runs."""
         return self._triggered_bytes is not None
 
+    @property
+    def by_itself(self) -> tuple[float | None, int, int]:
+        """What a heap goes by that cannot ask: percent, smallest goal, largest goal; see `Heap.set_goal`."""
+        percent = self._percent
+        return (
+            percent,
+            0 if percent is None else int(self._minimum_heap_bytes * percent // 100),
+            goals.limit_goal(self._memory_limit_bytes, 0, self._other_bytes, self._over_bytes),
+        )
+
     def limit_plan(self) -> Plan:
         """Return goal and trigger as the memory limit alone would have them."""
         return self._planned(UNLIMITED)

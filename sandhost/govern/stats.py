@@ -8,10 +8,22 @@ from typing import Any, NamedTuple
 from .._ffi import ffi, lib
 from ..limits import UNLIMITED
 
-__all__ = ["Latency", "MemStats", "read_latency", "read_stats"]
+__all__ = [
+    "Latency",
+    "MemStats",
+    "NodeStats",
+    "WorkerStats",
+    "read_latency",
+    "read_nodes",
+    "read_stats",
+    "read_workers",
+]
 
 _BUCKETS = 1184
-_FIGURES = ffi.typeof("uint64_t *")
+_COUNT = lib.SH_HOST_FIGURES
+_FIGURES = ffi.typeof(f"uint64_t[{_COUNT}]")
+_new = ffi.new_allocator(should_clear_after_alloc=False)
+_MOST_NODES = 64
 
 
 class MemStats(NamedTuple):
@@ -138,13 +150,74 @@ _MAY_BE_UNKNOWN = tuple(
 
 def read_stats(host: Any) -> MemStats:
     """Take a snapshot of a `sh_host`."""
-    native = ffi.new("sh_host_stats *")
-    lib.sh_host_get_stats(host, native)
-    figures: list[int | None] = ffi.unpack(ffi.cast(_FIGURES, native), lib.SH_HOST_FIGURES)
+    native = _new(_FIGURES)
+    lib.sh_host_get_figures(host, native)
+    figures: list[int | None] = ffi.unpack(native, _COUNT)
     for position in _MAY_BE_UNKNOWN:
         if figures[position] == UNLIMITED:
             figures[position] = None
     return MemStats._make(_in_order(figures))
+
+
+class WorkerStats(NamedTuple):
+    """The threads that run calls of `call_async` which compute, at one moment."""
+
+    threads: int
+    """Started so far; at most `Host(workers=...)`."""
+    idle: int
+    queued: int
+    """Guests that wait for one of them."""
+
+
+def read_workers(host: Any) -> WorkerStats:
+    """Take a snapshot of the workers of a `sh_host`."""
+    native = ffi.new("sh_worker_stats *")
+    lib.sh_host_get_workers(host, native)
+    return WorkerStats(native.threads, native.idle, native.queued)
+
+
+class NodeStats(NamedTuple):
+    """What the guests' memories hold on one NUMA node: those whose slots are the node's."""
+
+    node: int
+    """The kernel's number of it, as under /sys/devices/system/node."""
+    cpus: int
+    slots_live: int
+    """Linear memories of live guests."""
+    slots_warm: int
+    """Free slots whose pages stay resident for the next guest."""
+    committed_bytes: int
+    """Accessible in live ones: what the memory limit is held against."""
+    warm_bytes: int
+    """Resident in free slots."""
+    resident_bytes: int | None
+    """Private pages in RAM of all its slots, counted by PAGEMAP_SCAN; None before Linux 6.7."""
+    local_bytes: int | None
+    """How many of these lie on the node: exact up to 4,096 pages, estimated from as many by
+    move_pages(2) above; None where the kernel does not tell."""
+
+
+def read_nodes(host: Any) -> tuple[NodeStats, ...]:
+    """Take a snapshot of each NUMA node of a `sh_host`."""
+    native = ffi.new("sh_node_stats[]", _MOST_NODES)
+    count = lib.sh_host_node_stats(host, native, _MOST_NODES)
+    return tuple(
+        NodeStats(
+            node=each.node,
+            cpus=each.cpus,
+            slots_live=each.slots_live,
+            slots_warm=each.slots_warm,
+            committed_bytes=each.committed_bytes,
+            warm_bytes=each.warm_bytes,
+            resident_bytes=_known(each.resident_bytes),
+            local_bytes=_known(each.local_bytes),
+        )
+        for each in native[0:count]
+    )
+
+
+def _known(figure: int) -> int | None:
+    return None if figure == lib.SH_UNKNOWN else figure
 
 
 class Latency(NamedTuple):

@@ -2,9 +2,9 @@
 
 http, rpc, console    how requests come in
 service               what a request does: upload, invoke, sessions
-overload, sessions    who may come in, and who stays
-registry              what is known: tenants, tokens, plugins, versions, aliases
-store, blobs          where that survives a restart
-bag                   what a request holds, given back at its end (also for other applications)
+overload, sessions    who may come in, and who stays; concurrency, how many at once
+registry              what is known: tenants, tokens, plugins, versions, aliases (records: as what)
+store, blobs          where that survives a restart (database, schema, migrations: in SQLite)
+bag, bag_grpc, bag_asgi  what a request holds, given back at its end (also for other applications)
 config, problems      settings; what can be wrong with a request
 """

@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 from sandhost.gc.collector import Collector
+from sandhost.heap_figures import HeapCycle, HeapFigures
 from sandhost.limits import UNLIMITED
 
 WHITE, GREY, BLACK = range(3)
@@ -22,28 +22,6 @@ SWEEP_CELLS_PER_S = 50e6
 STOP_NS = 50_000
 CHAIN = 8
 PARTS = 4
-
-
-class Figures(NamedTuple):
-    live_bytes: int
-    live_cells: int
-    heap_goal_bytes: int
-    allocs: int
-    frees: int
-    alloc_bytes: int
-    free_bytes: int
-    marked_bytes: int
-    scan_work_bytes: int
-    roots_bytes: int
-    assist_ns: int
-    mark_ns: int
-    sweep_ns: int
-    longest_stop_ns: int
-    cycles: int
-    phase: str
-    finalizers_queued: int
-    peak_bytes: int
-    marking_ns: int
 
 
 class Cell:
@@ -131,6 +109,12 @@ class SimHeap:
         self.peak = 0
         self.marking_s = self.marking_since_s = 0.0
         self.running = False
+        self.begun = 0
+        self.limited = self.wanted = self.tells = False
+        self.by_itself: tuple[float | None, int, int] | None = None
+        self.records: list[HeapCycle] = []
+        self.paced_in = self.left = self.left_work = self.collecting_ns = 0
+        self.rest_until_s = 0.0
 
     # ---- the program ----
 
@@ -149,10 +133,14 @@ class SimHeap:
         if self.phase == "mark":
             for other in cell.edges:  # its edges are never scanned again
                 self.shade(other)
-        before, self.live = self.live, self.live + size
+        self.live += size
         self.allocs, self.alloc_bytes = self.allocs + 1, self.alloc_bytes + size
         self.peak = max(self.peak, self.live)
-        if before < self.trigger <= self.live and self.on_trigger is not None:
+        self._look_at_trigger()
+        if self.phase == "mark":
+            self.shade(cell)  # in flight: a cycle that begins here finds it on no bundle yet
+        if self.tells and self.on_trigger is not None:
+            self.tells = False
             self.on_trigger()
         return cell
 
@@ -184,6 +172,8 @@ class SimHeap:
     def begin_cycle(self) -> None:
         assert self.phase == "idle"
         self.phase = "mark"
+        self.begun += 1
+        self.wanted = False
         self.marking_since_s = self.now_s
         self.marked = self.scanned = self.roots_scanned = 0
         self.credit = self.allowed = 0.0
@@ -245,8 +235,7 @@ class SimHeap:
         if end < len(self.cells):
             return False
         self.cells, self.kept = self.kept, []
-        self.phase = "idle"
-        self.cycles += 1
+        self._over()
         return True
 
     def run_finalizers(self) -> int:
@@ -255,18 +244,28 @@ class SimHeap:
             finalizer()
         return len(queue)
 
-    def run_cycle_async(self) -> None:
-        self.begin_cycle()
-        self.running = True
+    def run_cycle_async(self) -> bool:
+        if self.phase != "idle":
+            return False
+        self._begin("asked")
+        return True
 
     def wait(self, timeout_s: float) -> bool:
-        end = self.now_s + timeout_s
-        while self.running and self.now_s < end:
+        end, number = self.now_s + timeout_s, self.begun
+        while self.running and self.begun == number and self.now_s < end:
             self._share(QUANTUM_S)
-        return not self.running
+        return not self.running or self.begun != number
 
-    def figures(self) -> Figures:
-        return Figures(
+    def cycle(self) -> HeapCycle | None:
+        return self.records[0] if self.records else None
+
+    def forget_cycle(self, number: int) -> None:
+        assert self.records[0].number == number
+        assert self.records[0].after is not None
+        del self.records[0]
+
+    def figures(self) -> HeapFigures:
+        return HeapFigures(
             live_bytes=self.live,
             live_cells=self.allocs - self.frees,
             heap_goal_bytes=self.goal,
@@ -286,13 +285,88 @@ class SimHeap:
             finalizers_queued=len(self.queue),
             peak_bytes=self.at_mark_end[-1][0] if self.at_mark_end else 0,
             marking_ns=int(self.marking_s * 1e9),
+            begun=self.begun,
         )
 
     def set_goal(
-        self, goal_bytes: int, trigger_bytes: int, assist_ratio: float, cores: float
+        self,
+        goal_bytes: int,
+        trigger_bytes: int,
+        assist_ratio: float,
+        cores: float,
+        *,
+        limited: bool,
+        as_of: int,
+        by_itself: tuple[float | None, int, int] | None,
     ) -> None:
-        self.goal, self.trigger, self.assist_ratio = goal_bytes, trigger_bytes, assist_ratio
-        self.background = cores
+        self.background, self.by_itself = cores, by_itself
+        if as_of == 2 * self.begun - (self.phase != "idle"):
+            self.goal, self.trigger, self.assist_ratio = goal_bytes, trigger_bytes, assist_ratio
+            self.limited = limited
+            self.paced_in = self.begun
+        elif self.phase == "idle":
+            self._set_own_goal()
+        self.wanted = False
+        self._look_at_trigger()
+        self.tells = False
+
+    # ---- cycles that begin by themselves, as in native/heap_cycle.c ----
+
+    def _look_at_trigger(self) -> None:
+        if self.phase != "idle" or self.live < self.trigger:
+            return
+        if self.by_itself is not None and self.now_s >= self.rest_until_s:
+            self._begin("limit" if self.limited else "heap goal")
+            self.tells = True
+        elif not self.wanted:
+            self.tells = self.wanted = True
+
+    def _begin(self, reason: str) -> None:
+        before = self.figures()
+        self.collecting_ns = self.assist_ns + self.mark_ns
+        self.begin_cycle()
+        self.records.append(
+            HeapCycle(self.begun, reason, self.now_s, None, self.trigger, before, None)
+        )
+        self.running = True
+        self._pace()
+
+    def _over(self) -> None:
+        self.phase = "idle"
+        self.cycles += 1
+        self.left, self.left_work = self.live, self.scanned + self.roots_scanned
+        self.assist_ratio = 0.0
+        if self.running:
+            self.running = False
+            self.records[-1] = self.records[-1]._replace(ended_s=self.now_s, after=self.figures())
+        self._set_own_goal()
+        if self.limited and self.goal == self.left:
+            wall_s = self.now_s - self.marking_since_s
+            core_s = (self.assist_ns + self.mark_ns - self.collecting_ns) / 1e9 / self.cores
+            self.rest_until_s = self.now_s + max(wall_s, 2 * core_s - wall_s)  # debt is paid late
+        self._look_at_trigger()
+
+    def _set_own_goal(self) -> None:
+        percent, minimum, ceiling = self.by_itself or (None, 0, UNLIMITED)
+        goal = UNLIMITED
+        if percent is not None:
+            goal = max(self.left + int((self.left + self.roots_scanned) * percent / 100), minimum)
+        ceiling = max(ceiling, self.left)
+        self.limited, self.goal = ceiling < goal, min(goal, ceiling)
+        way = (self.goal - self.left) // 64
+        self.trigger = UNLIMITED if self.goal == UNLIMITED else self.left + 45 * way
+
+    def _pace(self) -> None:
+        if self.phase != "mark" or self.by_itself is None or self.paced_in == self.begun:
+            return
+        goal, work = float(self.goal), self.scanned + self.roots_scanned
+        worst = self.left_work * self.live / self.left if self.left else float(self.live)
+        expected = self.left_work or worst
+        if work > expected or self.live > goal:
+            expected = worst
+        if self.live > goal and not self.limited:
+            goal *= 1.1
+        self.assist_ratio = max(expected - work, 1000) / max(goal - self.live, 1)
 
     # ---- time ----
 
@@ -300,6 +374,9 @@ class SimHeap:
         """Give the program the whole machine."""
         end = self.now_s + seconds
         while self.now_s < end:
+            if self.running:
+                self._share(QUANTUM_S)
+                continue
             self._program(self.cores * QUANTUM_S)
             self._pass(QUANTUM_S)
 
@@ -309,7 +386,7 @@ class SimHeap:
         if self.phase == "sweep":
             self._program((self.cores - background) * seconds)
             self._pass(seconds)
-            self.running = not self.sweep(int(SWEEP_CELLS_PER_S * seconds))
+            self.sweep(int(SWEEP_CELLS_PER_S * seconds))
             return
         part_s = seconds / PARTS  # so that neither is far ahead of the other
         for _ in range(PARTS):
@@ -318,6 +395,7 @@ class SimHeap:
             self.allowed -= done
             self.credit += done
             self.mark_ns += int(done / self.scan_rate * 1e9)
+            self._pace()
             self._program((self.cores - background) * part_s)
             self._pass(part_s)
             if self._marked_all:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -104,6 +105,40 @@ def test_cycle_follows_cycle_as_long_as_a_guest_allocates(host: sandhost.Host) -
         assert highest < 10  # 1.0 where cores are free to mark; 20 without a collection
         host.gc.collect()
         assert heap.figures().live_cells == cells + 1
+
+
+def test_cycles_begin_and_end_while_python_is_held_up(host: sandhost.Host) -> None:
+    cells, heap = 60_000, host.handles
+    with host.load(TURNOVER).spawn() as guest:
+        guest.call("fill", cells)
+        host.gc.collect()
+        host.gc.memory_limit = limit = max(heap.figures().live_bytes * 2, 8 << 20)
+        before = host.gc.stats()
+        begun, over = threading.Event(), threading.Event()
+
+        def replace() -> None:
+            begun.set()
+            for _ in range(20):
+                guest.call("replace", 0, cells)
+                if over.is_set():
+                    break
+
+        thread = threading.Thread(target=replace)
+        thread.start()
+        begun.wait()
+        keeps_the_lock = ctypes.PyDLL(None)  # of the interpreter, while the call lasts
+        peak = 0
+        while heap.figures().cycles < before.cycles + 3 and thread.is_alive():
+            keeps_the_lock.usleep(300_000)
+            peak = max(peak, heap.figures().peak_bytes)
+        over.set()
+        thread.join()
+        host.gc.collect()
+        after, figures = host.gc.stats(), heap.figures()
+        assert after.by_reason.get("limit", 0) + after.by_reason.get("heap goal", 0) >= 3
+        assert after.cycles == figures.cycles == sum(after.by_reason.values())
+        assert peak <= limit * 1.03
+        assert figures.live_cells == cells + 1
 
 
 def test_what_guests_release_by_hand_is_dropped_without_a_cycle(host: sandhost.Host) -> None:
@@ -247,3 +282,108 @@ def test_a_program_without_handles_and_tasks_imports_nothing_for_them(tmp_path: 
         """
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=60)
+
+
+# ---- guests that are in a call all the time ----
+
+ALWAYS_INSIDE = b"""(module
+  (import "env" "open" (func $open (param i32) (result i64)))
+  (import "env" "read" (func $read (param i64) (result i32)))
+  (import "env" "rest" (func $rest (param i32) (result i32)))
+  (memory (export "memory") 1)
+  (global $in_global (mut i64) (i64.const 0))
+  (func $leak (param $count i32)
+    (loop $again
+      (drop (call $open (i32.const 1000)))
+      (br_if $again (local.tee $count (i32.sub (local.get $count) (i32.const 1))))))
+  (func (export "session") (param $turns i32) (result i32) (local $in_local i64) (local $sum i32)
+    (local.set $in_local (call $open (i32.const 1)))
+    (i64.store (i32.const 8) (call $open (i32.const 2)))
+    (global.set $in_global (call $open (i32.const 3)))
+    (loop $again
+      (call $leak (i32.const 100))
+      (drop (call $rest (i32.const 0)))
+      (local.set $sum (i32.add (local.get $sum) (call $read (local.get $in_local))))
+      (local.set $sum (i32.add (local.get $sum) (call $read (i64.load (i32.const 8)))))
+      (local.set $sum (i32.add (local.get $sum) (call $read (global.get $in_global))))
+      (br_if $again (local.tee $turns (i32.sub (local.get $turns) (i32.const 1)))))
+    (local.get $sum))
+  (func (export "compute") (result i32) (local $in_local i64) (local $other i64) (local $k i64)
+    (local.set $in_local (call $open (i32.const 5)))
+    (call $leak (i32.const 100))
+    (loop $again
+      (local.set $k (i64.add (local.get $k) (i64.const 1)))
+      (local.set $other (i64.mul (i64.xor (local.get $other) (local.get $in_local)) (local.get $k)))
+      (i64.store (i32.const 64) (local.get $other))
+      (br_if $again (i32.eqz (i32.load8_u (i32.const 32)))))
+    (call $read (local.get $in_local))))"""
+
+
+@pytest.fixture
+def inside(host: sandhost.Host) -> sandhost.Plugin:
+    host.handles.kind(Table, size=lambda table: len(table.bytes))
+
+    @host.function("env", "open")
+    def open_table(size: int) -> sandhost.Handle[Table]:
+        return Table(size)
+
+    @host.function("env", "read")
+    def read_table(table: sandhost.Handle[Table]) -> int:
+        return len(table.bytes)
+
+    @host.function("env", "rest")
+    async def rest(_: int) -> int:
+        host.gc.collect()
+        return 0
+
+    return host.load(ALWAYS_INSIDE)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_session_that_waits_keeps_only_what_it_still_has(
+    inside: sandhost.Plugin, host: sandhost.Host, workers: int
+) -> None:
+    import asyncio
+
+    live: list[int] = []
+
+    async def main() -> None:
+        async with inside.spawn_async() as guest:
+
+            async def look() -> None:
+                while True:
+                    await asyncio.sleep(0)
+                    live.append(host.handles.figures().live_cells)
+
+            looking = asyncio.create_task(look())
+            assert await guest.call_async("session", 20) == 20 * (1 + 2 + 3)
+            looking.cancel()
+        host.gc.collect()
+        assert host.handles.figures().live_cells == 0
+
+    asyncio.run(main())
+    assert (
+        max(live) <= 3 + 2 * 100
+    )  # of 2,003: what was in flight as a cycle began goes with the next
+    assert min(live[-5:]) >= 3
+
+
+def test_a_guest_that_computes_scans_itself(inside: sandhost.Plugin, host: sandhost.Host) -> None:
+    heap = host.handles
+    with inside.spawn() as guest:
+        result: list[int] = []
+        thread = threading.Thread(target=lambda: result.append(guest.call("compute")))
+        thread.start()
+        until = time.monotonic() + PATIENCE
+        while heap.figures().allocs < 101 and time.monotonic() < until:
+            time.sleep(0.001)
+        while heap.figures().live_cells > 4 and time.monotonic() < until:
+            host.gc.collect()
+        left = heap.figures().live_cells
+        guest.memory.write(32, b"\1")
+        thread.join()
+        assert (
+            1 <= left <= 4
+        )  # the one in use; and of 100, what a word of the stack has not forgotten
+        assert result == [5]
+    assert heap.figures().live_cells == 0

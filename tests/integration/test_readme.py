@@ -1,4 +1,4 @@
-"""What the README shows must run."""
+"""What the README and the other pages show must run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
-def output_of_example(number: int, tmp_path: Path) -> str:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def output_of_example(number: int, tmp_path: Path, page: str = "README.md") -> str:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     example = [block for block in blocks if block.startswith("import ")][number]
     script = tmp_path / "example.py"
     script.write_text(example)
@@ -53,3 +53,18 @@ def test_the_example_in_the_readme_prints_what_a_reader_expects(tmp_path: Path) 
 
 def test_the_example_of_an_interpreter_prints_what_a_reader_expects(tmp_path: Path) -> None:
     assert output_of_example(1, tmp_path) == "hello\n {'sum': 42} None\n"
+
+
+def test_the_example_of_events_prints_a_life(tmp_path: Path) -> None:
+    *events, lost = output_of_example(0, tmp_path, "docs/observing.md").splitlines()
+    kinds = ["spawn", "commit", "reset", "close"]
+    assert events == [f"{kind} grower acme" for kind in kinds]
+    assert lost == "{}"
+
+
+def test_the_example_of_logged_events_runs(tmp_path: Path) -> None:
+    assert output_of_example(1, tmp_path, "docs/observing.md") == ""
+
+
+def test_the_example_of_buffers_goes_to_a_guest_and_back(tmp_path: Path) -> None:
+    assert output_of_example(0, tmp_path, "docs/pages.md") == "HELLO\n0 1\n"

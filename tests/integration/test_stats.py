@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers import DEADLINE, WASM_PAGE, Background, guest_file, wait_until
+from helpers import DEADLINE, PAGE, WASM_PAGE, Background, guest_file, wait_until
 
 import sandhost
 
@@ -123,3 +123,25 @@ def test_slots_are_found_again_by_what_they_held(host):
     other.spawn(tenant="a").close()
     stats = host.stats()
     assert stats.slots_same + stats.slots_cold + stats.slots_other == stats.spawns == 3
+
+
+def test_each_node_tells_what_its_slots_hold(host):
+    plugin = host.load(guest_file("bench"))
+    before = host.node_stats()
+    assert sum(node.slots_live for node in before) == 0
+    with plugin.spawn() as guest:
+        guest.call("dirty", 10)
+        nodes = host.node_stats()
+        stats = host.stats()
+        assert len(nodes) == stats.nodes
+        assert sum(node.slots_live for node in nodes) == stats.regions_live == 1
+        assert sum(node.committed_bytes for node in nodes) == stats.committed_bytes
+        assert all(node.cpus > 0 for node in nodes) or len(nodes) > 1
+        if nodes[0].resident_bytes is not None:  # Linux before 6.7 does not tell
+            assert sum(node.resident_bytes for node in nodes) == 10 * PAGE
+        if len(nodes) == 1 and nodes[0].local_bytes is not None:
+            assert nodes[0].local_bytes == nodes[0].resident_bytes
+    assert sum(node.warm_bytes for node in host.node_stats()) == host.stats().warm_bytes > 0
+    host.close()
+    with pytest.raises(sandhost.GuestClosed):
+        host.node_stats()

@@ -15,11 +15,12 @@ static shi_heap *heap;
 static shi_holder *holder;
 
 static uint8_t memory[1 << 20] __attribute__((aligned(4096)));
+static uint64_t memory_bytes = sizeof memory;
 
 static bool piece(void *context, uint32_t k, const uint8_t **base, uint64_t *bytes) {
   (void)context;
   *base = memory;
-  *bytes = sizeof memory;
+  *bytes = memory_bytes;
   return k == 0;
 }
 
@@ -262,6 +263,79 @@ static void handles_in_memory_are_roots_of_who_does_not_release(void) {
   close_heap();
 }
 
+/* A call that stands still holds what is in memory, globals and its stack; what it was given and has nowhere goes. */
+static void a_call_that_stands_is_scanned_with_its_stack(void) {
+  static uint64_t stack[64] __attribute__((aligned(4096)));
+  open_heap(true);
+  shi_holder_call_begins(holder);
+  uint64_t in_memory = list(), on_stack = list(), inner = cell(), in_global = cell(), lost = cell();
+  push(on_stack, inner);
+  store(64, in_memory);
+  stack[63] = on_stack;
+  *shi_holder_new_globals(holder) = in_global;
+  shi_holder_call_stands(holder, (const uint8_t *)stack, sizeof stack, true);
+  collect(); /* the walk finds all of it in flight, and the scan lets that go */
+  collect();
+  CHECK(lives(in_memory) && lives(on_stack) && lives(inner) && lives(in_global) && !lives(lost));
+  shi_holder_call_goes_on(holder);
+  stack[63] = 0;
+  uint64_t young = cell();
+  collect();
+  CHECK(lives(on_stack) && lives(young)); /* now it runs, and keeps all it owns */
+  shi_holder_call_stands(holder, (const uint8_t *)stack, sizeof stack, true);
+  collect();
+  collect();
+  CHECK(lives(in_memory) && !lives(on_stack) && !lives(inner) && !lives(young));
+  shi_holder_call_goes_on(holder);
+  call_ends();
+  store(64, 0);
+  collect();
+  CHECK_EQ(heap->live_cells, 0);
+  close_heap();
+}
+
+static void what_the_host_got_by_number_stays_while_a_call_stands(void) {
+  static uint64_t stack[8] __attribute__((aligned(4096)));
+  open_heap(true);
+  for (int way = 0; way < 3; way++) {
+    shi_holder_call_begins(holder);
+    uint64_t handle = cell(), out;
+    if (way == 1) CHECK_EQ(shi_cell_lend(heap, handle), SH_OK);
+    shi_holder_call_stands(holder, (const uint8_t *)stack, sizeof stack, way != 0);
+    if (way == 2) CHECK_EQ(shi_cell_retain(heap, NULL, handle, &out), SH_OK);
+    collect();
+    collect();
+    CHECK(lives(handle));
+    shi_holder_call_goes_on(holder);
+    call_ends();
+    collect();
+    CHECK(!lives(handle));
+  }
+  close_heap();
+}
+
+static void a_call_that_looks_up_scans_itself(void) {
+  static uint64_t stack[64] __attribute__((aligned(4096)));
+  open_heap(true);
+  memory_bytes = 64 << 10; /* more than a call reads while it stands would be kept */
+  shi_holder_call_begins(holder);
+  uint64_t kept = cell(), lost = cell();
+  stack[1] = kept;
+  for (int tries = 0; tries < 1000 && lives(lost); tries++) {
+    CHECK_EQ(shi_cycle_start(heap), SH_OK);
+    while (!shi_cycle_wait(heap, 1000000))
+      if (shi_holder_is_waited_for(holder))
+        shi_holder_scan_standing(holder, (const uint8_t *)stack, sizeof stack, true);
+  }
+  CHECK(lives(kept) && !lives(lost));
+  call_ends();
+  stack[1] = 0;
+  collect();
+  CHECK(!lives(kept));
+  memory_bytes = sizeof memory;
+  close_heap();
+}
+
 static void a_guest_in_a_call_keeps_all_it_owns(void) {
   open_heap(true);
   uint64_t handle = cell();
@@ -390,6 +464,187 @@ static void what_the_background_has_marked_is_taken_first(void) {
   CHECK_EQ(heap->credit, 0);
   mark_all();
   sweep_all();
+  close_heap();
+}
+
+/* ---- cycles that begin by themselves ------------------------------------------------------------------------------- */
+
+static const sh_heap_plan no_plan = {
+    .goal = UINT64_MAX, .trigger = UINT64_MAX, .cores = 1, .growth = -1, .ceiling = UINT64_MAX, .as_of = UINT64_MAX};
+
+static void plan(sh_heap_plan wanted) { CHECK_EQ(sh_heap_set_plan(heap, &wanted), SH_OK); }
+
+static void cells(uint64_t bytes) {
+  for (uint64_t made = 0; made < bytes; made += 16) cell();
+}
+
+static sh_heap_cycle next_record(void) {
+  sh_heap_cycle record;
+  CHECK(sh_heap_get_cycle(heap, &record));
+  CHECK(record.ended_ns >= record.began_ns);
+  CHECK(record.after[0] == record.after[5] - record.after[6]); /* live == allocated - freed */
+  sh_heap_forget_cycle(heap, record.number);
+  return record;
+}
+
+static void wait_for_cycles(uint64_t count) {
+  for (uint64_t done = 0; done < count;) {
+    CHECK(shi_cycle_wait(heap, UINT64_C(60000000000)));
+    shi_heap_lock(heap);
+    done = heap->cycles;
+    shi_heap_unlock(heap);
+  }
+}
+
+static void a_cycle_begins_as_the_heap_passes_the_trigger(void) {
+  sh_heap_plan wanted = no_plan;
+  open_heap(false);
+  wanted.goal = 100000, wanted.trigger = 64000, wanted.begins = 1;
+  plan(wanted);
+  cells(63984);
+  CHECK_EQ(heap->cycle, 0);
+  cell();
+  CHECK_EQ(heap->cycle, 1); /* at once, not when a thread comes to it */
+  wait_for_cycles(1);
+  sh_heap_cycle record = next_record();
+  CHECK_EQ(record.number, 1);
+  CHECK_EQ(record.reason, SH_CYCLE_GOAL);
+  CHECK_EQ(record.before[0], 64000);
+  CHECK_EQ(record.trigger, 64000);
+  CHECK(!sh_heap_get_cycle(heap, &record));
+  CHECK_EQ(heap->trigger_bytes, UINT64_MAX); /* neither growth nor ceiling ask for another */
+  close_heap();
+}
+
+/* What it goes by while nobody says anything: goals, triggers, reasons. */
+static void cycle_follows_cycle_while_nobody_looks(void) {
+  sh_heap_plan wanted = no_plan;
+  open_heap(false);
+  wanted.trigger = 64000, wanted.begins = 1, wanted.growth = 0.5, wanted.minimum = 80000;
+  plan(wanted);
+  cells(64000);
+  wait_for_cycles(1);
+  CHECK_EQ(heap->goal_bytes, heap->left_bytes + heap->left_bytes / 2);
+  CHECK_EQ(heap->trigger_bytes, heap->left_bytes + heap->left_bytes / 2 / 64 * 45);
+  CHECK(!heap->limited);
+  cells(heap->trigger_bytes - heap->live_bytes);
+  CHECK_EQ(heap->cycle, 2);
+  wait_for_cycles(2);
+  wanted.ceiling = heap->live_bytes + 6400;
+  wanted.as_of = 3; /* it thinks that the second one runs: only what holds for every cycle is taken */
+  wanted.trigger = 1;
+  plan(wanted);
+  CHECK_EQ(heap->cycle, 2);
+  CHECK_EQ(heap->goal_bytes, wanted.ceiling);
+  CHECK(heap->limited);
+  cells(6400);
+  wait_for_cycles(3);
+  static const uint32_t reasons[] = {SH_CYCLE_GOAL, SH_CYCLE_GOAL, SH_CYCLE_LIMIT};
+  for (uint64_t k = 0; k < 3; k++) {
+    sh_heap_cycle record = next_record();
+    CHECK_EQ(record.number, k + 1);
+    CHECK_EQ(record.reason, reasons[k]);
+    CHECK_EQ(record.after[14], k + 1); /* cycles */
+  }
+  close_heap();
+}
+
+static void a_heap_that_fills_its_ceiling_rests_between_cycles(void) {
+  sh_heap_plan wanted = no_plan;
+  open_heap(false);
+  cells(16000000); /* so that a cycle takes a while */
+  wanted.goal = wanted.trigger = wanted.ceiling = 16000000, wanted.limited = wanted.begins = 1;
+  plan(wanted); /* it is there already */
+  CHECK_EQ(heap->cycle, 1);
+  wait_for_cycles(1);
+  sh_heap_cycle first = next_record();
+  uint64_t cycles, took_ns = first.ended_ns - first.began_ns, second_ns;
+  do {
+    cell();
+    shi_heap_lock(heap);
+    cycles = heap->cycle;
+    second_ns = heap->marking_since_ns;
+    shi_heap_unlock(heap);
+  } while (cycles == 1);
+  CHECK(second_ns - first.ended_ns >= took_ns / 2); /* nearly: what lies between two looks at the clock is not rest */
+  wait_for_cycles(2);
+  CHECK_EQ(next_record().reason, SH_CYCLE_LIMIT);
+  close_heap();
+}
+
+static void no_cycle_begins_that_is_not_allowed(void) {
+  sh_heap_plan wanted = no_plan;
+  open_heap(false);
+  wanted.goal = wanted.trigger = 16000;
+  plan(wanted);
+  cells(32000);
+  CHECK(sh_heap_wants_cycle(heap));
+  CHECK_EQ(heap->cycle, 0);
+  wanted.begins = 1, wanted.trigger = UINT64_MAX, wanted.growth = 0.5;
+  plan(wanted);
+  collect(); /* somebody's own */
+  CHECK(heap->trigger_bytes < UINT64_MAX);
+  wanted.growth = -1, wanted.as_of = 0; /* paused; and it does not know of the cycle */
+  plan(wanted);
+  CHECK_EQ(heap->trigger_bytes, UINT64_MAX);
+  cells(64000);
+  CHECK_EQ(heap->cycle, 1);
+  close_heap();
+}
+
+/* The thread has no processor: then guests that are late do all of it, or the heap would grow as long as that lasts. */
+static void guests_do_a_cycle_whose_thread_does_not_come(void) {
+  sh_heap_plan wanted = no_plan;
+  open_heap(false);
+  cells(1 << 20);
+  for (int k = 0; k < 1000; k++) list(), release(cell());
+  shi_heap_lock(heap);
+  heap->plan = wanted, heap->plan.begins = 1;
+  heap->goal_bytes = heap->live_bytes + 32000, heap->trigger_bytes = UINT64_MAX, heap->limited = true;
+  shi_cycle_begin(heap, SH_CYCLE_LIMIT); /* there is no thread */
+  uint64_t most = heap->goal_bytes;
+  shi_heap_unlock(heap);
+  CHECK(heap->assist_ratio > 0);
+  while (heap->cycles == 0) {
+    cell();
+    CHECK(heap->live_bytes <= most + most / 100);
+  }
+  CHECK_EQ(next_record().number, 1);
+  CHECK(!heap->asked);
+  close_heap();
+}
+
+static void with_too_many_that_nobody_knows_of_no_more_begin(void) {
+  sh_heap_plan wanted = no_plan;
+  open_heap(false);
+  wanted.begins = 1, wanted.growth = 0.01, wanted.trigger = 16000;
+  plan(wanted);
+  for (uint64_t k = 0; k < SHI_UNKNOWN_MOST; k++) {
+    shi_heap_lock(heap);
+    uint64_t left = heap->trigger_bytes - heap->live_bytes;
+    shi_heap_unlock(heap);
+    shi_holder *first = holder;
+    cells(left + 16);
+    CHECK_EQ(heap->cycle, k + 1);
+    wait_for_cycles(k + 1);
+    holder = new_holder(false);
+    shi_holder_close(first);
+    CHECK_EQ(heap->live_cells, 0);
+    plan((sh_heap_plan){.goal = 1,
+                        .trigger = 16000,
+                        .cores = 1,
+                        .as_of = UINT64_MAX,
+                        .begins = 1,
+                        .growth = 0.01,
+                        .ceiling = UINT64_MAX});
+  }
+  cells(32000);
+  CHECK_EQ(heap->cycle, SHI_UNKNOWN_MOST);
+  CHECK(sh_heap_wants_cycle(heap));
+  CHECK_EQ(next_record().number, 1);
+  cell();
+  CHECK_EQ(heap->cycle, SHI_UNKNOWN_MOST + 1);
+  wait_for_cycles(SHI_UNKNOWN_MOST + 1);
   close_heap();
 }
 
@@ -549,6 +804,9 @@ int main(void) {
   RUN(what_is_born_while_marking_stays);
   RUN(a_long_list_is_marked_in_steps_while_it_changes);
   RUN(handles_in_memory_are_roots_of_who_does_not_release);
+  RUN(a_call_that_stands_is_scanned_with_its_stack);
+  RUN(what_the_host_got_by_number_stays_while_a_call_stands);
+  RUN(a_call_that_looks_up_scans_itself);
   RUN(a_guest_in_a_call_keeps_all_it_owns);
   RUN(what_moves_from_memory_into_a_black_cell_is_not_lost);
   RUN(a_scan_that_a_call_interrupts_begins_again);
@@ -556,6 +814,12 @@ int main(void) {
   RUN(an_owner_that_closes_while_marking_takes_all_with_it);
   RUN(allocating_guests_do_their_share);
   RUN(what_the_background_has_marked_is_taken_first);
+  RUN(a_cycle_begins_as_the_heap_passes_the_trigger);
+  RUN(cycle_follows_cycle_while_nobody_looks);
+  RUN(a_heap_that_fills_its_ceiling_rests_between_cycles);
+  RUN(no_cycle_begins_that_is_not_allowed);
+  RUN(guests_do_a_cycle_whose_thread_does_not_come);
+  RUN(with_too_many_that_nobody_knows_of_no_more_begin);
   RUN(the_thread_marks_a_share_of_its_time);
   RUN(who_wants_the_cycle_soon_wakes_the_thread);
   RUN(a_heap_goes_in_the_middle_of_a_cycle);

@@ -99,6 +99,22 @@ def test_the_memory_limit_is_held(limit: int, rate: float, percent: int | None) 
         assert {c.reason for c in run.cycles} == {"limit"}
 
 
+@pytest.mark.parametrize("late_s", [0.02, 0.2, 2.0])
+@pytest.mark.parametrize("rate", [20e6, 80e6])
+def test_the_memory_limit_is_held_while_the_collectors_thread_is_late(
+    rate: float, late_s: float
+) -> None:
+    run = Run(steady(rate, 45 * MIB), memory_limit_bytes=80 * MIB)
+    run.collector.start()
+    for _ in range(round(20 / late_s)):
+        run.heap.run(late_s)
+        run.collector.turn()
+    assert run.heap.peak <= 80 * MIB * 1.03
+    assert {c.reason for c in run.cycles[SETTLING:]} == {"limit"}
+    assert len(run.cycles) == run.collector.stats().cycles > 20
+    assert [c.number for c in run.cycles] == list(range(1, len(run.cycles) + 1))
+
+
 @pytest.mark.parametrize("percent", [50, 100, 400])
 def test_the_limit_is_held_by_loads_that_change(percent: int) -> None:
     def live(t: float) -> float:

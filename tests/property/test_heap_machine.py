@@ -414,6 +414,71 @@ class Machine(RuleBasedStateMachine):
                 self.finish_mark()
             self.sweep(budget=2**20)
 
+    # Chance alone hardly ever moves the only path to a cell from where the marker is yet to come to where it
+    # never comes: what is born while it marks is black, and nobody follows its edges. These two do.
+
+    def begin_and_mark(self, steps: int) -> None:
+        self.begin()
+        for _ in range(steps):
+            self.heap.mark(1)
+
+    def end_cycle(self) -> None:
+        self.finish_mark()
+        self.sweep(budget=2**20)
+
+    def new_of_hosts(self) -> int:
+        handle = self.heap.new(Thing())
+        self.add(handle, self.owners[0], False).owners = 1
+        return handle
+
+    def link_owned(self, source: int, target: int) -> None:
+        self.heap.link(source, target)
+        self.cells[source].entries.append(target)
+
+    def let_go(self, handle: int) -> None:
+        self.heap.release(handle)
+        self.cells[handle].owners -= 1
+
+    @precondition(lambda self: self.heap.figures().phase == "idle")
+    @rule(by_edge=st.booleans(), steps=st.integers(0, 30), ends=st.booleans())
+    def move_the_only_path_to_what_is_born_while_marking(self, by_edge, steps, ends):
+        source, moved, below = self.new_of_hosts(), self.new_of_hosts(), self.new_of_hosts()
+        self.link_owned(moved, below)
+        self.let_go(below)
+        if by_edge:
+            self.link_owned(source, moved)
+            self.let_go(moved)
+        self.begin_and_mark(steps)
+        self.link_owned(self.new_of_hosts(), moved)
+        if by_edge:
+            self.heap.unlink(source, moved)
+            self.cells[source].entries.remove(moved)
+        else:
+            self.let_go(moved)
+        if ends:
+            self.end_cycle()
+
+    @precondition(lambda self: self.heap.figures().phase == "idle")
+    @rule(
+        number=st.integers(0, 20),
+        slot=st.integers(0, SLOTS - 1),
+        apart=st.integers(1, SLOTS - 1),
+        steps=st.integers(0, 30),
+        ends=st.booleans(),
+    )
+    def move_the_only_path_out_of_memory(self, number, slot, apart, steps, ends):
+        owner = self.scanned_owner(number)
+        if owner is None:
+            return
+        other = (slot + apart) % SLOTS
+        self.new_in_memory(number, slot, is_list=False, pinned=False)
+        self.begin_and_mark(steps)
+        self.new_in_memory(number, other, is_list=True, pinned=False)
+        self.move(number, other, slot, pops=False)
+        self.forget(number, slot)
+        if ends:
+            self.end_cycle()
+
     @precondition(lambda self: self.heap.figures().phase == "marking")
     @rule()
     def finish_mark(self):
@@ -482,7 +547,7 @@ class Machine(RuleBasedStateMachine):
 
 Histories = Machine.TestCase
 Histories.settings = settings(
-    max_examples=300,
+    max_examples=200,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -25,16 +25,19 @@ class Patient(SimHeap):
     collector: Collector
     expected = 0
 
-    def run_cycle_async(self) -> None:
-        super().run_cycle_async()
+    def run_cycle_async(self) -> bool:
+        began = super().run_cycle_async()
         wait_until(lambda: self.collector.stats().forced_calls >= self.expected)
+        return began
 
 
 def test_every_burst_runs_at_most_two_cycles() -> None:
     heap = Patient(cores=4)
     for _ in range(500):
         heap.hold(4096)
-    collector = Collector(heap, Pacer(cores=4), budget=ForcedBudget(10**6), trace=lambda _: None)
+    collector = Collector(
+        heap, Pacer(cores=4), budget=ForcedBudget(10**6), trace=lambda _: None, clock=heap.clock
+    )
     collector.start()
     heap.collector = collector
     together = threading.Barrier(THREADS)
@@ -68,7 +71,9 @@ def test_every_burst_runs_at_most_two_cycles() -> None:
 
 def test_settings_come_back_whatever_threads_do() -> None:
     heap = SimHeap(cores=4)
-    collector = Collector(heap, Pacer(cores=4), budget=ForcedBudget(10**6), trace=lambda _: None)
+    collector = Collector(
+        heap, Pacer(cores=4), budget=ForcedBudget(10**6), trace=lambda _: None, clock=heap.clock
+    )
     collector.start()
 
     def work(seed: int) -> None:

@@ -70,12 +70,13 @@ class Gated(SimHeap):
     def __init__(self) -> None:
         super().__init__(QUIET, cores=4)
         self.gate = threading.Semaphore(0)
-        self.begun = 0
+        self.asked = 0
 
-    def run_cycle_async(self) -> None:
-        self.begun += 1
-        super().run_cycle_async()
+    def run_cycle_async(self) -> bool:
+        self.asked += 1
+        began = super().run_cycle_async()
         assert self.gate.acquire(timeout=30)
+        return began
 
 
 @pytest.mark.parametrize("callers", [1, 2, 40])
@@ -83,12 +84,12 @@ def test_a_burst_of_callers_shares_the_next_cycle(callers: int) -> None:
     heap = Gated()
     collector = Bench(heap=heap).started().gc
     first = Background(collector.collect)
-    wait_until(lambda: heap.begun == 1)
+    wait_until(lambda: heap.asked == 1)
     others = [Background(collector.collect) for _ in range(callers)]
     wait_until(lambda: collector.stats().forced_calls == callers + 1)
     heap.gate.release()
     assert first.result().number == 1
-    wait_until(lambda: heap.begun == 2)
+    wait_until(lambda: heap.asked == 2)
     assert not any(other.done for other in others)  # the running cycle began before they called
     heap.gate.release()
     assert {other.result().number for other in others} == {2}
@@ -183,10 +184,10 @@ def test_a_cycle_that_cannot_start_is_raised_and_forgotten() -> None:
     class Failing(SimHeap):
         fail = True
 
-        def run_cycle_async(self) -> None:
+        def run_cycle_async(self) -> bool:
             if self.fail:
                 raise sandhost.NativeError(12, "starting the marker thread")
-            super().run_cycle_async()
+            return super().run_cycle_async()
 
     bench = Bench(heap=Failing(QUIET)).started()
     with pytest.raises(sandhost.NativeError):
@@ -209,6 +210,105 @@ def test_a_finalizer_that_collects_is_put_off_not_locked_up(bench: Bench) -> Non
     assert bench.reasons() == ["explicit", "explicit"]
 
 
+# ---- cycles that begin by themselves ----
+
+
+def test_cycles_that_began_while_nobody_looked_are_recorded_as_they_were() -> None:
+    bench = Bench(STEADY).started()
+    bench.heap.run(3.0)  # no turn: the collector's thread does not come
+    unseen = bench.heap.cycles
+    assert unseen >= 3
+    assert bench.cycles == []
+    bench.gc.turn()
+    while bench.heap.records:
+        bench.gc.turn()
+    assert [cycle.number for cycle in bench.cycles] == list(range(1, len(bench.cycles) + 1))
+    assert len(bench.cycles) in (unseen, unseen + 1)  # one may have been running
+    assert set(bench.reasons()) == {"heap goal"}
+    stats = bench.gc.stats()
+    assert stats.by_reason == {"heap goal": len(bench.cycles)}
+    assert stats.cycles == bench.heap.cycles == len(bench.cycles)
+    figures = bench.heap.figures()
+    assert stats.swept_bytes == sum(cycle.swept_bytes for cycle in bench.cycles)
+    assert stats.swept_bytes == figures.free_bytes
+    total_s = (figures.assist_ns + figures.mark_ns + figures.sweep_ns) / 1e9
+    assert stats.collecting_s == pytest.approx(total_s)
+    for before, after in zip(bench.cycles, bench.cycles[1:]):
+        assert before.began_s < after.began_s
+        assert after.live_before_bytes >= before.live_after_bytes
+    assert bench.gc.pacer.marked_bytes == bench.cycles[-1].live_after_bytes
+
+
+def test_collect_is_served_by_no_cycle_that_began_before_the_call() -> None:
+    bench = Bench(STEADY).started()
+    while not bench.heap.running:
+        bench.heap.run(0.001)
+    bench.heap.load = None
+    cell = bench.heap.roots[0].root
+    bench.heap.roots.clear()
+    cycle = bench.gc.collect()
+    assert cycle is not None
+    assert cycle.number == 2
+    assert bench.reasons() == ["heap goal", "explicit"]
+    assert cell.freed
+
+
+def test_collect_is_served_by_one_that_begins_by_itself_after_the_call() -> None:
+    class Sudden(SimHeap):
+        """A heap that passes its trigger just before it is asked."""
+
+        sudden = True
+
+        def run_cycle_async(self) -> bool:
+            if self.sudden:
+                self.sudden = False
+                self.alloc(5 * MIB)
+            return super().run_cycle_async()
+
+    bench = Bench(heap=Sudden(cores=4)).started()
+    cycle = bench.gc.collect()
+    assert cycle is not None
+    assert (cycle.number, cycle.reason) == (1, "heap goal")
+    stats = bench.gc.stats()
+    assert (stats.cycles, stats.forced_calls, stats.forced_shared) == (1, 1, 1)
+
+
+def test_a_request_is_not_answered_by_a_cycle_that_may_have_begun_before() -> None:
+    bench = Bench(STEADY).started()
+    while not bench.heap.running:
+        bench.heap.run(0.001)
+    bench.gc.triggers.pressure.request()
+    bench.gc.turn()
+    while "pressure" not in bench.reasons():
+        assert bench.gc.turn() == 0
+    assert bench.reasons()[0] == "heap goal"
+
+
+def test_no_cycle_begins_by_itself_where_the_user_decides() -> None:
+    bench = Bench(STEADY).started()
+    bench.gc.triggers.remove("heap goal")
+    bench.gc.turn()
+    bench.heap.run(1.0)
+    assert bench.heap.cycles == 0
+    bench.gc.triggers.add(HeapGoal())
+    bench.gc.turn()
+    assert bench.reasons()[0] == "heap goal"
+    bench.gc.close()
+    ended = bench.heap.cycles
+    bench.heap.run(2.0)
+    assert bench.heap.cycles == ended == len(bench.cycles)
+
+
+def test_steps_leave_a_cycle_that_began_by_itself_to_the_heap() -> None:
+    bench = Bench(STEADY).started()
+    while not bench.heap.running:
+        bench.heap.run(0.001)
+    assert bench.gc.step(1) is False
+    while not bench.gc.step(1):
+        bench.heap.run(0.001)
+    assert bench.reasons() == ["heap goal"]
+
+
 # ---- start and end ----
 
 
@@ -220,7 +320,7 @@ def test_nothing_is_collected_while_the_host_starts() -> None:
     assert bench.heap.cycles == 0
     bench.gc.start()
     bench.gc.turn()
-    assert bench.reasons() == ["explicit"]
+    assert bench.reasons() == ["heap goal", "explicit"]
 
 
 def test_close_ends_collecting_and_says_so() -> None:
@@ -240,7 +340,7 @@ def test_close_waits_for_a_cycle_and_sends_waiting_callers_away() -> None:
     heap = Gated()
     collector = Bench(heap=heap).started().gc
     leader = Background(collector.collect)
-    wait_until(lambda: heap.begun == 1)
+    wait_until(lambda: heap.asked == 1)
     waiter = Background(collector.collect)
     wait_until(lambda: collector.stats().forced_calls == 2)
     closer = Background(collector.close)
@@ -278,15 +378,15 @@ def test_an_error_of_one_cycle_does_not_end_collecting(caplog: pytest.LogCapture
     class Failing(SimHeap):
         failures = 1
 
-        def run_cycle_async(self) -> None:
+        def run_cycle_async(self) -> bool:
             if self.failures:
                 self.failures -= 1
                 raise sandhost.NativeError(12, "starting the marker thread")
-            super().run_cycle_async()
+            return super().run_cycle_async()
 
     bench = Bench(heap=Failing(cores=4), thread=thread_of([]))
     bench.gc.start()
-    bench.heap.alloc(5 * MIB)
+    bench.gc.triggers.pressure.request()
     wait_until(lambda: bench.cycles)
     bench.gc.close()
     assert "a collection failed" in events(caplog)

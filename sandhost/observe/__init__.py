@@ -1,0 +1,1 @@
+"""Seeing what a host does: metrics, traces, profiles, views."""

@@ -1,0 +1,393 @@
+"""Who may come in, and when: a service that gets more than it can do does what it can, and says so.
+
+    async with admission.enter("acme", deadline_s=2.0):
+        ...                                   # or problems.TooMany, with a hint when to come again
+
+                        in flight < limit
+    request ─────────────────────────────────────► in service ──► latency ──► AdaptiveLimit
+       │ else                        ▲
+       └──► the tenant's line ───────┘ whoever has least in service for its weight
+               │
+               └──► refused: it has waited too long, or would
+
+Nobody waits long. A line that has just begun is served in order, and bounded by `wait_s`. When three of four
+had to wait for half of that it is no burst but overload, and waiting in it helps nobody: its bound drops to
+half a request's time, and the newest goes first, since the oldest has the least time left. Who would wait
+longer is refused at once; one request of each tenant may always wait, so that its turn can come. That is
+CoDel (Nichols and Jacobson, 2012; RFC 8289) with adaptive LIFO (Maurer, "Fail at Scale", 2015). What has
+waited too long is never started, so that no time goes into answers that nobody waits for.
+
+Tenants do not wait for each other: each has a line of its own, and a place that becomes free goes to the
+tenant with the least in service for its weight. Tenants below their share may go above the limit, by a
+quarter of it and by what others have above theirs, so that one whose requests take minutes does not keep
+all places from who comes next.
+
+No thread: all of it belongs to one event loop. `request`, `finish` and `turn` are what `enter` is made
+of, with a clock from outside, so that hours can be simulated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from ..errors import ConfigError
+from .concurrency import AdaptiveLimit
+from .problems import DeadlinePassed, Problem, TooMany
+
+__all__ = ["Admission", "AdmissionStats", "Request"]
+
+_AT_LEVEL = (1.0, 0.75, 0.5, 0.0, 0.0)
+"""How much of the limit is left at each level of memory pressure. From RELEASE on no guest can start."""
+_RESERVE = 0.25
+_LEAST_BOUND_S = 0.005
+_TICK_S = 0.005
+"""How often lines are looked through while somebody waits."""
+_LEAST_HINT_S, _MOST_HINT_S = 0.05, 5.0
+_HINT_UNDER_PRESSURE_S = 1.0
+_FORGET_BELOW = 1e-9
+
+
+class AdmissionStats(NamedTuple):
+    """Figures of this moment, and counters from `admitted` on."""
+
+    limit: int
+    """Requests that may be in service at once: learned, and lowered by memory pressure."""
+    in_flight: int
+    waiting: int
+    tenants: int
+    """That have a request in service or in line."""
+    least_s: float | None
+    """Latency without load, as far as it is known."""
+    typical_s: float | None
+    """Latency of now."""
+    admitted: int
+    refused: dict[str, int]
+    """By why: "line" (it would wait too long), "late" (it did), "pressure", "deadline"."""
+
+
+class Request:
+    """A request that has come. `started_s` is None until it is in service."""
+
+    __slots__ = ("_settle", "arrived_s", "deadline_at_s", "line", "settled", "started_s")
+
+    def __init__(
+        self,
+        line: _Line,
+        arrived_s: float,
+        deadline_at_s: float,
+        settle: Callable[[Problem | None], None],
+    ) -> None:
+        self.line, self.arrived_s, self.deadline_at_s = line, arrived_s, deadline_at_s
+        self.started_s: float | None = None
+        self.settled = False
+        self._settle = settle
+
+    def settle(self, problem: Problem | None) -> None:
+        """It may start (None), or may not."""
+        self.settled = True
+        self._settle(problem)
+
+
+class _Line:
+    """One tenant: its requests in line, oldest first, and what it has in service."""
+
+    __slots__ = (
+        "_at_once",
+        "_came",
+        "_since_s",
+        "in_flight",
+        "overloaded",
+        "served",
+        "takes_s",
+        "tenant",
+        "waiting",
+        "weight",
+    )
+
+    def __init__(self, tenant: str, weight: float, served: float) -> None:
+        self.tenant, self.weight = tenant, weight
+        self.waiting: deque[Request] = deque()
+        self.in_flight = 0
+        self.served = served  # requests over weight: between equals, who had less goes first
+        self.takes_s: float | None = None  # how long its requests take, smoothed
+        self.overloaded = False
+        self._came = self._at_once = 0  # in the window that began at `since`
+        self._since_s = math.inf
+
+    def came(self, now_s: float, window_s: float, *, at_once: bool) -> None:
+        """A request has come, and was served at once or not."""
+        if now_s - self._since_s >= window_s:
+            self.overloaded = 4 * self._at_once < self._came
+            self._since_s = math.inf
+        if self._since_s == math.inf:
+            self._since_s, self._came, self._at_once = now_s, 0, 0
+        self._came += 1
+        self._at_once += at_once
+
+    def turn(self) -> tuple[float, float]:
+        """Whose is least has the next place."""
+        return (self.in_flight + 1) / self.weight, self.served
+
+
+class Admission:
+    """Lets requests in.
+
+    Args:
+        limit: how many at once.
+        wait_s: the longest that a request waits in line: a burst is worth so much, overload less.
+        pressure: the level of memory pressure, 0 to 4: `lambda: host.pressure.level`.
+        weight: a tenant's weight: of two that want more than there is, one of weight 2 gets twice as much.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        limit: AdaptiveLimit | None = None,
+        *,
+        wait_s: float = 0.05,
+        pressure: Callable[[], int] = lambda: 0,
+        weight: Callable[[str], float] = lambda _tenant: 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not wait_s > 0:
+            raise ConfigError(f"wait_s is more than 0 seconds, not {wait_s!r}")
+        self._limit = limit or AdaptiveLimit()
+        self._wait_s = wait_s
+        self._pressure, self._weight, self._clock = pressure, weight, clock
+        self._lines: dict[str, _Line] = {}  # invariant: each has something in line or in service
+        self._in_flight = self._waiting = self._admitted = 0
+        self._served = 0.0  # of whoever was served last: a newcomer begins there
+        self._refused: Counter[str] = Counter()
+        self._ticking = False
+        self._swept_s = -math.inf
+
+    def stats(self) -> AdmissionStats:
+        """Return the figures."""
+        return AdmissionStats(
+            self._places(),
+            self._in_flight,
+            self._waiting,
+            len(self._lines),
+            self._limit.least_s,
+            self._limit.typical_s,
+            self._admitted,
+            dict(self._refused),
+        )
+
+    # ---- from tasks ----
+
+    @asynccontextmanager
+    async def enter(self, tenant: str, deadline_s: float | None = None) -> AsyncIterator[None]:
+        """Wait for a place, not for long, and have it within the block.
+
+        Args:
+            deadline_s: how long the requester will wait for the answer.
+
+        Raises:
+            TooMany: there is more to do than can be done in time; `retry_after_s` says when to come again.
+            DeadlinePassed: the requester's time was over before its turn.
+        """
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def settle(problem: Problem | None) -> None:
+            if settled.done():  # its task was cancelled, and has not run since
+                return
+            if problem is None:
+                settled.set_result(None)
+            else:
+                settled.set_exception(problem)
+
+        request = self.request(tenant, deadline_s, settle)
+        done = False
+        try:
+            self._tick()
+            await settled
+            yield
+            done = True
+        finally:
+            if settled.done() and not settled.cancelled():
+                settled.exception()  # seen, also when the task was cancelled first
+            self.finish(request, done=done)
+
+    def _tick(self) -> None:
+        if not self._ticking and self._waiting:
+            self._ticking = True
+            asyncio.get_running_loop().call_later(_TICK_S, self._ticked)
+
+    def _ticked(self) -> None:
+        self._ticking = False
+        self.turn()
+        self._tick()
+
+    # ---- what that is made of ----
+
+    def request(
+        self, tenant: str, deadline_s: float | None, settle: Callable[[Problem | None], None]
+    ) -> Request:
+        """A request comes. `settle` is called with None when it may start, with a problem when it may not.
+
+        Either may happen before this returns; `settle` does nothing here itself. `finish` it whatever
+        happens.
+        """
+        now_s = self._clock()
+        line = self._lines.get(tenant)
+        if line is None:
+            line = _Line(tenant, self._weight_of(tenant), self._served)
+            self._lines[tenant] = line
+        deadline_at_s = math.inf if deadline_s is None else now_s + deadline_s
+        request = Request(line, now_s, deadline_at_s, settle)
+        line.waiting.append(request)
+        self._waiting += 1
+        if now_s >= deadline_at_s:
+            self._refuse(request, "deadline")
+            self._forget(line)
+            return request
+        self.turn()
+        line.came(now_s, self._wait_s / 2, at_once=request.settled)
+        if not request.settled:
+            self._bound(line)
+        return request
+
+    def finish(self, request: Request, *, done: bool) -> None:
+        """A request has ended, or does not want to wait any more.
+
+        Args:
+            done: whether it ended as it should.
+        """
+        line = request.line
+        if request.started_s is not None:
+            now_s = self._clock()
+            elapsed_s = now_s - request.started_s
+            self._limit.sample(now_s, elapsed_s, self._in_flight, done=done)
+            line.takes_s = elapsed_s if line.takes_s is None else (7 * line.takes_s + elapsed_s) / 8
+            request.started_s = None
+            line.in_flight -= 1
+            self._in_flight -= 1
+        elif not request.settled:
+            request.settled = True
+            line.waiting.remove(request)
+            self._waiting -= 1
+        else:
+            return  # refused
+        self._forget(line)
+        self.turn()
+
+    def turn(self) -> None:
+        """Refuse what has waited too long, then start what there are places for."""
+        if not self._waiting:
+            return
+        now_s = self._clock()
+        places = self._places()
+        if not places or now_s - self._swept_s >= _TICK_S:
+            self._swept_s = now_s
+            for line in list(self._lines.values()):
+                self._expire(line, now_s, places)
+        while (
+            self._waiting
+        ):  # linear in tenants that wait: one look for each place that becomes free
+            line = min((one for one in self._lines.values() if one.waiting), key=_Line.turn)
+            if self._in_flight >= places and not self._reserved_for(line, places):
+                break
+            self._start(line, now_s)
+
+    # ---- arithmetic ----
+
+    def _weight_of(self, tenant: str) -> float:
+        return max(self._weight(tenant), _FORGET_BELOW)
+
+    def _places(self) -> int:
+        left = _AT_LEVEL[self._pressure()]
+        return math.ceil(self._limit.value * left)
+
+    def _reserved_for(self, line: _Line, places: int) -> bool:
+        """Whether a tenant below its share may start, though the limit is reached.
+
+        What others have above their shares does not count: they had it before the limit fell, or
+        before this tenant came, and may keep it for minutes.
+        """
+        each = places / sum(one.weight for one in self._lines.values())
+        if line.in_flight + 1 > max(1.0, each * line.weight):
+            return False
+        held = sum(min(one.in_flight, each * one.weight) for one in self._lines.values())
+        return held < places + math.ceil(places * _RESERVE)
+
+    def _bound_s(self, line: _Line) -> float:
+        """How long a request may wait in this line."""
+        if not line.overloaded:
+            return self._wait_s
+        half_s = (self._limit.least_s or self._wait_s) / 2
+        return min(self._wait_s, max(_LEAST_BOUND_S, half_s))
+
+    def _wait_for(self, line: _Line) -> float:
+        """How long the last in this line would wait, by what is known."""
+        each_s = line.takes_s or self._limit.typical_s
+        places = self._places()
+        if each_s is None or not places:
+            return 0.0 if places else math.inf
+        wanting = sum(one.weight for one in self._lines.values() if one.waiting)
+        rate_per_s = places / max(each_s, 1e-9) * line.weight / wanting
+        return len(line.waiting) / rate_per_s
+
+    # ---- one line ----
+
+    def _start(self, line: _Line, now_s: float) -> None:
+        request = line.waiting[-1 if line.overloaded else 0]
+        why = self._too_late(request, now_s)
+        if why is not None:
+            self._refuse(request, why)
+            self._forget(line)
+            return
+        line.waiting.remove(request)
+        self._waiting -= 1
+        line.in_flight += 1
+        line.served += 1 / line.weight
+        self._served = line.served
+        self._in_flight += 1
+        self._admitted += 1
+        request.started_s = now_s
+        request.settle(None)
+
+    def _too_late(self, request: Request, now_s: float) -> str | None:
+        if now_s >= request.deadline_at_s:
+            return "deadline"
+        return "late" if now_s - request.arrived_s >= self._bound_s(request.line) else None
+
+    def _expire(self, line: _Line, now_s: float, places: int) -> None:
+        for request in list(line.waiting):
+            why = self._too_late(request, now_s) if places else "pressure"
+            if why is not None:
+                self._refuse(request, why)
+        self._forget(line)
+
+    def _bound(self, line: _Line) -> None:
+        """A request has joined the line: refuse who would wait too long, so that nobody does."""
+        bound_s = self._bound_s(line)
+        while len(line.waiting) > 1 and self._wait_for(line) > bound_s:
+            self._refuse(line.waiting[0 if line.overloaded else -1], "line")
+
+    def _refuse(self, request: Request, why: str) -> None:
+        line = request.line
+        wait_s = self._wait_for(line)
+        line.waiting.remove(request)
+        self._waiting -= 1
+        self._refused[why] += 1
+        request.settle(_problem(why, wait_s))
+
+    def _forget(self, line: _Line) -> None:
+        if not line.waiting and not line.in_flight:
+            self._lines.pop(line.tenant, None)
+
+
+def _problem(why: str, wait_s: float) -> Problem:
+    if why == "deadline":
+        return DeadlinePassed("the request's time was over before its turn")
+    if why == "pressure":
+        return TooMany("the service is short of memory", retry_after_s=_HINT_UNDER_PRESSURE_S)
+    hint_s = max(_LEAST_HINT_S, min(_MOST_HINT_S, 2 * wait_s))
+    return TooMany("there is more to do than can be done in time", retry_after_s=hint_s)

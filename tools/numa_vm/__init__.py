@@ -1,0 +1,1 @@
+"""`./run numa`: sandhost in a virtual machine with two NUMA nodes."""
