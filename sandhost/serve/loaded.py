@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..aio.spawn import SpawnAsync
 from ..host import Host
@@ -12,10 +12,14 @@ from ..limits import Limits
 from ..modules.types import FuncType
 from ..plugin import Plugin
 from ..snapshot import Snapshot
+from ..tenants import Tenant
 from ..wasi import Wasi
 from .problems import Invalid
+from .records import Grants, Version
 
-__all__ = ["Loaded", "Versions"]
+__all__ = ["Loaded", "Versions", "functions", "origin_of", "signature"]
+
+_Key = tuple[str, str, int]
 
 
 class Loaded(NamedTuple):
@@ -25,87 +29,110 @@ class Loaded(NamedTuple):
     snapshot: Snapshot | None
     """What guests start from, if the version asks to be warmed."""
     limits: Limits
+    grants: Grants
+    wasi: Wasi | None
+    """What guests get that are no commands; None for plugins without WASI."""
 
-    def spawn(self, tenant: str, limits: Limits, wasi: Wasi | None = None) -> SpawnAsync:
+    def spawn(self, tenant: Tenant, wasi: Wasi | None = None) -> SpawnAsync:
         """Start a guest from a task; see `Plugin.spawn_async`."""
         origin = self.plugin if self.snapshot is None else self.snapshot
-        return origin.spawn_async(limits=limits, tenant=tenant, wasi=wasi)
-
-    def signature(self, function: str) -> FuncType:
-        """Return the type of an exported function.
-
-        Raises:
-            Invalid: there is none of this name.
-        """
-        signature = self.plugin.info.function(function)
-        if signature is None:
-            names = ", ".join(self.functions()) or "none"
-            raise Invalid(f"the plugin exports no function {function[:100]!r}; it has {names}")
-        return signature
-
-    def functions(self) -> dict[str, str]:
-        """Return the exported functions and their types, as text."""
-        return {
-            export.name: str(export.type)
-            for export in self.plugin.info.exports
-            if isinstance(export.type, FuncType)
-        }
+        return origin.spawn_async(limits=self.limits, tenant=tenant, wasi=wasi or self.wasi)
 
     @property
     def is_command(self) -> bool:
         """Whether it is a command of WASI: a program with `_start`."""
-        return "_start" in self.functions() and self.plugin.uses_wasi
+        return self.plugin.info.function("_start") is not None and self.plugin.uses_wasi
+
+
+def functions(plugin: Plugin) -> dict[str, FuncType]:
+    """Return the exported functions."""
+    return {
+        export.name: export.type
+        for export in plugin.info.exports
+        if isinstance(export.type, FuncType)
+    }
+
+
+def signature(plugin: Plugin, function: str) -> FuncType:
+    """Return the type of an exported function.
+
+    Raises:
+        Invalid: there is none of this name.
+    """
+    found = plugin.info.function(function)
+    if found is None:
+        names = ", ".join(functions(plugin)) or "none"
+        raise Invalid(f"the plugin exports no function {function[:100]!r}; it has {names:.500}")
+    return found
 
 
 class Versions:
-    """What is loaded, by the version's own number. Loading is done by threads, one for each version."""
+    """What is loaded. Loading is done by threads, one for each version."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._loaded: dict[int, Loaded] = {}
+        self._loaded: dict[_Key, Loaded] = {}
         self._lock = threading.Lock()
-        self._loading: dict[int, threading.Lock] = {}
+        self._loading: dict[_Key, threading.Lock] = {}
 
-    def get(self, number: int) -> Loaded | None:
+    def get(self, version: Version) -> Loaded | None:
         """Return it if it is loaded."""
-        return self._loaded.get(number)
+        return self._loaded.get(_key(version))
 
-    def load(
-        self, number: int, name: str, read: Callable[[], bytes], limits: Limits, warm: str | None
-    ) -> Loaded:
+    def load(self, version: Version, tenant: Tenant, read: Callable[[], bytes]) -> Loaded:
         """Compile it, or take it from the cache, and warm it; blocks. The second caller waits.
 
         Args:
-            number: of the version, over all tenants.
-            name: what errors and statistics call it.
+            tenant: who pays for the guest that is warmed.
             read: returns the module's bytes.
-            warm: the function that prepares a guest, of which all others are forks.
 
         Raises:
             SandhostError: it cannot be loaded, or could not be warmed.
         """
+        key = _key(version)
         with self._lock:
-            alone = self._loading.setdefault(number, threading.Lock())
+            alone = self._loading.setdefault(key, threading.Lock())
         with alone:
-            loaded = self._loaded.get(number)
+            loaded = self._loaded.get(key)
             if loaded is None:
-                plugin = self._host.load(read(), name=name)
-                snapshot = None if warm is None else _warm(plugin, warm, limits)
-                loaded = self._loaded[number] = Loaded(plugin, snapshot, limits)
+                loaded = self._loaded[key] = self._load(version, tenant, read())
         return loaded
 
-    def drop(self, number: int) -> None:
+    def _load(self, version: Version, tenant: Tenant, module: bytes) -> Loaded:
+        limits, grants, warm = (
+            version.settings.limits,
+            version.settings.grants,
+            version.settings.warm,
+        )
+        name = f"{origin_of(version.tenant, version.plugin)}{version.number}"
+        plugin = self._host.load(module, name=name, fuel=limits.fuel is not None)
+        wasi = Wasi(grants.argv, dict(grants.env)) if plugin.uses_wasi else None
+        snapshot = None
+        if warm is not None:
+            with plugin.spawn(limits=limits, tenant=tenant, wasi=wasi) as guest:
+                guest.call(warm)
+                snapshot = guest.snapshot()
+        return Loaded(plugin, snapshot, limits, grants, wasi)
+
+    def drop(self, version: Version) -> None:
         """Forget it; guests that live keep what they need."""
-        loaded = self._loaded.pop(number, None)
-        self._loading.pop(number, None)
+        loaded = self._loaded.pop(_key(version), None)
+        self._loading.pop(_key(version), None)
         if loaded is not None and loaded.snapshot is not None:
             loaded.snapshot.close()
 
-    def __iter__(self) -> Any:
-        return iter(list(self._loaded.items()))
+    def close(self) -> None:
+        """Forget all of them."""
+        for loaded in self._loaded.values():
+            if loaded.snapshot is not None:
+                loaded.snapshot.close()
+        self._loaded.clear()
 
 
-def _warm(plugin: Plugin, function: str, limits: Limits) -> Snapshot:
-    with plugin.spawn(limits=limits) as guest:
-        guest.call(function)
-        return guest.snapshot()
+def origin_of(tenant: str, plugin: str) -> str:
+    """Return how the names of all versions of a plugin begin, and no others: "/" and "@" are in none."""
+    return f"{tenant}/{plugin}@"
+
+
+def _key(version: Version) -> _Key:
+    return version.tenant, version.plugin, version.number

@@ -2,12 +2,15 @@
 
 i32, i64   whole numbers; what goes in may be given as the unsigned number of the same bits
 f32, f64   numbers, and "NaN", "Infinity", "-Infinity", which JSON has no numbers for
-v128       32 hexadecimal digits
+v128       32 hexadecimal digits, the byte of the lowest address first
+
+References are nothing that JSON could hold.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from ..modules.types import FuncType
@@ -15,6 +18,8 @@ from .problems import Invalid
 
 __all__ = ["from_json", "to_json"]
 
+_KINDS = frozenset(("i32", "i64", "f32", "f64", "v128"))
+_V128 = re.compile("[0-9a-fA-F]{32}")
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -22,8 +27,12 @@ def from_json(name: str, signature: FuncType, arguments: object) -> list[int | f
     """Return what `Guest.call` takes.
 
     Raises:
-        Invalid: there are too many or too few, or one does not fit its type.
+        Invalid: there are too many or too few, or one does not fit its type; or the function takes
+            or returns what JSON cannot hold.
     """
+    for kind in (*signature.params, *signature.results):
+        if kind not in _KINDS:
+            raise Invalid(f"{name} is {signature}: there is no {kind} in JSON")
     if not isinstance(arguments, list):
         raise Invalid('"arguments" is a list')
     if len(arguments) != len(signature.params):
@@ -39,7 +48,7 @@ def _argument(at: int, kind: str, value: object) -> int | float | bytes:
         bits = int(kind[1:])
         if -(1 << bits - 1) <= value < 1 << bits:
             return value
-        raise Invalid(f"argument {at}: {str(value)[:40]} does not fit {kind}")
+        raise Invalid(f"argument {at}: {hex(value)[:40]} does not fit {kind}")
     if kind in ("f32", "f64"):
         if isinstance(value, str) and value in _WORDS:
             return _WORDS[value]
@@ -48,16 +57,16 @@ def _argument(at: int, kind: str, value: object) -> int | float | bytes:
                 return float(value)
             except OverflowError:
                 raise Invalid(f"argument {at}: the number does not fit {kind}") from None
-    if kind == "v128" and isinstance(value, str) and len(value) == 32:
-        try:
-            return bytes.fromhex(value)
-        except ValueError:
-            pass
+    if kind == "v128" and isinstance(value, str) and _V128.fullmatch(value):
+        return bytes.fromhex(value)
     raise Invalid(f"argument {at} is no {kind}: {_shown(value)}")
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number with more digits than Python likes to write
+        return "a very large number"
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
