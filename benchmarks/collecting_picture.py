@@ -15,14 +15,15 @@ _PLAIN, _OTHER, _LIMIT = "#a3b1cc", "#5b6c8f", "#d1495b"
 
 def draw(data: dict[str, Any], path: Path) -> None:
     """Write the picture of what collecting.py measured."""
-    forced, free, limited, ways = data["rows"]
+    forced, free, limited, crowded, ways = data["rows"]
     headline = f"Collecting on the handle heap, {one_run(data)}"
     small = on_what(data["machine"], "sandhost", "wasmtime")
-    with page(path, (13, 7.2), headline, small) as figure:
-        grid = figure.add_gridspec(2, 6)
-        _forced(figure.add_subplot(grid[0, :2]), forced)
-        _heap(figure.add_subplot(grid[0, 2:4]), free["detail"], "Steady load")
-        _heap(figure.add_subplot(grid[0, 4:]), limited["detail"], "The same, with a memory limit")
+    with page(path, (16, 7.2), headline, small) as figure:
+        grid = figure.add_gridspec(2, 12)
+        _forced(figure.add_subplot(grid[0, :3]), forced)
+        _heap(figure.add_subplot(grid[0, 3:6]), free["detail"], "Steady load")
+        _heap(figure.add_subplot(grid[0, 6:9]), limited["detail"], "With a memory limit")
+        _heap(figure.add_subplot(grid[0, 9:]), crowded["detail"], "Beside hungry threads")
         for column, (key, title, scale) in enumerate(
             (
                 ("objects_per_s", "Objects a second, thousands", 1e-3),
@@ -30,7 +31,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
                 ("close_and_drop_us", "Close, objects dropped, ms", 1e-3),
             )
         ):
-            axes = figure.add_subplot(grid[1, 2 * column : 2 * column + 2])
+            axes = figure.add_subplot(grid[1, 4 * column : 4 * column + 4])
             _ways(axes, ways["detail"]["ways"], key, title, scale)
 
 

@@ -27,24 +27,24 @@ class Counter:
     def guest(self) -> sandhost.Guest:
         return current_bag().add(self.plugin.spawn())
 
-    async def one(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    async def one(self, _request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
         return b"%d" % self.guest().call("next")
 
     async def all_of(
-        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+        self, requests: AsyncIterator[bytes], _context: grpc.aio.ServicerContext
     ) -> bytes:
         guest = self.guest()
         return b"%d" % max([guest.call("next") async for _ in requests])
 
     async def for_ever(
-        self, request: bytes, context: grpc.aio.ServicerContext
+        self, _request: bytes, _context: grpc.aio.ServicerContext
     ) -> AsyncIterator[bytes]:
         guest = self.guest()
         while True:
             yield b"%d" % guest.call("next")
 
     async def each(
-        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+        self, requests: AsyncIterator[bytes], _context: grpc.aio.ServicerContext
     ) -> AsyncIterator[bytes]:
         guest = self.guest()
         async for _ in requests:

@@ -113,6 +113,9 @@ struct sh_host {
   sh_heap *heap; /* of handles; NULL: nobody has asked for it. Set under `mutex` */
   sh_tenant *tenants; /* under `mutex` */
   uint32_t plugins; /* made so far; under `mutex` */
+  pthread_mutex_t captures; /* one is taken at a time */
+  pthread_mutex_t stacks_told; /* by guests that were asked: see stacks.c */
+  _Atomic(sh_capture *) capture; /* on its way: who ends a guest tells it. Set, and used by others, under `mutex` */
   pthread_mutex_t mutex;
   shi_machine machine;
   _Atomic bool closed;
@@ -184,7 +187,8 @@ typedef struct shi_import {
   uint32_t callback_id;
   uint32_t param_count, result_count;
   char *params, *results;
-  char *asynchronous; /* "module.name" of a function that may answer later; NULL: it answers at once */
+  char *name; /* "module.name" */
+  char *asynchronous; /* the same, of a function that may answer later; NULL: it answers at once */
   struct shi_import *next;
 } shi_import;
 

@@ -37,6 +37,7 @@ bool shi_guest_goes_on(shi_guest *guest) {
 
 wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *guest, uint64_t *delta, uint8_t *kind) {
   (void)context;
+  shi_stack_tell(guest);
   if (!shi_guest_may_go_on(guest)) return wt.wasmtime_error_new("sandhost: stopped");
   if (__builtin_expect(((shi_guest *)guest)->holder != NULL, 0)) shi_guest_handles_tick(guest);
   if (shi_on_fiber(guest)) *kind = WASMTIME_UPDATE_DEADLINE_YIELD; /* else it stays "continue" */

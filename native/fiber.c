@@ -39,6 +39,12 @@ static __attribute__((noinline)) bool give_way(shi_guest *guest) {
   return !error && !trap;
 }
 
+static const char *what_of(const shi_wait *wait) {
+  if (wait->import) return wait->import->name;
+  if (wait->step == SH_STEP_SLEEP) return "time";
+  return wait->stream ? "room for output" : "input";
+}
+
 bool shi_fiber_park(shi_guest *guest, shi_wait *wait) {
   shi_fiber *fiber = guest->fiber;
   int step = wait->step;
@@ -46,6 +52,8 @@ bool shi_fiber_park(shi_guest *guest, shi_wait *wait) {
   __builtin_unwind_init(); /* all registers that wasm may keep across our call are in this frame from here on */
   wait->outer = fiber->innermost;
   fiber->innermost = wait;
+  const char *outside = atomic_load_explicit(&guest->inside, memory_order_relaxed);
+  atomic_store_explicit(&guest->inside, what_of(wait), memory_order_release);
   while (give_way(guest)) {
     if (wait->order == SHI_CALL) { /* the host calls us before it answers */
       run_job(guest);
@@ -56,6 +64,7 @@ bool shi_fiber_park(shi_guest *guest, shi_wait *wait) {
     break;
   }
   wait->step = step;
+  atomic_store_explicit(&guest->inside, outside, memory_order_relaxed);
   fiber->innermost = wait->outer;
   if (!goes_on && !guest->stop) guest->stop = shi_guest_cancelled_for(guest);
   wt.wasmtime_context_set_epoch_deadline(guest->context, 1); /* many ticks may have passed */

@@ -5,6 +5,7 @@
 
 #include "fiber.h"
 #include "heap.h"
+#include "heap_capture.h"
 #include "snapshot.h"
 #include "wasi.h"
 
@@ -178,6 +179,7 @@ static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits)
   guest->stop = 0;
   guest->refused = false;
   guest->in_callback = false;
+  atomic_store_explicit(&guest->inside, NULL, memory_order_relaxed);
   shi_fiber_forget(guest);
   guest->holder = NULL;
   guest->tenant = tenant;
@@ -337,6 +339,8 @@ static int close_guest(uint64_t id, enum shi_phase phase, int policy, sh_reclaim
   pthread_mutex_lock(&guest->mutex); /* nobody gets a view meanwhile; and a close that is refused was never seen */
   bool viewed = atomic_load(&guest->state) == expected && has_views(guest);
   bool ours = !viewed && atomic_compare_exchange_strong(&guest->state, &expected, state_of(id >> 32, SHI_CLOSING));
+  if (ours && __builtin_expect(atomic_load(&guest->plugin->host->capture) != NULL, 0))
+    shi_capture_guest_ends(guest, id);
   pthread_mutex_unlock(&guest->mutex);
   if (viewed) return shi_fail(SH_BUSY, "views of the guest's memory are still alive; release them first");
   if (!ours) {

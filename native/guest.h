@@ -79,6 +79,9 @@ typedef struct shi_guest {
   _Atomic bool evicted;                /* the host ends it: its call, and then itself */
   uint64_t cpu_from_ns;                /* of the thread inside; 0: not counted (quota.h) */
 
+  _Atomic(const char *) inside; /* a host function, or what is waited for; lives as long as the plugin. NULL: neither */
+  _Atomic(struct shi_asked *) asked; /* for its stack: see stacks.c. Set, and used, under the host's `stacks_told` */
+
   const uint8_t *stack_top; /* above all frames of the outermost call, where that is on the thread's own stack */
   bool in_callback; /* Python runs on the guest's thread, and not for a host function */
   uint64_t born_ns;
@@ -173,6 +176,12 @@ bool shi_within_host_function(void);
  * host's, nested calls count from there, and the guest itself cannot be used. Returns what ends gets. */
 uint32_t shi_host_code_begins(shi_guest *guest);
 void shi_host_code_ends(shi_guest *guest, uint32_t depth);
+
+/* listing.c: of a guest that is held */
+sh_guest_row shi_guest_row(shi_guest *guest, uint64_t id, uint64_t now_ns);
+
+/* stacks.c: of a guest that was asked for its stack, at a moment at which its wasm frames are all on this one */
+void shi_stack_tell(shi_guest *guest);
 
 /* output.c: `length` bytes at once, to the callback or the kept stream. False: the call is to be stopped. */
 bool shi_output_write(shi_guest *guest, int number, const uint8_t *bytes, uint64_t length);

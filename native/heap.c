@@ -47,6 +47,7 @@ uint64_t shi_thread_cpu_ns(void) {
 
 static const uint64_t hot_reserved = (uint64_t)SHI_CELLS_MOST * sizeof(shi_hot);
 static const uint64_t cold_reserved = (uint64_t)SHI_CELLS_MOST * sizeof(shi_cold);
+static const uint64_t origins_reserved = (uint64_t)SHI_CELLS_MOST * sizeof(shi_origin);
 
 static void init_locks(shi_heap *heap) {
   pthread_mutexattr_t adaptive; /* it spins before it sleeps: whoever holds the lock gives it away soon */
@@ -71,12 +72,15 @@ int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out) {
   heap->goal_bytes = heap->trigger_bytes = UINT64_MAX;
   heap->plan.growth = -1;
   heap->share = 1;
+  heap->born_ns = shi_now_ns();
   heap->events = &shi_no_events;
   init_locks(heap);
   int error = shi_os_pagemap_open(&heap->pagemap);
   if (!error) error = shi_os_reserve(hot_reserved, (uint8_t **)&heap->hot);
   if (!error) error = shi_os_reserve(cold_reserved, (uint8_t **)&heap->cold);
+  if (!error) error = shi_os_reserve(origins_reserved, (uint8_t **)&heap->origins);
   int status = error ? shi_fail_native(error) : SH_OK;
+  if (status == SH_OK && !(heap->sites = shi_sites_new())) status = shi_fail_no_memory();
   const shi_holder_request host = {.handles_limit = UINT64_MAX, .bytes_limit = UINT64_MAX};
   if (status == SH_OK && !shi_holder_new(heap, &host)) status = SH_NATIVE;
   if (status == SH_OK)
@@ -99,6 +103,8 @@ void shi_heap_destroy(shi_heap *heap) {
   shi_stack_free(&heap->stack);
   if (heap->hot) shi_os_unreserve((uint8_t *)heap->hot, hot_reserved);
   if (heap->cold) shi_os_unreserve((uint8_t *)heap->cold, cold_reserved);
+  if (heap->origins) shi_os_unreserve((uint8_t *)heap->origins, origins_reserved);
+  shi_sites_free(heap->sites);
   shi_os_pagemap_close(&heap->pagemap);
   pthread_cond_destroy(&heap->done);
   pthread_cond_destroy(&heap->wake);
@@ -115,6 +121,8 @@ static int commit_more(shi_heap *heap) {
   int error = shi_os_protect((uint8_t *)(heap->hot + heap->committed), SHI_CELLS_STEP * sizeof(shi_hot), true);
   if (!error)
     error = shi_os_protect((uint8_t *)(heap->cold + heap->committed), SHI_CELLS_STEP * sizeof(shi_cold), true);
+  if (!error)
+    error = shi_os_protect((uint8_t *)(heap->origins + heap->committed), SHI_CELLS_STEP * sizeof(shi_origin), true);
   if (error) return shi_fail_native(error);
   heap->committed += SHI_CELLS_STEP;
   return SH_OK;
@@ -193,6 +201,7 @@ shi_holder *shi_holder_new(shi_heap *heap, const shi_holder_request *request) {
   int status = holder_slot(heap, &holder->index);
   if (status == SH_OK) {
     heap->holders[holder->index] = holder;
+    holder->source = shi_source_of(heap->sites, request->tenant, request->plugin_name, request->node);
     heap->holder_hint = holder->index + 1;
     holder->scanned_in = heap->cycle;
   }
@@ -219,6 +228,7 @@ static void land_one(shi_holder *holder) {
   uint32_t index = holder->flight[--holder->flight_count];
   shi_hot *cell = &holder->heap->hot[index];
   if (!cell->flight || cell->owner != holder->index) return; /* it is gone, and was used again perhaps */
+  shi_capture_before(holder->heap, index);
   cell->flight = 0;
   see_root(holder->heap, index);
 }
@@ -301,6 +311,7 @@ static void empty_in_slices(shi_heap *heap, uint32_t index) {
   enum { SLICE = 1024 };
   while (heap->hot[index].edged && heap->phase == SHI_HEAP_MARKING && heap->cold[index].edges->count > SLICE) {
     shi_edges *edges = heap->cold[index].edges;
+    shi_capture_before(heap, index);
     for (int k = 0; k < SLICE; k++) shi_shade_handle(heap, edges->to[--edges->count]);
     shi_heap_let_in(heap);
   }
@@ -354,6 +365,7 @@ static int fly(shi_heap *heap, shi_holder *holder, uint32_t index) {
     holder->flight_capacity = capacity;
   }
   holder->flight[holder->flight_count++] = index;
+  shi_capture_before(heap, index);
   cell->flight = cell->root = 1;
   shi_barrier_store(heap, index);
   return SH_OK;
@@ -365,6 +377,7 @@ static int own(shi_heap *heap, uint32_t index) {
   if (holder->scans) return fly(heap, holder, index);
   if (heap->cold[index].retained == UINT32_MAX)
     return shi_fail_limit(SH_HANDLE_LIMIT, UINT32_MAX, UINT32_MAX, "a handle is retained 4,294,967,295 times");
+  shi_capture_before(heap, index);
   heap->cold[index].retained++;
   heap->hot[index].root = 1;
   return SH_OK;
@@ -401,12 +414,14 @@ int shi_cell_resize(shi_heap *heap, uint32_t index, uint64_t size) {
   uint64_t before = cell->size;
   int status = size > before ? charge(holder, 0, size - before) : SH_OK;
   if (status != SH_OK) return status;
-  if (size < before) shi_account_refund(&holder->bytes, before - size);
-  if (size > before) {
-    heap->alloc_bytes += size - before;
-    if (heap->phase == SHI_HEAP_MARKING) (void)shi_assist_owed(holder, size - before); /* its next new cell pays */
-  }
-  if (size < before) heap->free_bytes += before - size;
+  shi_capture_before(heap, index);
+  uint64_t more = size > before ? size - before : 0, less = size < before ? before - size : 0;
+  if (less) shi_account_refund(&holder->bytes, less);
+  if (more && heap->phase == SHI_HEAP_MARKING) (void)shi_assist_owed(holder, more); /* its next new cell pays */
+  heap->alloc_bytes += more;
+  heap->free_bytes += less;
+  shi_site_allocates(heap->sites, heap->origins[index].site, 0, more);
+  shi_site_frees(heap->sites, heap->origins[index].site, 0, less);
   heap->live_bytes += size - before;
   cell->size = size;
   shi_look_at_trigger(heap);
@@ -439,6 +454,7 @@ int shi_cell_add(shi_heap *heap, shi_holder *holder, const shi_cell_request *req
     shi_account_refund(&holder->bytes, request->size);
     return status;
   }
+  shi_capture_before(heap, *index);
   heap->hot[*index] = (shi_hot){
       .tag = request->kind << 24 | heap->hot[*index].tag,
       .owner = holder->index,
@@ -446,6 +462,11 @@ int shi_cell_add(shi_heap *heap, shi_holder *holder, const shi_cell_request *req
       .mark = heap->mark, /* born black */
   };
   heap->cold[*index] = (shi_cold){.object = request->object, .label = request->label};
+  heap->origins[*index] = (shi_origin){
+      .born = shi_ticks_since(heap->born_ns),
+      .site = shi_site_of(heap->sites, holder->source, request->kind, request->label),
+  };
+  shi_site_allocates(heap->sites, heap->origins[*index].site, 1, request->size);
   add_to_owner(heap, holder, *index);
   heap->objects += request->object != SHI_NONE;
   heap->live_cells++;
@@ -485,6 +506,7 @@ void shi_cell_free(shi_heap *heap, uint32_t index) {
   shi_hot *cell = &heap->hot[index];
   shi_cold *cold = &heap->cold[index];
   shi_holder *holder = heap->holders[cell->owner];
+  shi_capture_before(heap, index);
   if (cell->edged) {
     bool white_or_grey = shi_is_white(heap, cell) || cell->grey || heap->partial == index;
     if (heap->phase == SHI_HEAP_MARKING && white_or_grey)
@@ -503,6 +525,7 @@ void shi_cell_free(shi_heap *heap, uint32_t index) {
   heap->live_bytes -= cell->size;
   heap->frees++;
   heap->free_bytes += cell->size;
+  shi_site_frees(heap->sites, heap->origins[index].site, 1, cell->size);
   shi_event_handle_free(heap->events, whose_is(holder), handle_of(heap, index), cell->size);
   remove_from_owner(heap, holder, index);
   put(heap, index);
@@ -585,6 +608,7 @@ int shi_cell_release(shi_heap *heap, shi_holder *holder, uint64_t handle, uint32
   int status = cell ? SH_OK : SH_INVALID_HANDLE;
   uint32_t index = shi_index_of(handle);
   if (cell && !heap->cold[index].retained) status = shi_fail_handle(handle, "was released as often as it was owned");
+  if (status == SH_OK) shi_capture_before(heap, index);
   if (status == SH_OK && (*left = --heap->cold[index].retained) == 0) {
     bool edges_matter = heap->phase == SHI_HEAP_MARKING && cell->edged;
     if (!cell->linked && !heap->cold[index].pins && !cell->flight && !edges_matter)
@@ -619,6 +643,7 @@ int shi_cell_pin(shi_heap *heap, uint64_t handle, int by) {
   uint32_t index = shi_index_of(handle);
   if (status == SH_OK && by < 0 && heap->cold[index].pins == 0) status = shi_fail_handle(handle, "is not pinned");
   if (status == SH_OK) {
+    shi_capture_before(heap, index);
     heap->cold[index].pins += (uint32_t)by;
     if (by > 0) {
       heap->hot[index].root = 1;

@@ -6,8 +6,9 @@
  *   hot    [ tag | owner | bits, size ] 16 bytes a cell, four to a cache line: all that a check, a mark or a sweep of a
  *                                       cell without edges reads
  *   cold   [ edges or target | object | retained | pins | label | neighbours ] 32 bytes a cell
+ *   origin [ born | site ] 8 bytes a cell, of which only captures, births and ends know (heap_sites.h)
  *
- * Both are flat arrays in address space reserved once, so a cell never moves and growing copies nothing. A free cell has
+ * All are flat arrays in address space reserved once, so a cell never moves and growing copies nothing. A free cell has
  * kind 0, which no handle has, and the generation that comes next. Cells are used again in the order in which they were
  * freed, and not before SHI_QUARANTINE others wait behind them; one whose generation would wrap is never used again.
  *
@@ -29,6 +30,7 @@
 
 #include <pthread.h>
 
+#include "heap_sites.h"
 #include "os.h"
 #include "region.h"
 
@@ -87,7 +89,7 @@ typedef struct {
 
 _Static_assert(sizeof(shi_hot) == 16, "four hot entries share a cache line");
 _Static_assert(sizeof(shi_cold) == 32, "two cold entries share a cache line");
-_Static_assert(sizeof(shi_hot) + sizeof(shi_cold) <= 64, "a handle takes at most 64 native bytes");
+_Static_assert(sizeof(shi_hot) + sizeof(shi_cold) + sizeof(shi_origin) <= 64, "a handle takes at most 64 native bytes");
 _Static_assert(offsetof(shi_hot, tag) == 0 && offsetof(shi_hot, owner) == 4, "a check reads one word");
 
 static inline uint32_t shi_index_of(uint64_t handle) { return (uint32_t)handle; }
@@ -133,6 +135,7 @@ typedef struct shi_holder {
 
   uint64_t guest; /* its id; 0: the host */
   uint32_t plugin, tenant; /* for events */
+  uint32_t source; /* in heap->sites */
   uint32_t global_count;
   uint64_t globals[]; /* as they were when its last call ended; and again as many, for the thread inside to fill in */
 } shi_holder;
@@ -168,6 +171,10 @@ struct shi_heap {
 
   shi_hot *hot;
   shi_cold *cold;
+  shi_origin *origins;
+  shi_sites *sites;
+  uint64_t born_ns;
+  sh_capture *capture; /* on its way: cells are saved before they change (heap_capture.h) */
   uint32_t count; /* cells that were ever used */
   uint32_t committed; /* cells whose memory is accessible */
   uint32_t oldest_free, newest_free, free_count, retired;
@@ -246,7 +253,8 @@ void shi_heap_let_in(shi_heap *heap);
 /* `handles` and `bytes` are the parents of the new holder's accounts; NULL: the heap's own. NULL: no memory. */
 typedef struct {
   uint64_t guest;
-  uint32_t plugin, tenant;
+  uint32_t plugin, tenant, node;
+  const char *plugin_name; /* what its cells are counted under; NULL: the host's */
   bool scans;
   bool in_call;
   shi_pieces_fn *pieces;
@@ -282,6 +290,12 @@ typedef struct {
 int shi_cell_new(shi_holder *holder, const shi_cell_request *request, uint64_t *handle);
 /* With edges, which it takes over unless it fails. */
 int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_edges *edges, uint64_t *handle);
+
+/* Under the lock, before anything of the cell changes that a capture shows. */
+void shi_capture_save(sh_capture *capture, const shi_heap *heap, uint32_t index);
+static inline void shi_capture_before(const shi_heap *heap, uint32_t index) {
+  if (__builtin_expect(heap->capture != NULL, 0)) shi_capture_save(heap->capture, heap, index);
+}
 
 /* What follows takes the lock, and `handle` from anyone: SH_INVALID_HANDLE unless it is live and `holder`'s (NULL: whose
  * it is is not asked). `kind` 0: any. */

@@ -64,6 +64,7 @@ static int make_room(shi_heap *heap, uint64_t handle) {
 static int append(shi_heap *heap, uint64_t from, uint64_t to) {
   int status = make_room(heap, from);
   if (status != SH_OK) return status;
+  shi_capture_before(heap, shi_index_of(from));
   shi_edges *edges = heap->cold[shi_index_of(from)].edges;
   edges->to[edges->count++] = to;
   refers_to(heap, to);
@@ -91,6 +92,7 @@ int shi_unlink(shi_heap *heap, shi_holder *holder, uint64_t from, uint64_t to) {
     uint32_t k = 0, count = edges ? edges->count : 0;
     while (k < count && edges->to[k] != to) k++;
     if (k < count) {
+      shi_capture_before(heap, shi_index_of(from));
       barrier_delete(heap, to);
       edges->to[k] = edges->to[--edges->count];
     } else {
@@ -169,6 +171,7 @@ int shi_list_pop(shi_heap *heap, shi_holder *holder, uint64_t list, uint64_t *ou
   int status = status_of(edges);
   if (edges && edges->count == 0) status = shi_fail(SH_INVALID_HANDLE, "an empty list has no last entry");
   if (status == SH_OK) status = hand_out(heap, holder, edges->to[edges->count - 1], out);
+  if (status == SH_OK) shi_capture_before(heap, shi_index_of(list));
   if (status == SH_OK) barrier_delete(heap, edges->to[--edges->count]);
   shi_heap_unlock(heap);
   return status;
@@ -186,6 +189,7 @@ int shi_list_set(shi_heap *heap, shi_holder *holder, uint64_t list, uint64_t at,
   shi_heap_lock(heap);
   shi_edges *edges = may_store(heap, holder, entry) ? entry_of(heap, holder, list, at) : NULL;
   if (edges) {
+    shi_capture_before(heap, shi_index_of(list));
     barrier_delete(heap, edges->to[at]);
     edges->to[at] = entry;
     refers_to(heap, entry);
@@ -274,6 +278,7 @@ int shi_map_get(shi_heap *heap, shi_holder *holder, uint64_t map, uint64_t key, 
 int shi_map_put(shi_heap *heap, shi_holder *holder, uint64_t map, uint64_t key, uint64_t entry) {
   shi_heap_lock(heap);
   int status = map_of(heap, holder, map) && may_store(heap, holder, entry) ? SH_OK : SH_INVALID_HANDLE;
+  if (status == SH_OK) shi_capture_before(heap, shi_index_of(map)); /* before its entries move */
   if (status == SH_OK && entry) status = grow_map(heap, map);
   if (status == SH_OK) {
     shi_edges *edges = map_of(heap, holder, map);

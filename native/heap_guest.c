@@ -64,6 +64,8 @@ shi_holder *shi_guest_holder(shi_guest *guest, bool in_call) {
       .guest = shi_guest_id(guest),
       .plugin = guest->whose.plugin,
       .tenant = guest->whose.tenant,
+      .node = atomic_load_explicit(&guest->node, memory_order_relaxed),
+      .plugin_name = plugin->name ? plugin->name : "",
       .scans = !plugin->releases,
       .in_call = in_call,
       .pieces = piece,

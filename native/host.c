@@ -90,6 +90,8 @@ static void delete_engines(sh_host *host) {
 }
 
 static void free_struct(sh_host *host) {
+  pthread_mutex_destroy(&host->stacks_told);
+  pthread_mutex_destroy(&host->captures);
   shi_machine_close(&host->machine);
   shi_events_destroy(&host->events);
   pthread_mutex_destroy(&host->mutex);
@@ -117,6 +119,8 @@ sh_host *sh_host_new(const sh_host_options *options) {
   host->handles = (shi_account){.limit = options->handles, .level = SHI_ACCOUNT_HOST};
   host->handle_bytes = (shi_account){.limit = options->handle_bytes, .level = SHI_ACCOUNT_HOST};
   pthread_mutex_init(&host->mutex, NULL);
+  pthread_mutex_init(&host->captures, NULL);
+  pthread_mutex_init(&host->stacks_told, NULL);
   shi_machine_open(&host->machine);
   shi_events_init(&host->events);
   host->stack_bytes = stack_bytes_of(options);

@@ -88,11 +88,14 @@ wasm_trap_t *shi_hostcall_trampoline(void *env, wasmtime_caller_t *caller, wasmt
   /* In Python we are host code: a fault there is the host's, and nested calls count from here. */
   uint32_t in_guest = shi_thread_in_guest;
   shi_thread_in_guest = 0;
+  const char *outer = atomic_load_explicit(&guest->inside, memory_order_relaxed);
+  atomic_store_explicit(&guest->inside, import->name, memory_order_relaxed);
   mark here = {innermost, innermost_frame, (uintptr_t)&here};
   innermost = &here;
   innermost_frame = (uintptr_t)__builtin_frame_address(0);
   int failed = shi_hostcall(shi_guest_id(guest), import->callback_id, &values->i64);
   if (__builtin_expect(innermost != &here, 0)) end_process();
+  atomic_store_explicit(&guest->inside, outer, memory_order_relaxed);
   innermost = here.outer;
   innermost_frame = here.outer_frame;
   shi_thread_in_guest = in_guest;

@@ -7,7 +7,7 @@
 #include "guest.h"
 #include "heap.h"
 
-static sh_guest_row row_of(shi_guest *guest, uint64_t id, uint64_t now_ns) {
+sh_guest_row shi_guest_row(shi_guest *guest, uint64_t id, uint64_t now_ns) {
   enum shi_phase phase = (enum shi_phase)(atomic_load(&guest->state) & 0xff);
   const shi_holder *holder = atomic_load(&guest->holder);
   return (sh_guest_row){
@@ -37,7 +37,8 @@ uint32_t sh_host_guests(sh_host *host, uint32_t *from, sh_guest_row *rows, uint3
     if (atomic_load_explicit(&guest->host, memory_order_relaxed) != host) continue;
     uint64_t id = shi_guest_id(guest);
     if (!shi_guest_hold(id)) continue;
-    if (atomic_load_explicit(&guest->host, memory_order_relaxed) == host) rows[count++] = row_of(guest, id, now_ns);
+    if (atomic_load_explicit(&guest->host, memory_order_relaxed) == host)
+      rows[count++] = shi_guest_row(guest, id, now_ns);
     shi_guest_let_go(guest);
   }
   return count;

@@ -84,7 +84,7 @@ static void free_import(shi_import *import) {
   if (!import) return;
   free(import->params);
   free(import->results);
-  free(import->asynchronous);
+  free(import->name);
   free(import);
 }
 
@@ -95,8 +95,8 @@ int sh_plugin_import(sh_plugin *plugin, const char *module, const char *name, co
   if (!type) return shi_fail(SH_ARGUMENT, "import %s.%s: references cannot cross", module, name);
   shi_import *import = calloc(1, sizeof *import);
   bool made = import && (import->params = strdup(params)) && (import->results = strdup(results));
-  if (made && asynchronous && asprintf(&import->asynchronous, "%s.%s", module, name) < 0) {
-    import->asynchronous = NULL;
+  if (made && asprintf(&import->name, "%s.%s", module, name) < 0) {
+    import->name = NULL;
     made = false;
   }
   if (!made) {
@@ -104,6 +104,7 @@ int sh_plugin_import(sh_plugin *plugin, const char *module, const char *name, co
     wt.wasm_functype_delete(type);
     return shi_fail_no_memory();
   }
+  import->asynchronous = asynchronous ? import->name : NULL;
   import->callback_id = callback_id;
   import->param_count = (uint32_t)strlen(params);
   import->result_count = (uint32_t)strlen(results);

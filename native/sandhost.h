@@ -525,6 +525,95 @@ typedef struct {
 } sh_pages_stats;
 void sh_pages_get_stats(sh_pages *pages, sh_pages_stats *out);
 
+/* ---- captures: who holds what, at one instant (heap_capture.h) --------------------------------------------------------- */
+
+/* Whose handles are counted together: the guests of a plugin on a NUMA node, for a tenant (0: none). */
+typedef struct {
+  uint32_t tenant, node;
+  uint32_t host; /* the application's own handles: no plugin */
+  uint32_t others; /* what there was no room to tell apart: of a tenant, or of anybody */
+  char plugin[64]; /* its name; of a long one, such as a path, the end, after an ellipsis */
+} sh_source;
+
+/* Counters of one source, kind and label (0: none, or any). Entry 0 is of all that there was no room for. */
+typedef struct {
+  uint32_t source, kind, label, spare;
+  uint64_t allocs, frees, alloc_bytes, free_bytes;
+} sh_site;
+
+enum { SH_CELL_IN_CALL = 1, SH_CELL_SCANNED = 2 /* its guest does not release: its memory may hold it */ };
+typedef struct {
+  uint64_t handle, size;
+  uint64_t guest; /* 0: the host */
+  uint32_t edges, edge_count; /* see sh_capture_edges */
+  uint32_t owners, pins;
+  uint32_t born; /* in ticks, as sh_capture_view.now */
+  uint16_t site, flags;
+} sh_captured_cell;
+
+/* What keeps a cell alive, where its path begins. */
+enum sh_root {
+  SH_ROOT_PIN,
+  SH_ROOT_OWNED, /* its owner has not released it as often as it was given */
+  SH_ROOT_IN_CALL, /* received or returned by a call that is not over */
+  SH_ROOT_MEMORY, /* its guest is one whose memory is scanned, and nothing else leads to it */
+  SH_ROOT_NONE, /* nothing leads to it: the next collection takes it */
+  SH_ROOTS
+};
+enum { SH_NO_CELL = 0xffffffff };
+/* A way from a root, by what lies on it: cells of equal sites in a row are one step. The first SH_ROOTS are the roots. */
+typedef struct {
+  uint32_t outer; /* the path to the cell of this step */
+  uint32_t site; /* that cell's */
+} sh_path;
+/* Cells that are alike. */
+typedef struct {
+  uint32_t site, path;
+  uint32_t age; /* a: in ticks from 2^a - 1 to below 2^(a + 1) - 1 */
+  uint32_t oldest; /* one of them */
+  uint64_t cells, bytes;
+} sh_group;
+
+typedef struct sh_capture sh_capture;
+typedef struct {
+  const sh_captured_cell *cells;
+  const sh_site *sites;
+  const sh_source *sources;
+  const sh_guest_row *guests; /* ascending by id; handles and handle_bytes are those of `cells` */
+  const sh_group *groups;
+  const sh_path *paths;
+  uint64_t cell_count;
+  uint32_t site_count, source_count, guest_count, group_count, path_count;
+  uint64_t cycle; /* the number of the collection under way, or of the last one */
+  uint64_t instant_ns; /* by the clock that cannot be set */
+  uint32_t now; /* ticks */
+  uint64_t tick_ns;
+  uint64_t took_ns, cpu_ns; /* of which its thread computed */
+  uint64_t longest_hold_ns; /* of the heap's lock at once, as it computed */
+  uint64_t figures[SH_HEAP_FIGURES]; /* as sh_heap_get_figures */
+} sh_capture_view;
+/* Handles and guests of this instant, while everybody goes on. NULL: see sh_take_error. */
+sh_capture *sh_capture_take(sh_host *host);
+void sh_capture_view_of(const sh_capture *capture, sh_capture_view *out); /* good as long as the capture */
+/* What cell `cell` referred to, as cells; those that were gone are left out. Returns how many there are. */
+uint32_t sh_capture_edges(const sh_capture *capture, uint64_t cell, uint32_t *cells, uint32_t room);
+/* The cell from which the shortest way from a root comes to this one; SH_NO_CELL: it is a root itself, *root says which. */
+uint32_t sh_capture_holder(const sh_capture *capture, uint64_t cell, uint32_t *root);
+void sh_capture_free(sh_capture *capture);
+
+/* The wasm stacks of guests that compute: each is asked, and tells at its next look at the clock, within `patience_ns` or
+ * not at all. NULL: see sh_take_error. */
+typedef struct sh_stacks sh_stacks;
+sh_stacks *sh_stacks_take(sh_host *host, uint64_t patience_ns);
+/* Of plugin `k`: a profile as Firefox's profiler reads it, JSON of wasmtime's, of which sample `i` is of `guests[i]`.
+ * False: there is no plugin `k`. */
+int sh_stacks_of(const sh_stacks *stacks, uint32_t k, const uint8_t **json, size_t *length, const uint64_t **guests,
+                 uint32_t *count);
+void sh_stacks_free(sh_stacks *stacks);
+/* What a guest's call is in or waits for, outside of its own code: a host function by its name, or what WASI waits for.
+ * Cuts it to `room`; "": neither. */
+void sh_guest_inside(uint64_t guest, char *name, uint32_t room);
+
 /* ---- callbacks into Python ------------------------------------------------------------------------------------- */
 
 enum sh_said {

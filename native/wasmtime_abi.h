@@ -28,6 +28,7 @@ typedef struct wasmtime_store_t wasmtime_store_t;
 typedef struct wasmtime_context_t wasmtime_context_t;
 typedef struct wasmtime_caller_t wasmtime_caller_t;
 typedef struct wasmtime_call_future_t wasmtime_call_future_t;
+typedef struct wasmtime_guestprofiler_t wasmtime_guestprofiler_t;
 
 typedef struct {
   size_t size;
@@ -45,6 +46,11 @@ typedef struct {
   size_t size;
   wasm_importtype_t **data;
 } wasm_importtype_vec_t;
+
+typedef struct {
+  const wasm_byte_vec_t *name; /* UTF-8 */
+  const wasmtime_module_t *mod;
+} wasmtime_guestprofiler_modules_t;
 
 typedef union {
   int32_t i32;
@@ -249,7 +255,11 @@ enum {
   X(uint32_t, wasm_frame_func_index, (const wasm_frame_t *))                                                           \
   X(size_t, wasm_frame_module_offset, (const wasm_frame_t *))                                                          \
   X(const wasm_byte_vec_t *, wasmtime_frame_func_name, (const wasm_frame_t *))                                         \
-  X(const wasm_byte_vec_t *, wasmtime_frame_module_name, (const wasm_frame_t *))
+  X(const wasm_byte_vec_t *, wasmtime_frame_module_name, (const wasm_frame_t *))                                       \
+  X(wasmtime_guestprofiler_t *, wasmtime_guestprofiler_new,                                                            \
+    (wasm_engine_t *, const wasm_byte_vec_t *, uint64_t, const wasmtime_guestprofiler_modules_t *, size_t))            \
+  X(void, wasmtime_guestprofiler_sample, (wasmtime_guestprofiler_t *, const wasmtime_store_t *, uint64_t))             \
+  X(wasmtime_error_t *, wasmtime_guestprofiler_finish, (wasmtime_guestprofiler_t *, wasm_byte_vec_t *))
 
 #define SHI_WASMTIME_POINTER(result, name, parameters) result(*name) parameters;
 typedef struct {

@@ -2,7 +2,7 @@
 
     cli, bench, demo, doctor      what people use from a shell
     interpreters                  Python and JavaScript as guests
-    observe                       what a host does, for those who watch it
+    observe                       what a host does and holds: metrics, traces, profiles
     host                          puts the parts together, owns their lifetimes
     gc, govern                    when the handle heap is collected, and how hard; statistics
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
@@ -57,7 +57,7 @@ from .tenants import Tenant
 from .wasi import Dir, Wasi
 
 if typing.TYPE_CHECKING:
-    from . import aio, interpreters
+    from . import aio, interpreters, observe
     from .callbacks import Callback
     from .events import Events
     from .guest import Guest, GuestStats
@@ -124,6 +124,7 @@ __all__ = [
     "__version__",
     "aio",
     "interpreters",
+    "observe",
 ]
 
 _LATE = {
@@ -144,7 +145,7 @@ _LATE = {
     "Snapshot": ".snapshot",
 }
 
-_ROOMS = frozenset({"aio", "interpreters"})
+_ROOMS = frozenset({"aio", "interpreters", "observe"})
 
 
 def __getattr__(name: str) -> typing.Any:

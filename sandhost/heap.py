@@ -43,6 +43,8 @@ _FIRST_KIND, _LAST_KIND = 8, 127
 _NO_OBJECT = 2**32 - 1
 _ROOM = 1024
 """Places for objects that are made at once, and handed back at once."""
+_OWN_KINDS = {1: "list", 2: "map", 3: "record", 4: "weak"}
+"""What guests make by themselves; native/heap.h, enum shi_kind."""
 _STEP = 1 << 20
 """Bytes of scan work, where nobody gave a budget."""
 
@@ -474,6 +476,15 @@ class HandleHeap:
     def figures(self) -> HeapFigures:
         """Return the heap's figures."""
         return read_figures(self.native)
+
+    def kind_names(self) -> dict[int, str]:
+        """Return what handles of each kind stand for, by its number."""
+        names = {known.number: cls.__qualname__ for cls, known in list(self._kinds.items())}
+        return {**_OWN_KINDS, **names}
+
+    def label_name(self, number: int) -> str:
+        """Return a label by the number that C knows it by. Not for users."""
+        return self._labels[number]
 
     def refusal(self) -> Exception:
         """Return the error that this thread's last use of a handle left. Called by C."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ._ffi import ffi, lib
 
-__all__ = ["HeapCycle", "HeapFigures", "read_cycle", "read_figures"]
+__all__ = ["HeapCycle", "HeapFigures", "figures_from", "read_cycle", "read_figures"]
 
 _PHASES = ("idle", "marking", "sweeping")
 _REASONS = ("asked", "heap goal", "limit")
@@ -70,7 +70,7 @@ def read_figures(heap: Any) -> HeapFigures:
     """Return the figures of a native heap."""
     native = ffi.new(_FIGURES)
     lib.sh_heap_get_figures(heap, native)
-    return _figures(native)
+    return figures_from(native)
 
 
 def read_cycle(heap: Any) -> HeapCycle | None:
@@ -85,12 +85,13 @@ def read_cycle(heap: Any) -> HeapCycle | None:
         native.began_ns / 1e9,
         ended / 1e9 if ended else None,
         native.trigger,
-        _figures(native.before),
-        _figures(native.after) if ended else None,
+        figures_from(native.before),
+        figures_from(native.after) if ended else None,
     )
 
 
-def _figures(native: Any) -> HeapFigures:
+def figures_from(native: Any) -> HeapFigures:
+    """Read what C has filled in as `sh_heap_get_figures` does."""
     figures: list[Any] = ffi.unpack(native, _COUNT)
     figures[_PHASE] = _PHASES[figures[_PHASE]]
     return HeapFigures(*figures)

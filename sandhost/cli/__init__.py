@@ -4,8 +4,8 @@
     output     rich consoles, plain text for pipes, JSON
     loading    a spinner while a module compiles
     values     sizes, times, grants and wasm values as people type them
-    run, snapshot, inspect, doctor,     the commands; bench and demo lie in folders of their own
-      top, report, serve
+    run, snapshot, inspect, leaks,      the commands; bench and demo lie in folders of their own
+      doctor, top, report, serve
     sources, screen                     where views of a host come from, and how `top` draws them
 
 click is imported here, rich only by what prints with it; `import sandhost` needs neither.
@@ -32,6 +32,7 @@ _COMMANDS = {
     "serve": ("sandhost.cli.serve:serve", "Serve plugins of many tenants over HTTP."),
     "top": ("sandhost.cli.top:top", "Watch a host: memory, tenants, plugins, pressure."),
     "report": ("sandhost.cli.report:report", "Write what a host looks like to a page of HTML."),
+    "leaks": ("sandhost.cli.leaks:leaks", "Name what grows in a process, and who holds it."),
     "bench": ("sandhost.bench.command:bench", "Measure spawn, call, unload and reclaim."),
     "demo": ("sandhost.demo.command:demo", "Watch thousands of guests come and go."),
     "doctor": ("sandhost.cli.doctor:doctor", "Check this machine and explain what it finds."),

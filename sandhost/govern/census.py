@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .._ffi import ffi, lib
 
-__all__ = ["GuestRow", "read_guests"]
+__all__ = ["GuestRow", "guest_row", "read_guests"]
 
 _ROOM = 256
 _DOING = {lib.SH_DOING_NOTHING: "idle", lib.SH_DOING_CALL: "running", lib.SH_DOING_WAIT: "waiting"}
@@ -43,20 +43,22 @@ def read_guests(
     position, rows = ffi.new("uint32_t *"), ffi.new("sh_guest_row[]", _ROOM)
     found: list[GuestRow] = []
     while count := lib.sh_host_guests(host, position, rows, _ROOM):
-        found.extend(
-            GuestRow(
-                row.guest,
-                plugins.get(row.plugin, ""),
-                tenants.get(row.tenant),
-                row.committed_bytes,
-                row.peak_bytes,
-                row.handles,
-                row.handle_bytes,
-                row.age_ns,
-                row.calls,
-                row.node,
-                _DOING[row.doing],
-            )
-            for row in rows[0:count]
-        )
+        found.extend(guest_row(row, plugins, tenants) for row in rows[0:count])
     return found
+
+
+def guest_row(row: Any, plugins: Mapping[int, str], tenants: Mapping[int, str]) -> GuestRow:
+    """Read a `sh_guest_row`."""
+    return GuestRow(
+        row.guest,
+        plugins.get(row.plugin, ""),
+        tenants.get(row.tenant),
+        row.committed_bytes,
+        row.peak_bytes,
+        row.handles,
+        row.handle_bytes,
+        row.age_ns,
+        row.calls,
+        row.node,
+        _DOING[row.doing],
+    )

@@ -243,7 +243,10 @@ class Sessions:
             await self.sweep()
 
     async def drain(self) -> None:
-        """Open no more, and close all: those in use as well, after what the service waits for calls."""
+        """Open no more, and close all, those in use as well. Waits for those that are being opened.
+
+        Give the calls their time before.
+        """
         self._draining = True
         with anyio.CancelScope(shield=True):
             for tenant, owned in list(self._of.items()):

@@ -167,7 +167,9 @@ class Witness:
 def one_life(folder: Path, seed: int, *, steps: int, seconds: float) -> tuple[int, list[bytes]]:
     """Run the program until it is killed, or ends at its step; return its status and what it said."""
     command = [sys.executable, "-W", "error", __file__, str(folder), str(seed), str(steps)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    # Without a buffer, from which `communicate` would not take what `readline` has left there.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
+    with subprocess.Popen(command, **pipes) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         first = child.stdout.readline()  # it is up, or has ended on the way

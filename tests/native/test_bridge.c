@@ -585,6 +585,69 @@ static void a_deadline_is_noticed_however_long_the_ticker_was_idle(void) {
   sh_host_release(host);
 }
 
+/* ---- who is there, and where in its code -------------------------------------------------------------------------- */
+
+static _Atomic bool looked_enough;
+
+static void *compute_and_end(void *argument) {
+  sh_plugin *plugin = argument;
+  sh_limits limits = no_limits;
+  limits.deadline_ns = 4000000;
+  while (!atomic_load(&looked_enough)) {
+    uint64_t guest = sh_spawn(plugin, NULL, NULL, &limits, NULL);
+    CHECK(guest);
+    CHECK_EQ(call(guest, SPIN, 0, 0), SH_CALL_FAILED);
+    CHECK_EQ(sh_last_error()->status, SH_DEADLINE);
+    CHECK_EQ(call(guest, HOST, 0, 0), 0);
+    sh_reclaim reclaim;
+    CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+  }
+  return NULL;
+}
+
+static uint32_t stacks_told(sh_host *host, uint64_t patience_ns) {
+  sh_stacks *stacks = sh_stacks_take(host, patience_ns);
+  CHECK(stacks);
+  uint32_t told = 0, count = 0;
+  const uint8_t *json;
+  const uint64_t *guests;
+  size_t length;
+  for (uint32_t k = 0; sh_stacks_of(stacks, k, &json, &length, &guests, &count); told += count, k++) {
+    CHECK(length > 0 && json[0] == '{');
+    for (uint32_t g = 0; g < count; g++) CHECK(guests[g] != 0);
+  }
+  sh_stacks_free(stacks);
+  return told;
+}
+
+static void guests_are_looked_at_while_they_compute_and_end(void) {
+  sh_host *host = new_host(SH_POLICY_WARM);
+  sh_plugin *plugin = new_worker(host);
+  pthread_t threads[THREADS];
+  for (int k = 0; k < THREADS; k++) CHECK_EQ(pthread_create(&threads[k], NULL, compute_and_end, plugin), 0);
+  uint32_t told = 0, listed = 0;
+  char inside[8];
+  for (int k = 0; k < 100 || ((!told || !listed) && k < 10000); k++) {
+    told += stacks_told(host, k % 2 ? 10000000 : 0);
+    sh_capture *capture = sh_capture_take(host);
+    CHECK(capture);
+    sh_capture_view view;
+    sh_capture_view_of(capture, &view);
+    CHECK(view.guest_count <= 2 * THREADS);
+    for (uint32_t g = 0; g < view.guest_count; g++) sh_guest_inside(view.guests[g].guest, inside, sizeof inside);
+    listed += view.guest_count;
+    sh_capture_free(capture);
+  }
+  atomic_store(&looked_enough, true);
+  for (int k = 0; k < THREADS; k++) CHECK_EQ(pthread_join(threads[k], NULL), 0);
+  CHECK(told > 0 && listed > 0);
+  CHECK_EQ(stacks_told(host, 0), 0);
+  check_empty(host);
+  CHECK_EQ(sh_host_close(host), SH_OK);
+  sh_plugin_release(plugin);
+  sh_host_release(host);
+}
+
 /* ---- output ----------------------------------------------------------------------------------------------------- */
 
 static void *write_output(void *argument) {
@@ -710,6 +773,7 @@ int main(void) {
   RUN(start_functions_spawn_guests_of_other_plugins);
   RUN(a_tenant_of_another_host_is_refused);
   RUN(a_deadline_is_noticed_however_long_the_ticker_was_idle);
+  RUN(guests_are_looked_at_while_they_compute_and_end);
   RUN(output_is_heard_on_the_guests_own_thread);
   RUN(threads_fork_from_one_snapshot_and_take_their_own);
   return 0;

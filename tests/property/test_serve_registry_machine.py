@@ -30,10 +30,11 @@ from sandhost.serve.registry import Answer, Principal, Registry, Scope
 from sandhost.serve.store import Store
 from sandhost.tenants import Quotas
 
-TENANTS = st.sampled_from(["acme", "other"])
-PLUGINS = st.sampled_from(["wc", "sort"])
-ALIASES = st.sampled_from(["live", "test"])
-NUMBERS = st.integers(1, 4)
+# Mostly the same ones, so that histories get long.
+TENANTS = st.sampled_from(["acme"] * 5 + ["other"])
+PLUGINS = st.sampled_from(["wc"] * 5 + ["sort"])
+ALIASES = st.sampled_from(["live"] * 5 + ["test"])
+NUMBERS = st.integers(1, 3)
 MODULES = st.sampled_from([b"", b"one", b"two"])
 KEYS = st.sampled_from(["k1", "k2"])
 STOPS = st.none() | st.integers(0, 15)
@@ -165,6 +166,8 @@ class Machine(RuleBasedStateMachine):
         self.open(stop)
         self.registry.add_tenant("acme")
         self.model.add_tenant("acme")
+        for module in (b"one", b"two"):  # histories of aliases begin here
+            self.upload("acme", "wc", module, None, None, True)
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -359,8 +362,10 @@ class Machine(RuleBasedStateMachine):
                 lambda: self.registry.revoke_token(tenant, ids.get(label, "gone")),
             )
 
-    @rule(tenant=TENANTS, plugin=PLUGINS, module=MODULES, stop=STOPS, again=STOPS)
-    def upload(self, tenant, plugin, module, stop, again):
+    @rule(
+        tenant=TENANTS, plugin=PLUGINS, module=MODULES, stop=STOPS, again=STOPS, ready=st.booleans()
+    )
+    def upload(self, tenant, plugin, module, stop, again, ready):
         def call():
             digest, size = self.registry.blobs.put([module[:2], module[2:]], 10_000)
             return self.registry.add_version(tenant, plugin, digest, size)
@@ -369,6 +374,8 @@ class Machine(RuleBasedStateMachine):
         seen = self.given.get((tenant, plugin), 0)
         if version is not None:
             assert version.number > seen
+            if ready:
+                self.mark(tenant, plugin, version.number, ready, None)
         of = self.model.plugins.get((tenant, plugin))
         if of is not None and of.versions:
             self.given[tenant, plugin] = max(seen, *of.versions)

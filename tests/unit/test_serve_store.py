@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sqlite3
 import subprocess
@@ -130,6 +131,7 @@ def open_elsewhere(folder: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=60,
+        cwd=folder,  # not where the sources are: Python 3.10 imports from there
         check=False,
     )
 
@@ -269,6 +271,7 @@ def test_a_migration_that_is_stopped_anywhere_is_not_begun_at_all(tmp_path, firs
             break
         except Stop:
             pass
+        gc.collect()  # a traceback may keep a cursor, and that its connection; a real stop keeps none
         with closing(sqlite3.connect(folder / "registry.db")) as found:
             tables = {row[0] for row in found.execute("SELECT name FROM sqlite_master")}
         if first:

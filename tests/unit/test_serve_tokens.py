@@ -41,7 +41,8 @@ def test_how_much_of_a_token_is_right_changes_nothing_of_what_is_done(tmp_path):
         done: list[tuple[str, int, str]] = []
 
         def record(frame, event, _argument):
-            done.append((frame.f_code.co_name, frame.f_lineno, event))
+            if "sandhost" in frame.f_code.co_filename:  # and not what the collector runs meanwhile
+                done.append((frame.f_code.co_name, frame.f_lineno, event))
             return record
 
         before = sys.gettrace()
@@ -62,7 +63,8 @@ def test_how_much_of_a_token_is_right_changes_nothing_of_what_is_done(tmp_path):
             token[:right] + "".join("-" if c != "-" else "_" for c in token[right:])
             for right in range(len(token))
         ]
+        trace(wrong[0])  # what is done once is done
         traces = [trace(text) for text in wrong]
         assert len(traces[0]) > 3
-        assert all(one == traces[0] for one in traces)
+        assert [one for one in traces if one != traces[0]] == []
         assert trace(token) != traces[0]
