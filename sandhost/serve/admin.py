@@ -27,7 +27,7 @@ from .records import Principal, Tenant, Token
 from .requests import body, field, json_object, nothing_else, number, route, seconds, token_of
 from .service import Service
 from .threads import in_thread
-from .tokens import Scope
+from .tokens import Scope, digest_of, token_id
 
 __all__ = ["admin_routes"]
 
@@ -118,7 +118,7 @@ class _Desk:
             name,
             lambda: self.registry.add_token(name, scopes, label, expires),
         )
-        made = self.registry.who(text).token_id
+        made = token_id(digest_of(text))
         found = next(token for token in self.registry.tokens(name) if token.id == made)
         return JSONResponse({"token": text, **_token(found)}, 201)
 

@@ -53,6 +53,8 @@ def problem_response(problem: Problem) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(problem.retry_after_s)))
     if problem.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if problem.status == 503:
+        headers["Connection"] = "close"  # that no request comes by it when the process ends
     body = {
         "type": f"urn:sandhost:{problem.code}",
         "title": problem.code,

@@ -54,9 +54,12 @@ def _argument(at: int, kind: str, value: object) -> int | float | bytes:
             return _WORDS[value]
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             try:
-                return float(value)
+                number = float(value)
             except OverflowError:
-                raise Invalid(f"argument {at}: the number does not fit {kind}") from None
+                number = math.inf
+            if math.isfinite(number):
+                return number
+            raise Invalid(f"argument {at}: the number does not fit {kind}")
     if kind == "v128" and isinstance(value, str) and _V128.fullmatch(value):
         return bytes.fromhex(value)
     raise Invalid(f"argument {at} is no {kind}: {_shown(value)}")
