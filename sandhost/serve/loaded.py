@@ -21,6 +21,9 @@ __all__ = ["Loaded", "Versions", "functions", "origin_of", "signature"]
 
 _Key = tuple[str, str, int]
 
+_MOST = 256
+"""Arbitrary: code is mapped from the cache's files, and costs memory where it runs."""
+
 
 class Loaded(NamedTuple):
     """One version."""
@@ -67,17 +70,27 @@ def signature(plugin: Plugin, function: str) -> FuncType:
 
 
 class Versions:
-    """What is loaded. Loading is done by threads, one for each version."""
+    """What is loaded, and was used last. Loading is done by threads, one for each version.
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._loaded: dict[_Key, Loaded] = {}
+    Args:
+        most: how many are kept. Others are loaded again when they are called, from the compile cache.
+    """
+
+    def __init__(self, host: Host, most: int = _MOST) -> None:
+        self._host, self._most = host, most
         self._lock = threading.Lock()
+        self._loaded: dict[_Key, Loaded] = {}
+        """The one that was used last is the last."""
         self._loading: dict[_Key, threading.Lock] = {}
 
     def get(self, version: Version) -> Loaded | None:
         """Return it if it is loaded."""
-        return self._loaded.get(_key(version))
+        key = _key(version)
+        with self._lock:
+            loaded = self._loaded.pop(key, None)
+            if loaded is not None:
+                self._loaded[key] = loaded
+            return loaded
 
     def load(self, version: Version, tenant: Tenant, read: Callable[[], bytes]) -> Loaded:
         """Compile it, or take it from the cache, and warm it; blocks. The second caller waits.
@@ -92,11 +105,19 @@ class Versions:
         key = _key(version)
         with self._lock:
             alone = self._loading.setdefault(key, threading.Lock())
-        with alone:
-            loaded = self._loaded.get(key)
-            if loaded is None:
-                loaded = self._loaded[key] = self._load(version, tenant, read())
-        return loaded
+        try:
+            with alone:
+                loaded = self.get(version)
+                if loaded is None:
+                    loaded = self._load(version, tenant, read())
+                    with self._lock:
+                        self._loaded[key] = loaded
+                        if len(self._loaded) > self._most:
+                            del self._loaded[next(iter(self._loaded))]
+                return loaded
+        finally:
+            with self._lock:
+                self._loading.pop(key, None)
 
     def _load(self, version: Version, tenant: Tenant, module: bytes) -> Loaded:
         limits, grants, warm = (
@@ -115,18 +136,14 @@ class Versions:
         return Loaded(plugin, snapshot, limits, grants, wasi)
 
     def drop(self, version: Version) -> None:
-        """Forget it; guests that live keep what they need."""
-        loaded = self._loaded.pop(_key(version), None)
-        self._loading.pop(_key(version), None)
-        if loaded is not None and loaded.snapshot is not None:
-            loaded.snapshot.close()
+        """Forget it. Whoever has it, or a guest of it, goes on with it."""
+        with self._lock:
+            self._loaded.pop(_key(version), None)
 
     def close(self) -> None:
         """Forget all of them."""
-        for loaded in self._loaded.values():
-            if loaded.snapshot is not None:
-                loaded.snapshot.close()
-        self._loaded.clear()
+        with self._lock:
+            self._loaded.clear()
 
 
 def origin_of(tenant: str, plugin: str) -> str:
