@@ -1,10 +1,11 @@
 """Run untrusted WebAssembly plugins, each in a memory region of its own.
 
     cli, bench, demo, doctor      what people use from a shell
+    serve                         plugins of many tenants behind HTTP and gRPC
     interpreters                  Python and JavaScript as guests
-    observe                       what a host does and holds: metrics, traces, profiles
-    host                          puts the parts together, owns their lifetimes
-    gc, govern                    when the handle heap is collected, and how hard; statistics
+    observe                       what a host does and holds: metrics, traces, profiles, views
+    host, governed                puts the parts together, owns their lifetimes; its memory's hands
+    gc, govern                    when the handle heap is collected, and how hard; statistics, pressure
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
       aio, calls, hostcalls         and how they wait, on an event loop
     pages                         buffers for requests and results

@@ -28,13 +28,14 @@ def shares(holdings: Sequence[Holding], total_bytes: int) -> list[int]:
     what the others hold, to no more than the total.
     """
     given = [0] * len(holdings)
-    left_bytes, left_weight = float(total_bytes), sum(holding.weight for holding in holdings)
+    left_bytes, left_weight = total_bytes, sum(holding.weight for holding in holdings)
     order = sorted(
         range(len(holdings)), key=lambda at: holdings[at].held_bytes / holdings[at].weight
     )
     for at in order:
         holding = holdings[at]
-        given[at] = int(left_bytes * holding.weight / left_weight)
+        # Rounding must not give away more than is left: of the last one, weight and sum may differ.
+        given[at] = min(left_bytes, int(left_bytes * (holding.weight / left_weight)))
         left_bytes -= min(holding.held_bytes, given[at])
         left_weight -= holding.weight
     return given

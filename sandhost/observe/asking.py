@@ -8,13 +8,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, SandhostError
-from .picture import VERSION, View
+from .picture import VERSION, VIEW_PATH, View
 from .records import from_json
 from .sharing import places
 
-__all__ = ["VIEW_PATH", "ask", "ask_url", "find"]
+__all__ = ["ask", "ask_url", "find"]
 
-VIEW_PATH = "/debug/sandhost/view"
 _PATIENCE_S = 10.0
 _MOST_BYTES = 64 << 20
 
@@ -63,7 +62,7 @@ def ask(path: Path) -> View:
 
 
 def ask_url(url: str, token: str | None = None) -> View:
-    """Return what the host behind an HTTP address looks like now; see `VIEW_PATH`.
+    """Return what the host behind an HTTP address looks like now; see `picture.VIEW_PATH`.
 
     Raises:
         ConfigError: it is no such address.

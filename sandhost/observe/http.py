@@ -5,9 +5,12 @@
     /debug/pprof/allocs   the same, shown by what was ever allocated
     /debug/pprof/guests   guests, what they do, and the wasm stacks of those that compute
 
-Each with ?debug=1 for text, ?seconds=N for what changed within N seconds, ?format=speedscope. `handle` is all of it as
-a function, for a server that the application has; `serve` opens a small one, on the loopback interface only, that
-answers who knows its token. A profile names tenants, plugins and what they hold: it is not for everybody.
+    /debug/sandhost/view  everything that `sandhost top` and `sandhost report` show, as JSON
+
+Each profile with ?debug=1 for text, ?seconds=N for what changed within N seconds, ?format=speedscope.
+`handle` is all of it as a function, for a server that the application has; `serve` opens a small one, on the
+loopback interface only, that answers who knows its token. A profile names tenants, plugins and what they hold:
+it is not for everybody.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from .._log import get_logger
 from ..errors import ConfigError
 from .capture import capture
 from .guests import guests_profile
+from .picture import VIEW_PATH, look
 from .pprof import Profile, encode
+from .records import to_json
 from .speedscope import speedscope
 from .text import as_text
 
@@ -72,11 +77,13 @@ _PROFILES: dict[str, tuple[Callable[[Host, bool, bool], Profile], str]] = {
 
 
 def handle(host: Host, path: str, query: str | Mapping[str, str] = "") -> Answer:
-    """Answer a request for `path`, below and with /debug/pprof/. Who may ask is the caller's to decide.
+    """Answer a request for a path that is named above. Who may ask is the caller's to decide.
 
     It takes as long as the query's `seconds`: call it on a thread of its own.
     """
     given = _query(query)
+    if path == VIEW_PATH:
+        return Answer(HTTPStatus.OK, "application/json", to_json(look(host)))
     name = path.removeprefix(ROOT) if path.startswith(ROOT) else None
     if path == ROOT.rstrip("/"):
         name = ""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..host import Host
 
 __all__ = [
+    "VIEW_PATH",
     "Change",
     "CollectorView",
     "CycleView",
@@ -47,6 +48,8 @@ __all__ = [
     "look",
 ]
 
+VIEW_PATH = "/debug/sandhost/view"
+"""Where a server gives a view as JSON; see http.py."""
 VERSION = 1
 OPERATIONS = ("spawn", "call", "close")
 _NAME_MOST = 200

@@ -14,6 +14,7 @@ from helpers import Background, guest_file, wait_until
 
 import sandhost
 from sandhost.observe import handle, serve
+from sandhost.observe.asking import ask_url
 from sandhost.observe.places import find
 from sandhost.observe.pprof import decode
 
@@ -227,3 +228,12 @@ def test_without_a_runtime_directory_a_private_one_is_made(host, tmp_path, monke
     with serve(host) as server:
         assert find(os.getpid()) == (server.base, server.token)
         assert Path(tmp_path / f"sandhost-{os.getuid()}").is_dir()
+
+
+def test_the_view_of_a_host_is_there_for_who_has_the_token(plugin, host):
+    with plugin.spawn(tenant="acme"), serve(host) as server:
+        view = ask_url(server.base, server.token)
+        assert view.process.pid == os.getpid()
+        assert [tenant.name for tenant in view.tenants] == ["acme"]
+        with pytest.raises(sandhost.SandhostError):
+            ask_url(server.base, "wrong")

@@ -286,7 +286,7 @@ static void a_guest_may_come_back_twice_before_it_is_taken(void) {
   sh_plugin *plugin = new_plugin(host);
   sh_port *port = sh_port_new();
   uint64_t guest = sh_spawn(plugin, NULL, NULL, &no_limits, NULL), taken;
-  int64_t cells[4] = {50000000};
+  int64_t cells[4] = {200000000}; /* some hundred ms: a ticker that is kept waiting comes in time all the same */
   int step = sh_fiber_begin(guest, 1, TWICE, cells, port);
   CHECK_EQ(step, SH_STEP_AWAY);
   while (step == SH_STEP_AWAY) step = sh_fiber_go_on(guest, 1, cells);

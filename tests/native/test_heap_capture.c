@@ -246,7 +246,7 @@ static void a_sweep_under_way_is_finished_first(void) {
 
 /* ---- one instant ---------------------------------------------------------------------------------------------------- */
 
-enum { PAIRS = 16, BETWEEN = 30000, ENTRIES = 50 };
+enum { PAIRS = 16, BETWEEN = 10000, ENTRIES = 50 };
 static uint64_t low[PAIRS], high[PAIRS], from_list, to_list;
 static _Atomic bool stop;
 static _Atomic uint64_t turns;
