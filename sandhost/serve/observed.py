@@ -15,9 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..observe.asking import VIEW_PATH
 from ..observe.metrics import HostCollector
-from ..observe.picture import look
+from ..observe.picture import VIEW_PATH, look
 from ..observe.records import to_json
 from .requests import Endpoint, route, token_of
 from .service import Service
