@@ -5,7 +5,7 @@
     loading    a spinner while a module compiles
     values     sizes, times, grants and wasm values as people type them
     run, snapshot, inspect, leaks,      the commands; bench and demo lie in folders of their own
-      doctor, top, report
+      doctor, top, report, serve
     sources, screen                     where views of a host come from, and how `top` draws them
 
 click is imported here, rich only by what prints with it; `import sandhost` needs neither.
@@ -29,6 +29,7 @@ _COMMANDS = {
         "Write a plugin that has prepared itself to a file.",
     ),
     "inspect": ("sandhost.cli.inspect:inspect", "Show what a module is and what it would need."),
+    "serve": ("sandhost.cli.serve:serve", "Serve plugins of many tenants over HTTP."),
     "top": ("sandhost.cli.top:top", "Watch a host: memory, tenants, plugins, pressure."),
     "report": ("sandhost.cli.report:report", "Write what a host looks like to a page of HTML."),
     "leaks": ("sandhost.cli.leaks:leaks", "Name what grows in a process, and who holds it."),

@@ -1,7 +1,9 @@
 """A service for plugins of many tenants, over HTTP and gRPC: `sandhost serve`.
 
-http, rpc, console    how requests come in
-service               what a request does: upload, invoke, sessions
+app                   what the process is put together of, and its life
+http, rpc, console    how requests come in; admin and observed are routes for the operator
+requests, frames, wire   how they are read, a command's streams, and what a client may not do
+service               what a request does: upload, invoke, sessions (loaded: by which plugin; values: with what)
 overload, sessions    who may come in, and who stays; concurrency, how many at once
 registry              what is known: tenants, tokens, plugins, versions, aliases (records: as what)
 store, blobs          where that survives a restart (database, schema, migrations: in SQLite)

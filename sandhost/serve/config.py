@@ -201,9 +201,9 @@ class Settings(BaseSettings):
     drain_time: _Seconds = _setting("30 s", "time that requests have to end when the service stops")
 
     metrics: _Switch = _setting(True, "answer at /metrics")
-    pprof: _Switch = _setting(True, "answer at /debug/pprof")
+    debug: _Switch = _setting(True, "answer at /debug: what the host holds, profiles")
     observe_token: _Secret = _setting(
-        None, "token for /metrics and /debug/pprof, 16 characters or more, beside admin tokens"
+        None, "token for /metrics and /debug, 16 characters or more, beside admin tokens"
     )
     admin_token: _AdminToken = _setting(
         None,

@@ -77,9 +77,9 @@ def test_a_value_means_the_same_wherever_it_stands(write, monkeypatch):
 
 def test_a_number_of_toml_is_taken_as_it_is(write):
     settings = Settings.load(
-        write("http_port = 80\ntenant_cpus = 2\npprof = false\nqueue_time = 0.5")
+        write("http_port = 80\ntenant_cpus = 2\ndebug = false\nqueue_time = 0.5")
     )
-    assert (settings.http_port, settings.tenant_cpus, settings.pprof) == (80, 2.0, False)
+    assert (settings.http_port, settings.tenant_cpus, settings.debug) == (80, 2.0, False)
     assert settings.queue_time == 0.5
 
 
@@ -128,7 +128,7 @@ def test_settings_are_immutable():
         ("tenant_weight", "much", "'much' is no number above 0"),
         ("tenant_weight", [1], "[1] is no number above 0"),
         ("metrics", 3, "3 is neither true nor false"),
-        ("pprof", "maybe", "'maybe' is neither true nor false"),
+        ("debug", "maybe", "'maybe' is neither true nor false"),
     ],
 )
 def test_what_cannot_be_meant_is_named_with_its_place(name, value, reason, write, monkeypatch):

@@ -1,0 +1,174 @@
+"""The process of `sandhost serve`: what it is put together of, and its life from first to last.
+
+settings ─► Store ─► Registry ─┐
+         └► Host ──────────────┴► Service ─► routes ─► uvicorn          one event loop, uvloop's
+
+SIGTERM, SIGINT   /readyz says 503 and work is refused, for _NOTICE_S: balancers look away
+                  no more connections; requests end, within `drain_time`, or are cancelled
+                  sessions and guests are closed, the host holds none, status 0
+a second one      what runs is cancelled at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import uvicorn
+
+from .._log import get_logger
+from ..errors import ConfigError
+from ..host import Host
+from .admin import admin_routes
+from .config import Settings
+from .http import make_app
+from .observed import observe_routes
+from .registry import Registry
+from .service import Service
+from .store import Store
+from .wire import BoundedProtocol
+
+__all__ = ["Opened", "open_service", "serve"]
+
+_NOTICE_S = 1.0
+"""Arbitrary: some looks of a balancer at /readyz. Less when there is little time to drain."""
+_SPARE_FILES = 256
+"""Descriptors that are not for connections: the database's, uploads', guests'. Arbitrary."""
+
+
+class Opened(NamedTuple):
+    """What `open_service` has opened."""
+
+    service: Service
+    admin_token: str | None
+    """Made just now, to be shown once."""
+
+
+@contextlib.contextmanager
+def open_service(settings: Settings) -> Iterator[Opened]:
+    """Have a service within the block. Drain it before the end.
+
+    Raises:
+        ConfigError: the settings cannot be used here.
+        OSError: the folder cannot be.
+    """
+    with Store(settings.data) as store:
+        registry = Registry(store, settings.bounds())
+        secret = settings.admin_token
+        made = registry.ensure_admin(None if secret is None else secret.get_secret_value())
+        with Host(
+            process_limit=settings.process_limit,
+            handle_memory=settings.handle_memory,
+            max_guests=settings.max_guests,
+        ) as host:
+            host.pressure.start()
+            yield Opened(Service(settings, host, registry), made)
+
+
+def serve(settings: Settings, say: Callable[[str], object]) -> int:
+    """Serve until a signal ends it; return the exit status, 0 when nothing was left behind.
+
+    Args:
+        say: gets what the operator is to read: addresses, and the first admin token.
+
+    Raises:
+        ConfigError: the settings cannot be used here.
+        OSError: the folder or the address cannot be used.
+    """
+    listener = _listen(settings.http_host, settings.http_port)
+    with contextlib.closing(listener), open_service(settings) as (service, admin_token):
+        if admin_token is not None:
+            say(f"admin token, shown this once: {admin_token}")
+        loop = _new_loop()
+        try:
+            asyncio.set_event_loop(loop)
+            loop.run_until_complete(_live(service, listener, say))
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+        left = service.host.stats().guests_live
+        if left:
+            get_logger("sandhost.serve").error("guests are left at the end", guests=left)
+        return 1 if left else 0
+
+
+async def _live(service: Service, listener: socket.socket, say: Callable[[str], object]) -> None:
+    app = make_app(service, [*admin_routes(service), *observe_routes(service)])
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http=BoundedProtocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            limit_concurrency=_most_connections(),
+            timeout_graceful_shutdown=math.ceil(service.settings.drain_time),
+        )
+    )
+    service.start()
+    ending = asyncio.ensure_future(_end_on_signal(service, server))
+    host, port = listener.getsockname()[:2]
+    say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+        await service.drain()
+
+
+async def _end_on_signal(service: Service, server: uvicorn.Server) -> None:
+    signals: asyncio.Queue[None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, None)
+    await signals.get()
+    get_logger("sandhost.serve").info("stopping")
+    service.stop()
+    notice_s = min(_NOTICE_S, service.settings.drain_time / 4)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(signals.get(), notice_s)
+        signals.put_nowait(None)  # it was the second
+    server.should_exit = True
+    await signals.get()
+    server.force_exit = True
+    for task in list(server.server_state.tasks):
+        task.cancel()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: uvicorn's own would end the process by the signal, after all is done."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+def _most_connections() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, files - _SPARE_FILES)
+
+
+def _new_loop() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

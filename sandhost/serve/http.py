@@ -1,0 +1,337 @@
+"""The door for HTTP: an ASGI application over a `Service`.
+
+    PUT    /v1/plugins/{plugin}                       a module, as the next version; settings in the query
+    GET    /v1/plugins[/{plugin}]                     what there is
+    GET    /v1/plugins/{plugin}/versions/{number}     how far it is; ?wait=30 waits until it is ready
+    DELETE /v1/plugins/{plugin}/versions/{number}     when no alias names it
+    PUT    /v1/plugins/{plugin}/aliases/{alias}       {"version": 3}; POST .../rollback goes back
+    POST   /v1/plugins/{plugin}/call/{function}       {"arguments": [...]} -> {"results": [...]}
+    POST   /v1/plugins/{plugin}/bytes/{function}      bytes in, bytes out
+    POST   /v1/plugins/{plugin}/run                   a command: see frames.py
+    POST   /v1/plugins/{plugin}/sessions              a guest that stays; DELETE /v1/sessions/{session}
+
+Which version: `?ref=`, a number or an alias, else the newest that is ready. Headers: `Authorization: Bearer`,
+`Sandhost-Deadline` (seconds), `Sandhost-Session`, `Idempotency-Key`. What is wrong comes as RFC 9457 problems.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from .._log import get_logger
+from .bag_asgi import BagMiddleware
+from .frames import CommandResponse
+from .loaded import functions
+from .problems import Internal, Invalid, Missing, Problem
+from .records import Alias, Answer, Plugin, Principal, Version
+from .requests import (
+    body,
+    chunks,
+    field,
+    json_object,
+    nothing_else,
+    number,
+    problem_response,
+    route,
+    seconds,
+    token_of,
+    version_settings,
+)
+from .service import Invocation, Service
+from .tokens import Scope
+
+__all__ = ["make_app"]
+
+_LONGEST_WAIT_S = 60.0
+_LOOK_AGAIN_S = 0.05
+_SMALL_BODY = 4096
+_NO_MORE_READY = 3  # the level of pressure from which on nobody starts guests
+_JSON, _OCTETS = "application/json", "application/octet-stream"
+
+
+def make_app(service: Service, more: list[Route] | None = None) -> BagMiddleware:
+    """Return the application.
+
+    Args:
+        more: routes beside the API's: those of admin.py and observed.py.
+    """
+    app = Starlette(
+        routes=[*_Doors(service).routes(), *(more or [])],
+        exception_handlers={Problem: _problem, Exception: _fault, 404: _nowhere, 405: _nowhere},
+    )
+    app.router.redirect_slashes = False
+    return BagMiddleware(app, service.bags)
+
+
+async def _problem(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return problem_response(error)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    get_logger("sandhost.serve").error("a request failed", path=request.url.path, exc_info=error)
+    return problem_response(Internal("something went wrong on our side"))
+
+
+async def _nowhere(_request: Request, error: Exception) -> Response:
+    if getattr(error, "status_code", 404) == 404:
+        return problem_response(Missing("there is nothing here"))
+    response = problem_response(Invalid("not by this method"))
+    response.status_code = 405
+    response.headers.update(getattr(error, "headers", None) or {})
+    return response
+
+
+class _Doors:
+    """One method for each kind of request."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.registry = service.registry
+
+    def routes(self) -> list[Route]:
+        """Return all of them."""
+        plugin, version = "/v1/plugins/{plugin}", "/v1/plugins/{plugin}/versions/{number}"
+        alias = "/v1/plugins/{plugin}/aliases/{alias}"
+        return [
+            route("POST", f"{plugin}/call/{{function}}", self.call),  # the most frequent first
+            route("POST", f"{plugin}/bytes/{{function}}", self.call_bytes),
+            route("POST", f"{plugin}/run", self.run),
+            route("POST", f"{plugin}/sessions", self.open_session),
+            route("DELETE", "/v1/sessions/{session}", self.close_session),
+            route("GET", "/v1/plugins", self.plugins),
+            route("PUT", plugin, self.upload),
+            route("GET", plugin, self.plugin),
+            route("GET", version, self.version),
+            route("DELETE", version, self.remove),
+            route("PUT", alias, self.set_alias),
+            route("DELETE", alias, self.remove_alias),
+            route("POST", f"{alias}/rollback", self.roll_back),
+            route("GET", "/healthz", self.healthy),
+            route("GET", "/readyz", self.ready),
+        ]
+
+    def _who(self, request: Request, scope: Scope) -> Principal:
+        return self.service.who(token_of(request), scope)
+
+    def _what(self, request: Request) -> Invocation:
+        who = self._who(request, Scope.INVOKE)
+        headers = request.headers
+        left_s = seconds(headers.get("sandhost-deadline"), "Sandhost-Deadline")
+        return Invocation(
+            who,
+            request.path_params["plugin"],
+            request.query_params.get("ref", "latest"),
+            request.path_params.get("function", ""),
+            None if left_s is None else time.monotonic() + left_s,
+            headers.get("sandhost-session"),
+        )
+
+    async def _once(
+        self, request: Request, who: Principal, meant: bytes, work: Callable[[], Awaitable[Answer]]
+    ) -> Response:
+        """Answer, with what was answered before if the request's key says that it comes again."""
+        key = request.headers.get("idempotency-key")
+        if key is None:
+            answer = await work()
+        else:
+            session = request.headers.get("sandhost-session", "")
+            place = f"{request.method} {request.url.path}?{request.url.query} {session}\n"
+            answer = await self.service.once(who, key, place.encode() + meant, work)
+        return Response(answer.body, answer.status, media_type=answer.media_type)
+
+    # ---- invoking ----
+
+    async def call(self, request: Request) -> Response:
+        """Numbers in, numbers out."""
+        what = self._what(request)
+        text = await body(request, self.service.settings.body_limit)
+        record = json_object(text)
+        arguments = record.pop("arguments", [])
+        nothing_else(record)
+
+        async def work() -> Answer:
+            results = await self.service.call(what, arguments)
+            return Answer(200, _JSON, json.dumps({"results": results}).encode())
+
+        return await self._once(request, what.who, text, work)
+
+    async def call_bytes(self, request: Request) -> Response:
+        """Bytes in, bytes out."""
+        what = self._what(request)
+        given = await body(request, self.service.settings.body_limit)
+
+        async def work() -> Answer:
+            return Answer(200, _OCTETS, await self.service.call_bytes(what, given))
+
+        return await self._once(request, what.who, given, work)
+
+    async def run(self, request: Request) -> Response:
+        """A command: the body is its standard input, what it writes comes back as it is written."""
+        what = self._what(request)
+        argv = request.query_params.getlist("argv")
+        # Its input may rest for as long as it waits for it: the command's own time is the bound.
+        return CommandResponse(
+            functools.partial(self.service.run, what, argv), chunks(request, None)
+        )
+
+    async def open_session(self, request: Request) -> Response:
+        """A guest that stays."""
+        session = await self.service.open_session(self._what(request))
+        return JSONResponse({"session": session}, 201)
+
+    async def close_session(self, request: Request) -> Response:
+        """It ends."""
+        who = self._who(request, Scope.INVOKE)
+        await self.service.close_session(who, request.path_params["session"])
+        return Response(status_code=204)
+
+    # ---- plugins ----
+
+    async def plugins(self, request: Request) -> Response:
+        """The tenant's plugins."""
+        who = self._who(request, Scope.INVOKE)
+        return JSONResponse({"plugins": [_plugin(p) for p in self.registry.plugins(who.tenant)]})
+
+    async def plugin(self, request: Request) -> Response:
+        """One plugin: its versions and aliases."""
+        who = self._who(request, Scope.INVOKE)
+        return JSONResponse(
+            _plugin(self.registry.plugin(who.tenant, request.path_params["plugin"]))
+        )
+
+    async def upload(self, request: Request) -> Response:
+        """A module."""
+        who, plugin = self._who(request, Scope.DEPLOY), request.path_params["plugin"]
+        settings = version_settings(
+            request.query_params.multi_items(), self.service.settings.guest_limits()
+        )
+        module = await self.service.receive(chunks(request))
+
+        async def work() -> Answer:
+            version = await self.service.deploy(who, plugin, module, settings)
+            return Answer(202, _JSON, json.dumps(_version(version)).encode())
+
+        response = await self._once(request, who, module[0].encode(), work)
+        made = json.loads(bytes(response.body))
+        response.headers["Location"] = f"/v1/plugins/{plugin}/versions/{made['version']}"
+        return response
+
+    async def version(self, request: Request) -> Response:
+        """How far a version is; with ?wait=, as soon as it is ready or has failed."""
+        who = self._who(request, Scope.INVOKE)
+        plugin = request.path_params["plugin"]
+        its_number = number(request.path_params["number"], "a version")
+        wait_s = seconds(request.query_params.get("wait"), "wait") or 0.0
+        until_s = time.monotonic() + min(wait_s, _LONGEST_WAIT_S)
+        while True:
+            version = self.registry.version(who.tenant, plugin, its_number)
+            left_s = until_s - time.monotonic()
+            if version.state != "compiling" or left_s <= 0 or self.service.stopping:
+                break
+            await asyncio.sleep(min(_LOOK_AGAIN_S, left_s))
+        answer = _version(version)
+        loaded = self.service.versions.get(version)
+        if loaded is not None:
+            answer["functions"] = {k: str(type_) for k, type_ in functions(loaded.plugin).items()}
+        return JSONResponse(answer)
+
+    async def remove(self, request: Request) -> Response:
+        """A version that no alias names."""
+        who = self._who(request, Scope.DEPLOY)
+        its_number = number(request.path_params["number"], "a version")
+        await self.service.remove(who, request.path_params["plugin"], its_number)
+        return Response(status_code=204)
+
+    # ---- aliases ----
+
+    async def set_alias(self, request: Request) -> Response:
+        """From now on the alias means this version."""
+        who = self._who(request, Scope.DEPLOY)
+        record = json_object(await body(request, _SMALL_BODY))
+        its_number = field(record, "version", int)
+        nothing_else(record)
+        if its_number is None:
+            raise Invalid('"version" is the number of one')
+        tenant, (plugin, alias) = who.tenant, _names(request)
+        made = await self.service.change(
+            who,
+            "alias.set",
+            f"{plugin}/{alias}",
+            lambda: self.registry.set_alias(tenant, plugin, alias, its_number),
+        )
+        return JSONResponse(_alias(made))
+
+    async def roll_back(self, request: Request) -> Response:
+        """The alias means again what it meant before."""
+        who = self._who(request, Scope.DEPLOY)
+        tenant, (plugin, alias) = who.tenant, _names(request)
+        made = await self.service.change(
+            who,
+            "alias.rollback",
+            f"{plugin}/{alias}",
+            lambda: self.registry.roll_back(tenant, plugin, alias),
+        )
+        return JSONResponse(_alias(made))
+
+    async def remove_alias(self, request: Request) -> Response:
+        """The alias means nothing any more."""
+        who = self._who(request, Scope.DEPLOY)
+        tenant, (plugin, alias) = who.tenant, _names(request)
+        await self.service.change(
+            who,
+            "alias.remove",
+            f"{plugin}/{alias}",
+            lambda: self.registry.remove_alias(tenant, plugin, alias),
+        )
+        return Response(status_code=204)
+
+    # ---- is it there ----
+
+    async def healthy(self, _request: Request) -> Response:
+        """The process answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, _request: Request) -> Response:
+        """It takes requests: it is not stopping, and has memory for them."""
+        level = self.service.host.pressure.level
+        ready = not self.service.stopping and level < _NO_MORE_READY
+        return JSONResponse({"ready": ready, "pressure": level.name.lower()}, 200 if ready else 503)
+
+
+def _names(request: Request) -> tuple[str, str]:
+    return request.path_params["plugin"], request.path_params["alias"]
+
+
+def _plugin(plugin: Plugin) -> dict[str, Any]:
+    return {
+        "plugin": plugin.name,
+        "latest": plugin.latest,
+        "versions": [_version(version) for version in plugin.versions.values()],
+        "aliases": {alias.name: alias.number for alias in plugin.aliases.values()},
+    }
+
+
+def _version(version: Version) -> dict[str, Any]:
+    return {
+        "plugin": version.plugin,
+        "version": version.number,
+        "state": version.state,
+        "error": version.error,
+        "digest": version.digest,
+        "bytes": version.size,
+    }
+
+
+def _alias(alias: Alias) -> dict[str, Any]:
+    return {"alias": alias.name, "version": alias.number, "previous": alias.previous}

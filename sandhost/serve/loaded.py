@@ -1,0 +1,155 @@
+"""Versions of plugins as they run: compiled, warmed, ready to be spawned."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..aio.spawn import SpawnAsync
+from ..host import Host
+from ..limits import Limits
+from ..modules.types import FuncType
+from ..plugin import Plugin
+from ..snapshot import Snapshot
+from ..tenants import Tenant
+from ..wasi import Wasi
+from .problems import Invalid
+from .records import Grants, Version
+
+__all__ = ["Loaded", "Versions", "functions", "origin_of", "signature"]
+
+_Key = tuple[str, str, int]
+
+_MOST = 256
+"""Arbitrary: code is mapped from the cache's files, and costs memory where it runs."""
+
+
+class Loaded(NamedTuple):
+    """One version."""
+
+    plugin: Plugin
+    snapshot: Snapshot | None
+    """What guests start from, if the version asks to be warmed."""
+    limits: Limits
+    grants: Grants
+    wasi: Wasi | None
+    """What guests get that are no commands; None for plugins without WASI."""
+
+    def spawn(self, tenant: Tenant, wasi: Wasi | None = None) -> SpawnAsync:
+        """Start a guest from a task; see `Plugin.spawn_async`."""
+        origin = self.plugin if self.snapshot is None else self.snapshot
+        return origin.spawn_async(limits=self.limits, tenant=tenant, wasi=wasi or self.wasi)
+
+    @property
+    def is_command(self) -> bool:
+        """Whether it is a command of WASI: a program with `_start`."""
+        return self.plugin.info.function("_start") is not None and self.plugin.uses_wasi
+
+
+def functions(plugin: Plugin) -> dict[str, FuncType]:
+    """Return the exported functions."""
+    return {
+        export.name: export.type
+        for export in plugin.info.exports
+        if isinstance(export.type, FuncType)
+    }
+
+
+def signature(plugin: Plugin, function: str) -> FuncType:
+    """Return the type of an exported function.
+
+    Raises:
+        Invalid: there is none of this name.
+    """
+    found = plugin.info.function(function)
+    if found is None:
+        names = ", ".join(functions(plugin)) or "none"
+        raise Invalid(f"the plugin exports no function {function[:100]!r}; it has {names:.500}")
+    return found
+
+
+class Versions:
+    """What is loaded, and was used last. Loading is done by threads, one for each version.
+
+    Args:
+        most: how many are kept. Others are loaded again when they are called, from the compile cache.
+    """
+
+    def __init__(self, host: Host, most: int = _MOST) -> None:
+        self._host, self._most = host, most
+        self._lock = threading.Lock()
+        self._loaded: dict[_Key, Loaded] = {}
+        """The one that was used last is the last."""
+        self._loading: dict[_Key, threading.Lock] = {}
+
+    def get(self, version: Version) -> Loaded | None:
+        """Return it if it is loaded."""
+        key = _key(version)
+        with self._lock:
+            loaded = self._loaded.pop(key, None)
+            if loaded is not None:
+                self._loaded[key] = loaded
+            return loaded
+
+    def load(self, version: Version, tenant: Tenant, read: Callable[[], bytes]) -> Loaded:
+        """Compile it, or take it from the cache, and warm it; blocks. The second caller waits.
+
+        Args:
+            tenant: who pays for the guest that is warmed.
+            read: returns the module's bytes.
+
+        Raises:
+            SandhostError: it cannot be loaded, or could not be warmed.
+        """
+        key = _key(version)
+        with self._lock:
+            alone = self._loading.setdefault(key, threading.Lock())
+        try:
+            with alone:
+                loaded = self.get(version)
+                if loaded is None:
+                    loaded = self._load(version, tenant, read())
+                    with self._lock:
+                        self._loaded[key] = loaded
+                        if len(self._loaded) > self._most:
+                            del self._loaded[next(iter(self._loaded))]
+                return loaded
+        finally:
+            with self._lock:
+                self._loading.pop(key, None)
+
+    def _load(self, version: Version, tenant: Tenant, module: bytes) -> Loaded:
+        limits, grants, warm = (
+            version.settings.limits,
+            version.settings.grants,
+            version.settings.warm,
+        )
+        name = f"{origin_of(version.tenant, version.plugin)}{version.number}"
+        plugin = self._host.load(module, name=name, fuel=limits.fuel is not None)
+        wasi = Wasi(grants.argv, dict(grants.env)) if plugin.uses_wasi else None
+        snapshot = None
+        if warm is not None:
+            with plugin.spawn(limits=limits, tenant=tenant, wasi=wasi) as guest:
+                guest.call(warm)
+                snapshot = guest.snapshot()
+        return Loaded(plugin, snapshot, limits, grants, wasi)
+
+    def drop(self, version: Version) -> None:
+        """Forget it. Whoever has it, or a guest of it, goes on with it."""
+        with self._lock:
+            self._loaded.pop(_key(version), None)
+
+    def close(self) -> None:
+        """Forget all of them."""
+        with self._lock:
+            self._loaded.clear()
+
+
+def origin_of(tenant: str, plugin: str) -> str:
+    """Return how the names of all versions of a plugin begin, and no others: "/" and "@" are in none."""
+    return f"{tenant}/{plugin}@"
+
+
+def _key(version: Version) -> _Key:
+    return version.tenant, version.plugin, version.number

@@ -1,0 +1,195 @@
+"""What requests over HTTP are read with, and how problems are answered: shared by all routes."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, NoReturn
+
+import anyio
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ..errors import ConfigError
+from ..limits import Limits
+from .problems import Invalid, Problem, TooLarge
+from .records import Grants, VersionSettings
+
+__all__ = [
+    "Endpoint",
+    "body",
+    "chunks",
+    "field",
+    "json_object",
+    "nothing_else",
+    "number",
+    "problem_response",
+    "route",
+    "seconds",
+    "token_of",
+    "version_settings",
+]
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_REST_S = 30.0
+"""Longest time between two pieces of a body. Arbitrary."""
+_BODY_S = 120.0
+"""Longest time for one that is not a module."""
+
+
+def route(method: str, path: str, endpoint: Endpoint) -> Route:
+    """Return a route for one method."""
+    return Route(path, endpoint, methods=[method])
+
+
+def problem_response(problem: Problem) -> Response:
+    """Return a problem as RFC 9457 has it."""
+    headers = {"Content-Type": "application/problem+json"}
+    if problem.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(problem.retry_after_s)))
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if problem.status == 503:
+        headers["Connection"] = "close"  # that no request comes by it when the process ends
+    body = {
+        "type": f"urn:sandhost:{problem.code}",
+        "title": problem.code,
+        "status": int(problem.status),
+        "detail": problem.detail,
+        **problem.facts,
+    }
+    if problem.retry_after_s is not None:
+        body["retry_after_s"] = problem.retry_after_s
+    return Response(json.dumps(body), problem.status, headers)
+
+
+def token_of(request: Request) -> str | None:
+    """Return the bearer token; None when there is none."""
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else None
+
+
+async def chunks(request: Request, rest_s: float | None = _REST_S) -> AsyncIterator[bytes]:
+    """Yield the body as it comes.
+
+    Args:
+        rest_s: the longest time between two pieces of it; None: as long as it takes.
+    """
+    pieces = request.stream()
+    while True:
+        try:
+            with anyio.fail_after(rest_s):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except ClientDisconnect:
+            raise Invalid("the request ended before its body did") from None
+        except TimeoutError:
+            raise Invalid(f"nothing came of the request's body for {rest_s} s") from None
+        if piece:
+            yield piece
+
+
+async def body(request: Request, most: int) -> bytes:
+    """Return the body, when it has `most` bytes or less."""
+    too_large = TooLarge(f"a body has at most {most:,} bytes here", facts={"limit": most})
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and (len(length) > 18 or int(length) > most):
+        raise too_large
+    pieces, size, until_s = [], 0, time.monotonic() + _BODY_S
+    async for piece in chunks(request):
+        size += len(piece)
+        if size > most:
+            raise too_large
+        if time.monotonic() > until_s:
+            raise Invalid(f"the request's body took more than {_BODY_S:g} s")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(word)
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """Return the JSON object that a body is; an empty one is {}."""
+    try:
+        value = json.loads(text, parse_constant=_no_number) if text else {}
+    except (ValueError, RecursionError):
+        raise Invalid("the body is no JSON") from None
+    if not isinstance(value, dict):
+        raise Invalid("the body is a JSON object")
+    return value
+
+
+def field(record: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
+    """Return a field of an object, taken out of it, of just this type."""
+    value = record.pop(name, default)
+    if value is not default and type(value) is not kind:
+        raise Invalid(f"{name!r} is no {kind.__name__}")
+    return value
+
+
+def nothing_else(record: dict[str, Any]) -> None:
+    """Refuse what is left in an object of which all fields that are known were taken."""
+    for name in record:
+        raise Invalid(f"there is no field {name[:40]!r}")
+
+
+def seconds(text: str | None, what: str) -> float | None:
+    """Return a number of seconds; None for None."""
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1e6:
+        raise Invalid(f"{what} is a number of seconds, not {text[:40]!r}")
+    return value
+
+
+def number(text: str, what: str) -> int:
+    """Return a whole number, 0 or more."""
+    if not text.isascii() or not text.isdigit() or len(text) > 20:
+        raise Invalid(f"{what} is a number, not {text[:40]!r}")
+    return int(text)
+
+
+def version_settings(query: list[tuple[str, str]], default: Limits) -> VersionSettings:
+    """Return what an upload's query asks for.
+
+    Args:
+        query: `memory=16 MiB`, `deadline=2 s`, `fuel=1000000`, `warm=FUNCTION`, and any number of
+            `argv=WORD` and `env=NAME=VALUE`.
+        default: what holds where nothing is asked for.
+    """
+    limits: dict[str, Any] = {}
+    argv, env, warm = [], {}, None
+    for name, value in query:
+        if name in ("memory", "deadline"):
+            limits[name] = value
+        elif name in ("fuel", "table_elements"):
+            limits[name] = number(value, name)
+        elif name == "warm":
+            warm = value
+        elif name == "argv":
+            argv.append(value)
+        elif name == "env":
+            key, _, env[key] = value.partition("=")
+        else:
+            raise Invalid(f"a version has no setting {name[:40]!r}")
+    if any("\0" in text for text in (*argv, *env, *env.values())):
+        raise Invalid("WASI arguments and names have no NUL")
+    return VersionSettings(_limits(default, limits), Grants(tuple(argv), tuple(env.items())), warm)
+
+
+def _limits(default: Limits, asked: Mapping[str, Any]) -> Limits:
+    try:
+        return Limits(**{**default._asdict(), **asked})
+    except ConfigError as error:
+        raise Invalid(str(error)) from None

@@ -1,0 +1,426 @@
+"""What requests do, whichever door they came in by: upload, invoke, run, sessions.
+
+    invoke ─► who may (token, scope) ─► what (version) ─► when (admission) ─► a fresh guest ─► result
+
+Everything here runs on one event loop. What blocks goes to threads: hashing and writing uploads, compiling,
+the registry's writes. A guest that computes goes to the host's workers by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import anyio
+
+from .._log import get_logger
+from ..aio.pipe import Pipe
+from ..errors import GuestExit, OutOfBounds, SandhostError
+from ..guest import Guest
+from ..host import Host
+from ..modules.types import FuncType
+from ..plugin import Plugin
+from ..tenants import Quotas, Tenant
+from ..wasi import Wasi
+from .bag import Bags
+from .config import Settings
+from .loaded import Loaded, Versions, origin_of, signature
+from .overload import Admission
+from .problems import (
+    DeadlinePassed,
+    Denied,
+    GuestFailed,
+    Invalid,
+    Missing,
+    Problem,
+    Unavailable,
+    problem_of,
+)
+from .registry import Answer, Principal, Registry, Version, VersionSettings
+from .sessions import Sessions
+from .threads import in_thread
+from .tokens import Scope
+from .values import from_json, to_json
+
+__all__ = ["Invocation", "Service"]
+
+_T = TypeVar("_T")
+_LOGGER = "sandhost.serve"
+_COMPILERS = 2
+"""Modules that are compiled at once; wasmtime uses several threads for each. Arbitrary."""
+_STOPPED_RETRY_S = 1.0
+
+
+class Invocation(NamedTuple):
+    """Which function of which plugin, for whom, and until when."""
+
+    who: Principal
+    plugin: str
+    ref: str
+    function: str
+    until_s: float | None = None
+    """By time.monotonic(); None: as long as the version's own limit allows."""
+    session: str | None = None
+    """Of a guest that was kept; None: a fresh one."""
+
+    def left_s(self) -> float | None:
+        """Return the seconds that are left; None: there is no end."""
+        return None if self.until_s is None else max(0.0, self.until_s - time.monotonic())
+
+
+class Service:
+    """Plugins of many tenants, and what they are asked to do. Made and used on one event loop."""
+
+    def __init__(self, settings: Settings, host: Host, registry: Registry) -> None:
+        self.settings, self.host, self.registry = settings, host, registry
+        self.versions = Versions(host)
+        self.admission = Admission(
+            wait_s=settings.queue_time,
+            pressure=lambda: int(host.pressure.level),
+            weight=lambda name: self.tenant(name).weight,
+        )
+        self.sessions = Sessions(settings.session_idle)
+        self.bags = Bags()
+        """What each request holds; all doors share it."""
+        self.stopping = False
+        self._tenants: dict[str, Tenant] = {}
+        self._compilers = ThreadPoolExecutor(_COMPILERS, "sandhost-compile")
+        self._background: set[asyncio.Task[None]] = set()
+        self._working: dict[tuple[str, str], asyncio.Future[None]] = {}
+        """By tenant and idempotency key: answers on their way."""
+
+    # ---- beginning and end ----
+
+    def start(self) -> None:
+        """Go on with what a stop has interrupted."""
+        self._in_background(self.sessions.run())
+        for version in self.registry.unfinished():
+            self._in_background(self._compile(version))
+
+    def stop(self) -> None:
+        """Take nothing new. What runs goes on."""
+        self.stopping = True
+
+    async def drain(self) -> None:
+        """Close every guest; for after the doors are closed. Waits for modules that are compiled just now."""
+        self.stop()
+        await self.sessions.drain()
+        await self.bags.idle()
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.to_thread(self._compilers.shutdown, cancel_futures=True)
+        self.versions.close()
+
+    def _in_background(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _check_running(self) -> None:
+        if self.stopping:
+            raise Unavailable("the service is stopping", retry_after_s=_STOPPED_RETRY_S)
+
+    # ---- who may ----
+
+    def who(self, token: str | None, scope: Scope) -> Principal:
+        """Return whose token it is.
+
+        Raises:
+            Unknown, Denied: nobody's; it is not for this.
+        """
+        principal = self.registry.who(token or "")
+        if scope not in principal.scopes:
+            raise Denied(f"the token has not the scope {scope.value!r}")
+        return principal
+
+    def tenant(self, name: str) -> Tenant:
+        """Return the tenant as the host knows it, made at its first request with its quotas of then."""
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            quotas = self.quotas_in_force(name)
+            tenant = self._tenants[name] = self.host.tenant(name, **quotas._asdict())
+        return tenant
+
+    def quotas_in_force(self, name: str) -> Quotas:
+        """Return a tenant's quotas as they hold: those it had at its first request to this process."""
+        tenant = self._tenants.get(name)
+        if tenant is not None:
+            return tenant.quotas
+        return self.settings.quotas(self.registry.tenant(name).quotas)
+
+    async def change(self, who: Principal, action: str, subject: str, work: Callable[[], _T]) -> _T:
+        """Have the registry changed by `work`, and the audit log say so, or that it was refused."""
+
+        def both() -> _T:
+            try:
+                result = work()
+            except Problem as problem:
+                self.registry.audit(who, action, subject, problem.code)
+                raise
+            self.registry.audit(who, action, subject)
+            return result
+
+        return await in_thread(both)
+
+    # ---- plugins ----
+
+    async def receive(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+        """Keep a module, and return its digest and size. It stays if a version names it within the hour.
+
+        Raises:
+            TooLarge: more bytes than are taken.
+        """
+        self._check_running()
+        incoming = await in_thread(lambda: self.registry.blobs.receive(self.settings.upload_limit))
+        try:
+            async for chunk in chunks:
+                await in_thread(partial(incoming.write, chunk))
+            return await in_thread(incoming.finish)
+        finally:
+            await in_thread(lambda: incoming.__exit__(None, None, None))
+
+    async def deploy(
+        self, who: Principal, plugin: str, module: tuple[str, int], settings: VersionSettings
+    ) -> Version:
+        """Make a module the plugin's next version, and compile it in the background.
+
+        Args:
+            module: what `receive` returned.
+
+        Raises:
+            TooMany: the tenant has as many versions as it may.
+        """
+        digest, size = module
+        version = await self.change(
+            who,
+            "version.add",
+            plugin,
+            lambda: self.registry.add_version(who.tenant, plugin, digest, size, settings),
+        )
+        self._in_background(self._compile(version))
+        return version
+
+    async def remove(self, who: Principal, plugin: str, number: int) -> None:
+        """Remove a version that no alias names."""
+        version = self.registry.version(who.tenant, plugin, number)
+        await self.change(
+            who,
+            "version.remove",
+            f"{plugin}/{number}",
+            lambda: self.registry.remove_version(who.tenant, plugin, number),
+        )
+        self.versions.drop(version)
+
+    async def _compile(self, version: Version) -> None:
+        names = version.tenant, version.plugin, version.number
+        try:
+            await self._load(version)
+        except Missing:
+            return  # it was removed meanwhile
+        except Exception as error:  # a module may fail in any way; its owner is told
+            why = problem_of(error).detail
+            log = get_logger(_LOGGER)
+            if isinstance(error, SandhostError):
+                log.info("a plugin cannot be loaded", version=names, why=str(error))
+            else:
+                log.error("a plugin could not be loaded", version=names, exc_info=error)
+            with contextlib.suppress(Missing):
+                await in_thread(lambda: self.registry.mark_failed(*names, why))
+        else:
+            with contextlib.suppress(Missing):
+                await in_thread(lambda: self.registry.mark_ready(*names))
+
+    async def loaded(self, version: Version) -> Loaded:
+        """Return a version that is ready, loading it if this process has not yet."""
+        return self.versions.get(version) or await self._load(version)
+
+    async def _load(self, version: Version) -> Loaded:
+        tenant = self.tenant(version.tenant)
+        loop = asyncio.get_running_loop()
+        loaded = await loop.run_in_executor(
+            self._compilers,
+            lambda: self.versions.load(
+                version, tenant, lambda: self.registry.blobs.read(version.digest)
+            ),
+        )
+        try:
+            self.registry.version(version.tenant, version.plugin, version.number)
+        except Missing:
+            self.versions.drop(version)
+            raise
+        return loaded
+
+    # ---- invoking ----
+
+    async def call(self, what: Invocation, arguments: object) -> list[object]:
+        """Call a function with numbers, in JSON."""
+
+        async def work(guest: Guest) -> list[object]:
+            type_ = signature(guest.plugin, what.function)
+            values = from_json(what.function, type_, arguments)
+            return to_json(type_, await guest.call_async(what.function, *values))
+
+        return await self._with_guest(what, work)
+
+    async def call_bytes(self, what: Invocation, body: bytes) -> bytes:
+        """Call a function that takes and returns bytes.
+
+        The guest exports `alloc(i32) -> i32`, and the function is `(i32, i32) -> i64`: address and
+        length in, address << 32 | length out.
+        """
+
+        async def work(guest: Guest) -> bytes:
+            _check_bytes_call(guest.plugin, what.function)
+            at = await guest.call_async("alloc", len(body)) & 0xFFFFFFFF
+            guest.memory.write(at, body)
+            packed = await guest.call_async(what.function, at, len(body))
+            length = packed & 0xFFFFFFFF
+            if length > self.settings.body_limit:
+                raise GuestFailed(f"the plugin returned {length:,} bytes, more than are taken")
+            return guest.memory.read(packed >> 32 & 0xFFFFFFFF, length)
+
+        return await self._with_guest(what, work)
+
+    async def run(
+        self,
+        what: Invocation,
+        argv: list[str],
+        streams: tuple[Pipe, Pipe, Pipe],
+        begun: Callable[[], object],
+    ) -> int:
+        """Run a command of WASI between streams; return its exit status.
+
+        Args:
+            streams: standard input, output and error; the latter two are closed at its end.
+            begun: called when it has been let in, and its guest is there.
+        """
+        stdin, stdout, stderr = streams
+
+        async def work(loaded: Loaded) -> int:
+            if not loaded.is_command:
+                raise Invalid("the plugin is no command: it has no _start, or uses no WASI")
+            wasi = Wasi(
+                [what.plugin, *loaded.grants.argv, *argv],
+                dict(loaded.grants.env),
+                stdin,
+                stdout,
+                stderr,
+            )
+            async with loaded.spawn(self.tenant(what.who.tenant), wasi) as guest:
+                begun()
+                try:
+                    await guest.call_async("_start")
+                except GuestExit as error:
+                    return error.status
+                return 0
+
+        try:
+            return await self._admitted(what, work)
+        finally:
+            await stdout.aclose()
+            await stderr.aclose()
+
+    async def _with_guest(self, what: Invocation, work: Callable[[Guest], Awaitable[_T]]) -> _T:
+        name = what.session
+        if name is not None:
+            return await self._within(what, lambda: self._in_session(what, name, work))
+
+        async def fresh(loaded: Loaded) -> _T:
+            async with loaded.spawn(self.tenant(what.who.tenant)) as guest:
+                return await work(guest)
+
+        return await self._admitted(what, fresh)
+
+    async def _in_session(
+        self, what: Invocation, name: str, work: Callable[[Guest], Awaitable[_T]]
+    ) -> _T:
+        tenant = what.who.tenant
+        async with self.sessions.use(name, tenant) as guest:
+            if not guest.plugin.name.startswith(origin_of(tenant, what.plugin)):
+                raise Missing("there is no such session")
+            async with self.admission.enter(tenant, what.left_s()):
+                return await work(guest)
+
+    async def _admitted(self, what: Invocation, work: Callable[[Loaded], Awaitable[_T]]) -> _T:
+        async def inner() -> _T:
+            loaded = await self.loaded(
+                self.registry.resolve(what.who.tenant, what.plugin, what.ref)
+            )
+            async with self.admission.enter(what.who.tenant, what.left_s()):
+                return await work(loaded)
+
+        return await self._within(what, inner)
+
+    async def _within(self, what: Invocation, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Do the work in the request's time; what goes wrong in it is the requester's problem."""
+        self._check_running()
+        try:
+            with anyio.move_on_after(what.left_s()):
+                return await work()
+        except OutOfBounds as error:
+            raise GuestFailed(f"the plugin gave an address outside its memory: {error}") from error
+        except (SandhostError, TypeError, OverflowError) as error:
+            raise problem_of(error) from error
+        raise DeadlinePassed("the request's time was over")
+
+    # ---- sessions ----
+
+    async def open_session(self, what: Invocation) -> str:
+        """Start a guest that is kept between calls; return what to call it."""
+
+        async def start(loaded: Loaded) -> str:
+            tenant = self.tenant(what.who.tenant)
+            return await self.sessions.open(tenant.name, lambda: loaded.spawn(tenant))
+
+        return await self._admitted(what, start)
+
+    async def close_session(self, who: Principal, session: str) -> None:
+        """End it."""
+        await self.sessions.close(session, who.tenant)
+
+    # ---- retries ----
+
+    async def once(
+        self, who: Principal, key: str, request: bytes, work: Callable[[], Awaitable[Answer]]
+    ) -> Answer:
+        """Do the work, unless it was done before under the tenant's key: then return what came of it.
+
+        A second request that comes while the first is at work waits for it. What fails is not kept.
+
+        Args:
+            request: what tells it from another request with the same key.
+
+        Raises:
+            Invalid: the key cannot be one.
+            Conflict: the key belongs to another request.
+        """
+        digest, at = hashlib.sha256(request).hexdigest(), (who.tenant, key)
+        while (before := self._working.get(at)) is not None:
+            await asyncio.wait([before])
+        mine = self._working[at] = asyncio.get_running_loop().create_future()
+        try:
+            answer = await in_thread(lambda: self.registry.recall(who.tenant, key, digest))
+            if answer is None:
+                answer = done = await work()
+                await in_thread(lambda: self.registry.remember(who.tenant, key, digest, done))
+            return answer
+        finally:
+            del self._working[at]
+            mine.set_result(None)
+
+
+def _check_bytes_call(plugin: Plugin, function: str) -> None:
+    wanted = {
+        "alloc": FuncType(("i32",), ("i32",)),
+        function: FuncType(("i32", "i32"), ("i64",)),
+    }
+    for name, type_ in wanted.items():
+        if signature(plugin, name) != type_:
+            raise Invalid(f"to take bytes, {name[:100]!r} has to be {type_}")

@@ -1,0 +1,160 @@
+"""A service in this process, and one in a child, for tests of what it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from sandhost.serve.admin import admin_routes
+from sandhost.serve.app import open_service
+from sandhost.serve.config import Settings
+from sandhost.serve.http import make_app
+from sandhost.serve.observed import observe_routes
+from sandhost.serve.service import Service
+
+from . import wait_until
+
+ADMIN = "sh_" + "A" * 43
+
+
+class Client:
+    """Requests of one tenant."""
+
+    def __init__(self, http: httpx.AsyncClient, token: str | None) -> None:
+        self.http = http
+        self.headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+
+    async def ask(self, method: str, path: str, status: int | None = None, **more: Any) -> Any:
+        """Return the answer, checked for its status; JSON as what it holds."""
+        headers = {**self.headers, **more.pop("headers", {})}
+        response = await self.http.request(method, path, headers=headers, **more)
+        if status is not None:
+            assert response.status_code == status, (response.status_code, response.text)
+            if response.headers.get("content-type") == "application/json":
+                return response.json()
+        return response
+
+    async def deploy(self, plugin: str, module: bytes | Path, **query: Any) -> int:
+        """Upload a version and wait until it is ready; return its number."""
+        content = module if isinstance(module, bytes) else module.read_bytes()
+        made = await self.ask("PUT", f"/v1/plugins/{plugin}", 202, content=content, params=query)
+        path = f"/v1/plugins/{plugin}/versions/{made['version']}?wait=30"
+        found = await self.ask("GET", path, 200)
+        assert found["state"] == "ready", found
+        return int(made["version"])
+
+    async def call(self, plugin: str, function: str, *arguments: Any, **more: Any) -> Any:
+        """Call a function; return its results."""
+        path = f"/v1/plugins/{plugin}/call/{function}"
+        return (await self.ask("POST", path, 200, json={"arguments": arguments}, **more))["results"]
+
+    async def problem(self, method: str, path: str, status: int, code: str, **more: Any) -> Any:
+        """Make a request that fails just so; return the problem."""
+        response = await self.ask(method, path, **more)
+        assert response.status_code == status, (response.status_code, response.text)
+        assert response.headers["content-type"] == "application/problem+json"
+        found = response.json()
+        assert (found["status"], found["title"]) == (status, code), found
+        return found
+
+
+class Desk:
+    """A service of this process, reached without a socket."""
+
+    def __init__(self, service: Service, http: httpx.AsyncClient) -> None:
+        self.service, self.http = service, http
+        self.admin = Client(http, ADMIN)
+
+    async def client(self, tenant: str, *scopes: str, **quotas: Any) -> Client:
+        """Add a tenant if need be, and return a client with a token of it, for all but admin unless named."""
+        if tenant not in {t.name for t in self.service.registry.tenants()}:
+            await self.admin.ask("PUT", f"/v1/admin/tenants/{tenant}", 201, json={"quotas": quotas})
+        wanted = list(scopes or ("deploy", "invoke"))
+        made = await self.admin.ask(
+            "POST", f"/v1/admin/tenants/{tenant}/tokens", 201, json={"scopes": wanted}
+        )
+        return Client(self.http, made["token"])
+
+
+@contextlib.asynccontextmanager
+async def desk(data: Path, **settings: Any) -> AsyncIterator[Desk]:
+    """Have a service; at the end it is drained and must hold no guest."""
+    wanted = Settings(data=data, admin_token=ADMIN, **settings)
+    with open_service(wanted) as (service, made):
+        assert made is None
+        service.start()
+        app = make_app(service, [*admin_routes(service), *observe_routes(service)])
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
+        try:
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+                yield Desk(service, http)
+        finally:
+            await service.drain()
+        assert service.host.stats().guests_live == 0
+
+
+def in_desk(data: Path, test: Callable[[Desk], Any], **settings: Any) -> None:
+    """Run a test in a service."""
+
+    async def run() -> None:
+        async with desk(data, **settings) as one:
+            await test(one)
+
+    asyncio.run(run())
+
+
+class Child:
+    """`sandhost serve` in a process of its own, on a free port."""
+
+    def __init__(self, data: Path, *arguments: str) -> None:
+        self.output = data.parent / f"{data.name}-{time.monotonic_ns()}.txt"
+        command = [sys.executable, "-m", "sandhost", "serve"]
+        environment = {**os.environ, "SANDHOST_ADMIN_TOKEN": ADMIN}
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*command, "--http", "127.0.0.1:0", "--data", str(data), *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=data.parent,
+            )
+        wait_until(lambda: self.process.poll() is not None or b"listening" in self.said())
+        found = re.search(rb"listening on http://127.0.0.1:(\d+)", self.said())
+        assert found, self.said()
+        self.port = int(found[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def said(self) -> bytes:
+        """Return what it has printed."""
+        return self.output.read_bytes()
+
+    def http(self) -> httpx.AsyncClient:
+        """Return a client of its own connections."""
+        return httpx.AsyncClient(base_url=self.url, timeout=30)
+
+    def end(self, number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
+        """Send it a signal, and return its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+
+@contextlib.contextmanager
+def child(data: Path, *arguments: str) -> Iterator[Child]:
+    """Have a child; it is killed at the end, if it is still there."""
+    one = Child(data, *arguments)
+    try:
+        yield one
+    finally:
+        one.process.kill()
+        one.process.wait()
