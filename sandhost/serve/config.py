@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -160,8 +160,6 @@ class Settings(BaseSettings):
 
     http_host: _Text = _setting("127.0.0.1", "address that HTTP listens on")
     http_port: _Port = _setting(8080, "port of HTTP; 0 takes a free one")
-    grpc_host: _Text = _setting("127.0.0.1", "address that gRPC listens on")
-    grpc_port: _Port = _setting(50051, "port of gRPC; 0 takes a free one")
 
     upload_limit: _Size = _setting("64 MiB", "largest module that is taken")
     body_limit: _Size = _setting("8 MiB", "largest request body that is taken, but for uploads")
@@ -210,13 +208,6 @@ class Settings(BaseSettings):
         "first admin token; without it one is made and printed once, at the first start. "
         "On a command line others could see it: use the environment or the file",
     )
-
-    @model_validator(mode="after")
-    def _two_ports(self) -> Settings:
-        http, grpc = (self.http_host, self.http_port), (self.grpc_host, self.grpc_port)
-        if http == grpc and self.http_port:
-            raise ValueError(f"http_port and grpc_port are both {self.http_port}: give two")
-        return self
 
     @classmethod
     def settings_customise_sources(

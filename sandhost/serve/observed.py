@@ -1,6 +1,7 @@
-"""Routes for who watches: /metrics for Prometheus, and the picture that `sandhost top --url` shows.
+"""Routes for who watches: /metrics for Prometheus, profiles for `go tool pprof`, and what `sandhost top --url` shows.
 
-They name tenants and plugins of all, so they want an admin token, or the setting `observe_token`.
+They name tenants and plugins of all, so they want an admin token, or the setting `observe_token`: as
+`Authorization: Bearer`, or as `?token=`, since `go tool pprof` sends no header.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ..observe.http import ROOT, handle
 from ..observe.metrics import HostCollector
-from ..observe.picture import VIEW_PATH, look
-from ..observe.records import to_json
+from ..observe.picture import VIEW_PATH
 from .requests import Endpoint, route, token_of
 from .service import Service
 from .threads import in_thread
@@ -35,7 +36,7 @@ def observe_routes(service: Service) -> list[Route]:
 
     def guarded(read: Endpoint) -> Endpoint:
         async def endpoint(request: Request) -> Response:
-            token = (token_of(request) or "").encode()
+            token = (token_of(request) or request.query_params.get("token", "")).encode()
             known = secret is not None and hmac.compare_digest(
                 token, secret.get_secret_value().encode()
             )
@@ -49,15 +50,17 @@ def observe_routes(service: Service) -> list[Route]:
         text = await in_thread(lambda: generate_latest(registry))
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def view(_request: Request) -> Response:
-        text = await in_thread(lambda: to_json(look(service.host)))
-        return Response(text, media_type="application/json")
+    async def debug(request: Request) -> Response:
+        path, query = request.url.path, dict(request.query_params)
+        answer = await in_thread(lambda: handle(service.host, path, query))
+        return Response(answer.body, answer.status, media_type=answer.content_type)
 
     routes = []
     if service.settings.metrics:
         routes.append(route("GET", "/metrics", guarded(metrics)))
     if service.settings.debug:
-        routes.append(route("GET", VIEW_PATH, guarded(view)))
+        paths = (VIEW_PATH, ROOT.rstrip("/"), ROOT, f"{ROOT}{{profile}}")
+        routes += [route("GET", path, guarded(debug)) for path in paths]
     return routes
 
 

@@ -554,6 +554,12 @@ def test_who_watches_sees_figures_and_the_picture(data):
             assert any(line.startswith("sandhost_spawns_total") for line in lines), lines
             response = await client.ask("GET", "/debug/sandhost/view")
             assert response.json()["guests"]
+            response = await client.ask("GET", "/debug/pprof/heap?debug=1", 200)
+            assert "alloc_objects" in response.text
+        secret = "watch-" + "x" * 20
+        profile = await one.http.request("GET", f"/debug/pprof/guests?token={secret}")
+        assert profile.status_code == 200 and profile.content[:2] == b"\x1f\x8b"
+        assert (await one.http.request("GET", "/debug/pprof/heap")).status_code == 401
         await watcher.problem("GET", "/v1/plugins", 401, "unknown")
         await watcher.problem("GET", "/v1/admin/tenants", 401, "unknown")
 
@@ -562,7 +568,7 @@ def test_who_watches_sees_figures_and_the_picture(data):
 
 def test_what_is_switched_off_is_not_there(data):
     async def test(one: Desk) -> None:
-        for path in ("/metrics", "/debug/sandhost/view", "/", "/v1/plugins/", "/v2"):
+        for path in ("/metrics", "/debug/sandhost/view", "/debug/pprof/heap", "/", "/v2"):
             await one.admin.problem("GET", path, 404, "missing")
         response = await one.http.request("PATCH", "/v1/plugins/p")
         assert response.status_code == 405

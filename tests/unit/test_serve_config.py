@@ -43,11 +43,11 @@ def test_every_setting_has_a_default_and_a_description():
 
 
 def test_a_file_is_under_the_environment_and_that_under_the_command_line(write, monkeypatch):
-    file = write('http_port = 1\ngrpc_port = 2\nupload_limit = "1 KiB"\n')
-    monkeypatch.setenv("SANDHOST_GRPC_PORT", "12")
+    file = write('http_port = 1\nplugin_versions = 2\nupload_limit = "1 KiB"\n')
+    monkeypatch.setenv("SANDHOST_PLUGIN_VERSIONS", "12")
     monkeypatch.setenv("SANDHOST_UPLOAD_LIMIT", "2 KiB")
     settings = Settings.load(file, {"upload_limit": "3 KiB"})
-    assert (settings.http_port, settings.grpc_port, settings.upload_limit) == (1, 12, 3 << 10)
+    assert (settings.http_port, settings.plugin_versions, settings.upload_limit) == (1, 12, 3 << 10)
 
 
 def test_a_value_means_the_same_wherever_it_stands(write, monkeypatch):
@@ -184,14 +184,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, write):
     file.write_bytes(b"data = '\xff'")
     [line] = refusal(file)
     assert line.startswith(f"{file} is no TOML: ")
-
-
-def test_http_and_grpc_need_a_port_each():
-    assert refusal(None, {"http_port": 9, "grpc_port": 9}) == [
-        "http_port and grpc_port are both 9: give two"
-    ]
-    Settings(http_port=0, grpc_port=0)
-    Settings(http_port=9, grpc_port=9, grpc_host="127.0.0.2")
 
 
 def test_no_secret_is_shown(monkeypatch):
