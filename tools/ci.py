@@ -20,6 +20,23 @@ from .testing import native_tests, pytest, test, test_environment
 
 SANITIZED_TIERS = ("integration", "stress")
 """Those that run the compiled extension."""
+NOT_SANITIZED = (
+    "bench",
+    "demo",
+    "pressure",
+    "monitoring",
+    "docs",
+    "docs_serving",
+    "docs_resource_bag",
+    "bag_grpc",
+    "bag_asgi",
+    "overload_asyncio",
+    "serve_http",
+    "serve_process",
+    "serve_kill",
+    "serve_loaded",
+)
+"""Of these: what measures this process's memory or time, runs other servers, or is Python alone."""
 
 
 def lowest() -> int:
@@ -57,9 +74,7 @@ def sanitized() -> int:
         test_environment(sanitize="address,undefined"),
         SANITIZED_TIERS,
         "--capture=sys",  # lets what the sanitizers say through
-        # These run what the others run, for seconds, and count or draw it.
-        "--ignore=tests/integration/test_bench.py",
-        "--ignore=tests/integration/test_demo.py",
+        *(f"--ignore=tests/integration/test_{name}.py" for name in NOT_SANITIZED),
         # One measures private memory to 1 MiB, of which libasan takes more; the other limits the address space.
         "--deselect=tests/integration/test_leaks.py::"
         "test_a_failure_leaves_nothing_behind_however_often_it_happens[invalid module]",
