@@ -39,11 +39,9 @@ def _memory(axes: Any, detail: dict[str, Any]) -> None:
     axes.text(times[0], limit * 1.01, "limit", color=_LIMIT, fontsize=8)
     axes.set_ylim(0, limit * 1.15)
     peak = detail["peak_resident_bytes"] / detail["limit_bytes"]
-    axes.set_title(
-        f"Resident memory, MiB: at most {peak:.1%} of the limit; {detail['guests_ended']} guests ended, "
-        "all of hostile tenants",
-        loc="left",
-    )
+    count = detail["guests_ended"]
+    ended = f"{count} guests of hostile tenants ended" if count else "no guest was ended"
+    axes.set_title(f"Resident memory, MiB: at most {peak:.1%} of the limit; {ended}", loc="left")
     axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower right")
     tidy(axes)
 
