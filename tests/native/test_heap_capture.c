@@ -319,7 +319,7 @@ static void what_is_captured_was_so_at_one_instant(void) {
   CHECK_EQ(pthread_create(&threads[1], NULL, move_entries, NULL), 0);
   CHECK_EQ(pthread_create(&threads[2], NULL, collect, NULL), 0);
   uint64_t cycle = 0, cycles = 0;
-  for (int round = 0; round < 60 || (atomic_load(&turns) < 1000 && round < 2000); round++) {
+  for (int round = 0; round < 60 || ((atomic_load(&turns) < 1000 || cycles < 2) && round < 5000); round++) {
     sh_capture *capture = take();
     check_sums();
     for (int k = 0; k < PAIRS; k++) {
