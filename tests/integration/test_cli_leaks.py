@@ -156,6 +156,7 @@ def process(tmp_path, monkeypatch):
         [sys.executable, "-c", textwrap.dedent(PROCESS)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        cwd=tmp_path,  # the installed package, not the sources here
         text=True,
     ) as running:
         assert running.stdout is not None

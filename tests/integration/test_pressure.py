@@ -245,6 +245,7 @@ def test_a_process_in_a_cgroup_stays_below_its_limit_whatever_guests_do(small_gr
             guest_file("no_max_memory"),
         ],
         capture_output=True,
+        cwd="/",  # the installed package, not the sources here
         text=True,
         timeout=100,
         check=False,
