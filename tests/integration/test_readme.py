@@ -66,5 +66,12 @@ def test_the_example_of_logged_events_runs(tmp_path: Path) -> None:
     assert output_of_example(1, tmp_path, "docs/observing.md") == ""
 
 
+def test_the_example_of_looking_at_a_host_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert output_of_example(-1, tmp_path, "docs/observing.md") == "0 0\n"
+
+
 def test_the_example_of_buffers_goes_to_a_guest_and_back(tmp_path: Path) -> None:
     assert output_of_example(0, tmp_path, "docs/pages.md") == "HELLO\n0 1\n"
