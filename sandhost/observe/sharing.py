@@ -10,6 +10,7 @@ kernel's word on who connected (SO_PEERCRED). Nobody can ask for anything, so no
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -171,10 +172,8 @@ def _bind(listener: socket.socket, path: Path) -> bool:
     for _ in range(2):
         try:
             listener.bind(str(path))
-        except FileExistsError:
-            pass
         except OSError as error:
-            if error.errno != 98:  # EADDRINUSE
+            if error.errno != errno.EADDRINUSE:
                 raise
         else:
             return True

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -64,6 +66,13 @@ def test_the_example_of_events_prints_a_life(tmp_path: Path) -> None:
 
 def test_the_example_of_logged_events_runs(tmp_path: Path) -> None:
     assert output_of_example(1, tmp_path, "docs/observing.md") == ""
+
+
+def test_the_example_of_looking_at_a_host_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert output_of_example(-1, tmp_path, "docs/observing.md") == "0 0\n"
 
 
 def test_the_example_of_buffers_goes_to_a_guest_and_back(tmp_path: Path) -> None:
