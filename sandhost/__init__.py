@@ -14,7 +14,8 @@
       wasi, modules, heap         reading and compiling modules; objects that guests hold by number
     _windows                      C's memory as memoryviews
     _ffi, _wasmtime               the doors to C and to wasmtime's library
-    errors, limits, units, _log   the ground
+    errors, limits, units, _log,  the ground
+      _closing
 
 A file imports only from floors below its own.
 """

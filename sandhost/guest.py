@@ -6,9 +6,9 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
+from ._closing import Closing
 from ._ffi import failure, ffi, lib
 from .calls import Invoker, no_such_function
 from .errors import ConfigError, GuestClosed, SandhostError
@@ -58,7 +58,7 @@ class BoundFunction(Protocol):
         """Call it from a task; see `Guest.call_async`."""
 
 
-class Guest:
+class Guest(Closing):
     """One running instance of a plugin. Made by `plugin.spawn()`, ended by `close()` or `with`.
 
     A guest belongs to one thread at a time: whoever calls it while another thread is in it gets
@@ -347,17 +347,6 @@ class Guest:
         for memory in memories.values():
             memory.release()
         self._memories = None
-
-    def __enter__(self) -> Guest:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self, leaving: Callable[[], int] = lib.sh_leaving) -> None:
         if self._reclaim is None and self._id and not leaving():

@@ -9,9 +9,9 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from ._closing import Closing
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError, SnapshotError
 from .govern.census import GuestRow, read_guests
@@ -68,7 +68,7 @@ class Watcher(Protocol):
         """The collector was made, and has not started. The host's lock is held."""
 
 
-class Host:
+class Host(Closing):
     """Where plugins are loaded and guests live. Close it, or use it in a `with` block.
 
     Args:
@@ -524,17 +524,6 @@ class Host:
                     if not guest.cancel() or time.monotonic() > patience:
                         break  # views are alive, or it is inside a host function
                     time.sleep(0.002)
-
-    def __enter__(self) -> Host:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self, leaving: Callable[[], int] = lib.sh_leaving) -> None:
         if not getattr(self, "_closed", True) and not leaving():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ._closing import Closing
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestClosed
 
@@ -23,7 +23,7 @@ __all__ = ["Snapshot"]
 _SEED_BYTES = {"i32": 4, "i64": 8}
 
 
-class Snapshot:
+class Snapshot(Closing):
     """Memory, globals and tables of a guest between two calls. Made by `guest.snapshot()`.
 
     Every guest that `spawn()` starts continues from there, on copy-on-write pages of its own; code
@@ -165,17 +165,6 @@ class Snapshot:
     def close(self) -> None:
         """Let go of it. Guests that came from it go on. Idempotent."""
         self._handle = None
-
-    def __enter__(self) -> Snapshot:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def take(guest_id: int) -> Any:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .._closing import Closing
 from ..errors import ConfigError, GuestBusy, GuestClosed, GuestExit, SandhostError
 from ..limits import Limits
 from ..units import parse_bytes
@@ -121,7 +122,7 @@ def _result(language: Language, answer: Answer, stdout: str, stderr: str, droppe
     return Result(answer.value, stdout, stderr, error, answer.exit_status, dropped)
 
 
-class Box:
+class Box(Closing):
     """A warmed interpreter. Close it, or use it in a `with` block. Threads may share it.
 
     Made by `sandhost.interpreters.python` and `javascript`.
@@ -218,17 +219,6 @@ class Box:
             self._closed = True
             self.snapshot.close()
 
-    def __enter__(self) -> Box:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _check_open(self) -> None:
         if self._closed:
             raise GuestClosed(f"the {self._language.name} box is closed")
@@ -264,7 +254,7 @@ class Box:
         )
 
 
-class Session:
+class Session(Closing):
     """A fork that keeps its variables. Made by `box.session()`; close it, or use it in `with`.
 
     It belongs to one thread at a time, as its guest does.
@@ -330,14 +320,3 @@ class Session:
             self.guest.close()
         except SandhostError:
             pass  # another thread is in it, or views are alive: the first error says more
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self.close()

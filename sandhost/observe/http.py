@@ -26,6 +26,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
+from .._closing import Closing
 from .._log import get_logger
 from ..errors import ConfigError
 from .capture import capture
@@ -37,8 +38,6 @@ from .speedscope import speedscope
 from .text import as_text
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from ..host import Host
 
 __all__ = ["ROOT", "Answer", "Server", "handle", "serve"]
@@ -133,7 +132,7 @@ def _index() -> str:
 # ---- a server ----
 
 
-class Server:
+class Server(Closing):
     """What `serve` returns. Close it, or use it in a `with` block."""
 
     def __init__(self, host: Host, address: str, port: int, token: str | None) -> None:
@@ -165,17 +164,6 @@ class Server:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def serve(

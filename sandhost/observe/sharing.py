@@ -22,14 +22,13 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .._closing import Closing
 from .._log import get_logger
 from ..errors import ConfigError, SandhostError
 from .picture import look
 from .records import to_json
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from ..host import Host
 
 __all__ = ["Place", "Shared", "places", "share"]
@@ -100,7 +99,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-class Shared:
+class Shared(Closing):
     """A host that others may look at, until this or the host is closed. Made by `share`."""
 
     def __init__(self, host: Host) -> None:
@@ -118,17 +117,6 @@ class Shared:
         self._end()
         if self._thread is not threading.current_thread():
             self._thread.join(_JOIN_S)
-
-    def __enter__(self) -> Shared:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def share(host: Host) -> Shared:
