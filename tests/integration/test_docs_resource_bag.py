@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from helpers.examples import examples_of, output_of
 
-PAGE = ROOT / "docs/resource-bag.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+EXAMPLES = examples_of("docs/resource-bag.md")
 
 EXPECTED = [
     "working\ngave back a name\nconnection closed\nFalse\n",
@@ -20,21 +16,6 @@ EXPECTED = [
     "HTTP/1.1 200 OK\nreleased a cursor\n0 live\n",
     "timed out, 0 guests left\n",
 ]
-
-
-def output_of(script: Path, tmp_path: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", script],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "SANDHOST_CACHE_DIR": str(tmp_path / "cache")},
-        timeout=60,
-        check=False,
-    )
-    assert done.stderr == ""
-    assert done.returncode == 0
-    return done.stdout
 
 
 def test_each_example_of_the_page_is_here() -> None:
