@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import WASM_PAGE, guest_file, wait_until
+from helpers import WASM_PAGE, Background, guest_file, wait_until
 
 import sandhost
 from sandhost.govern.cgroup import find_group, stall_file
@@ -173,6 +173,26 @@ def test_the_largest_tenants_guests_are_ended_last_and_only_they(caplog):
         wait_until(lambda: host.pressure.level == Level.CALM)
         with spin.spawn():
             pass
+
+
+def test_a_call_of_a_guest_that_is_ended_says_so_and_the_guest_goes_after_it():
+    with sandhost.Host(cache=False, max_guests=64, process_limit="64 GiB") as host:
+        plugin, spin = host.load(guest_file("no_max_memory")), host.load(guest_file("spin"))
+        innocent = [plugin.spawn(tenant=f"t{k}") for k in range(5)]
+        with spin.spawn(tenant="hostile") as guest:
+            call = Background(guest.call, "spin")
+            wait_until(lambda: guest.stats().running)
+            host.pressure.limit_bytes = int(resident() / 1.05)
+            with pytest.raises(sandhost.GuestEvicted):
+                call.result()
+            wait_until(lambda: host.stats().guests_live == len(innocent))
+            host.pressure.limit_bytes = 64 * 2**30
+            first, *more = host.pressure.ended
+            assert (first.tenant, first.closed) == ("hostile", False)
+            assert {one.tenant for one in more} <= {"hostile"}
+        for other in innocent:
+            assert other.call("grow", 0) == 1
+            other.close()
 
 
 BOMB = """

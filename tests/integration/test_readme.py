@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from helpers.examples import examples_of, output_of
 
 
 def output_of_example(number: int, tmp_path: Path, page: str = "README.md") -> str:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    example = [block for block in blocks if block.startswith("import ")][number]
-    script = tmp_path / "example.py"
-    script.write_text(example)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", script],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "SANDHOST_CACHE_DIR": str(tmp_path / "cache")},
-        timeout=60,
-        check=False,
-    )
-    assert done.stderr == ""
-    assert done.returncode == 0
-    return done.stdout
+    whole = [example for example in examples_of(page) if example.startswith("import ")]
+    return output_of(whole[number], tmp_path)
 
 
 def test_the_example_on_the_event_loop_prints_the_sum(tmp_path: Path) -> None:
@@ -55,6 +36,10 @@ def test_the_example_in_the_readme_prints_what_a_reader_expects(tmp_path: Path) 
 
 def test_the_example_of_an_interpreter_prints_what_a_reader_expects(tmp_path: Path) -> None:
     assert output_of_example(1, tmp_path) == "hello\n {'sum': 42} None\n"
+
+
+def test_the_example_of_many_tenants_is_calm(tmp_path: Path) -> None:
+    assert output_of_example(4, tmp_path) == f"42\nCALM {2**30}\n"
 
 
 def test_the_example_of_events_prints_a_life(tmp_path: Path) -> None:
