@@ -55,6 +55,7 @@ _LOGGER = "sandhost.serve"
 _COMPILERS = 2
 """Modules that are compiled at once; wasmtime uses several threads for each. Arbitrary."""
 _STOPPED_RETRY_S = 1.0
+_SWEEP_EVERY_S = 3600.0
 
 
 class Invocation(NamedTuple):
@@ -100,8 +101,17 @@ class Service:
     def start(self) -> None:
         """Go on with what a stop has interrupted."""
         self._in_background(self.sessions.run())
+        self._in_background(self._sweep())
         for version in self.registry.unfinished():
             self._in_background(self._compile(version))
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY_S)
+            try:
+                await in_thread(self.registry.sweep)
+            except OSError:  # the disk's fault; the next time is soon enough
+                get_logger(_LOGGER).exception("modules that no version names could not be removed")
 
     def stop(self) -> None:
         """Take nothing new. What runs goes on."""
