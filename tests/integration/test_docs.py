@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
-from helpers.examples import examples_of, output_of
+from helpers.pages import examples_of, output_of
 
 EXAMPLES = [
     pytest.param(example, id=f"{document.stem}-{number}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.examples import examples_of, output_of
+from helpers.pages import examples_of, output_of
 
 
 def output_of_example(number: int, tmp_path: Path, page: str = "README.md") -> str:
