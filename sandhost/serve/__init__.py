@@ -1,7 +1,8 @@
 """A service for plugins of many tenants, over HTTP and gRPC: `sandhost serve`.
 
 app                   what the process is put together of, and its life
-http, rpc, console    how requests come in; admin and observed are routes for the operator
+http, rpc             how requests come in; admin and observed are routes for the operator
+console               a page that shows what goes on, and calls functions; page/ is what it is made of
 requests, frames, wire   how they are read, a command's streams, and what a client may not do
 service               what a request does: upload, invoke, sessions (loaded: by which plugin; values: with what)
 overload, sessions    who may come in, and who stays; concurrency, how many at once

@@ -27,6 +27,7 @@ from ..errors import ConfigError
 from ..host import Host
 from .admin import admin_routes
 from .config import Settings
+from .console import console_routes
 from .http import make_app
 from .observed import observe_routes
 from .registry import Registry
@@ -100,7 +101,8 @@ def serve(settings: Settings, say: Callable[[str], object]) -> int:
 
 
 async def _live(service: Service, listener: socket.socket, say: Callable[[str], object]) -> None:
-    app = make_app(service, [*admin_routes(service), *observe_routes(service)])
+    routes = [*admin_routes(service), *observe_routes(service), *console_routes(service)]
+    app = make_app(service, routes)
     server = _Server(
         uvicorn.Config(
             app,

@@ -16,11 +16,16 @@ from collections.abc import Sequence
 from ..modules.types import FuncType
 from .problems import Invalid
 
-__all__ = ["from_json", "to_json"]
+__all__ = ["from_json", "has_json", "to_json"]
 
 _KINDS = frozenset(("i32", "i64", "f32", "f64", "v128"))
 _V128 = re.compile("[0-9a-fA-F]{32}")
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def has_json(signature: FuncType) -> bool:
+    """Return whether all that a function takes and returns can be written in JSON."""
+    return _KINDS.issuperset((*signature.params, *signature.results))
 
 
 def from_json(name: str, signature: FuncType, arguments: object) -> list[int | float | bytes]:
@@ -30,9 +35,10 @@ def from_json(name: str, signature: FuncType, arguments: object) -> list[int | f
         Invalid: there are too many or too few, or one does not fit its type; or the function takes
             or returns what JSON cannot hold.
     """
-    for kind in (*signature.params, *signature.results):
-        if kind not in _KINDS:
-            raise Invalid(f"{name} is {signature}: there is no {kind} in JSON")
+    if not has_json(signature):
+        kinds = (*signature.params, *signature.results)
+        kind = next(kind for kind in kinds if kind not in _KINDS)
+        raise Invalid(f"{name} is {signature}: there is no {kind} in JSON")
     if not isinstance(arguments, list):
         raise Invalid('"arguments" is a list')
     if len(arguments) != len(signature.params):

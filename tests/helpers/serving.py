@@ -19,6 +19,7 @@ import httpx
 from sandhost.serve.admin import admin_routes
 from sandhost.serve.app import open_service
 from sandhost.serve.config import Settings
+from sandhost.serve.console import console_routes
 from sandhost.serve.http import make_app
 from sandhost.serve.observed import observe_routes
 from sandhost.serve.service import Service
@@ -94,7 +95,8 @@ async def desk(data: Path, **settings: Any) -> AsyncIterator[Desk]:
     with open_service(wanted) as (service, made):
         assert made is None
         service.start()
-        app = make_app(service, [*admin_routes(service), *observe_routes(service)])
+        routes = [*admin_routes(service), *observe_routes(service), *console_routes(service)]
+        app = make_app(service, routes)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
         try:
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
