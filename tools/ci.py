@@ -35,6 +35,8 @@ NOT_SANITIZED = (
     "serve_process",
     "serve_kill",
     "serve_loaded",
+    "serve_console",
+    "serve_console_http",
 )
 """Of these: what measures this process's memory or time, runs other servers, or is Python alone."""
 
