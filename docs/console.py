@@ -1,6 +1,6 @@
 """Make docs/console.png: a service with some tenants at work, and its console in a headless Chromium.
 
-    python docs/console.py [FOLDER]     needs sandhost[serve,client,browser] and Debian's chromium
+    python docs/console.py [FOLDER]     needs sandhost[serve,client,browser], and Debian's chromium
 
 With a folder, all pictures that one may want to look at go there: light and dark, wide and narrow, as an
 operator and as a tenant.
@@ -120,7 +120,10 @@ async def work(tenants: dict[str, Tenant]) -> None:
         often(4.0, lambda: acme.call("price", "split", 90, 0)),
         often(0.09, lambda: birch.call("render", "work", chance.randrange(1, 12_000_000))),
         often(0.05, lambda: corvid.call("sum", "add", 2, 3)),
-        *(often(0.1, lambda: corvid.call("hold", "touch", chance.randrange(1, 200))) for _ in "1234"),
+        *(
+            often(0.1, lambda: corvid.call("hold", "touch", chance.randrange(1, 200)))
+            for _ in "1234"
+        ),
         often(0.05, lambda: dune.call("sum", "add", 2, 3)),
     )
 

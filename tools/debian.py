@@ -60,7 +60,9 @@ def unpacked(package: str, *, needs: bool = False) -> Path:
             (making / "partial").mkdir(parents=True)
             download(package, making, needs=needs)
             script = 'for deb; do dpkg-deb -x "$deb" . && rm "$deb" || exit; done'
-            quietly(f"unpack {package}", ["sh", "-c", script, "sh", *making.glob("*.deb")], cwd=making)
+            quietly(
+                f"unpack {package}", ["sh", "-c", script, "sh", *making.glob("*.deb")], cwd=making
+            )
             making.rename(folder)
     return folder
 

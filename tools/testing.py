@@ -75,7 +75,9 @@ def test_environment(version: str | None = None, sanitize: str = "") -> Path:
     if python is None:
         raise Failed(f"there is no Python {version} here")
     name = f"test-{'.'.join((version_of(python) or '').split('.')[:2])}"
-    extras = "test" if sanitize or version_of(python) != version_of(sys.executable) else WITH_BROWSER
+    extras = (
+        "test" if sanitize or version_of(python) != version_of(sys.executable) else WITH_BROWSER
+    )
     name += "-sanitized" if sanitize else ""
     return environment(name, [], package=wheel(sanitize), extras=extras, python=python)
 

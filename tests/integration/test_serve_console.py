@@ -251,7 +251,10 @@ def test_what_a_tenant_has_named_is_text_and_nothing_else(service, tab):
     page.get_by_role("button", name="broken").click()
     expect(page.locator(".more:visible")).to_contain_text(f"<script>hit()</script>.{HOSTILE}")
     assert page.evaluate("document.images.length") == 1  # the page's own
-    assert page.evaluate("[document.querySelectorAll('script, svg[onload]').length, hits]") == [1, 0]
+    assert page.evaluate("[document.querySelectorAll('script, svg[onload]').length, hits]") == [
+        1,
+        0,
+    ]
 
 
 def test_nothing_runs_that_the_service_did_not_send(service, chromium):

@@ -10,14 +10,15 @@ from sandhost import Host
 from sandhost.observe.picture import View, look
 
 
-
 def test_the_page_and_its_files_come_with_strict_headers(tmp_path):
     async def test(one: Desk) -> None:
         for path in ("/console", "/console/console.js", "/console/console.css"):
             response = await one.http.get(path)
             assert response.status_code == 200
             policy = response.headers["content-security-policy"].split("; ")
-            assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"} <= set(policy)
+            assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"} <= set(
+                policy
+            )
             assert not [part for part in policy if "unsafe" in part]
             assert response.headers["x-frame-options"] == "DENY"
             assert response.headers["x-content-type-options"] == "nosniff"

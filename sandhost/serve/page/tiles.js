@@ -15,7 +15,7 @@ const FOR_ADMINS = [
   ["Requests a second", (_, history) => history.rate((one) => one.requests.admitted), rate,
     ({ requests }) => `${count(requests.in_flight)} in service, ${count(requests.waiting)} waiting`],
   ["Refused a second", (_, history) => history.rate(refusedOf), rate,
-    (answer) => `${count(refusedOf(answer))} so far, by quotas and load`, { isBad: true }],
+    (answer) => `${count(refusedOf(answer))} so far`, { isBad: true }],
   ["Time of a call, p99", (answer, history) => callTime(answer, history, 99), time,
     (answer, history) => `p50 ${time(callTime(answer, history, 50))}`],
   ["Guests", ({ view }) => view.figures.guests_live, count,
