@@ -601,8 +601,8 @@ uint32_t sh_capture_edges(const sh_capture *capture, uint64_t cell, uint32_t *ce
 uint32_t sh_capture_holder(const sh_capture *capture, uint64_t cell, uint32_t *root);
 void sh_capture_free(sh_capture *capture);
 
-/* The wasm stacks of guests that compute: each is asked, and tells at its next look at the clock, within `patience_ns` or
- * not at all. NULL: see sh_take_error. */
+/* The wasm stacks of guests in calls: each is asked, and tells at once if it waits on a fiber, else at its next look at the
+ * clock, within `patience_ns` or not at all. NULL: see sh_take_error. */
 typedef struct sh_stacks sh_stacks;
 sh_stacks *sh_stacks_take(sh_host *host, uint64_t patience_ns);
 /* Of plugin `k`: a profile as Firefox's profiler reads it, JSON of wasmtime's, of which sample `i` is of `guests[i]`.

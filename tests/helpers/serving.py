@@ -143,7 +143,7 @@ class Child:
 
     def http(self) -> httpx.AsyncClient:
         """Return a client of its own connections."""
-        return httpx.AsyncClient(base_url=self.url, timeout=30)
+        return httpx.AsyncClient(base_url=self.url, timeout=100)
 
     def end(self, number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
         """Send it a signal, and return its exit status."""
