@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .places import CACHE
@@ -46,10 +46,11 @@ def had(what: str, get: Callable[[], dict[str, str]]) -> dict[str, str]:
         return {}
 
 
-def unpacked(package: str, *, needs: bool = False) -> Path:
+def unpacked(package: str, *beside: str, needs: bool = False) -> Path:
     """Return the folder in which the files of a Debian package are.
 
     Args:
+        beside: other packages, of which files have to lie beside it.
         needs: with those of the packages that it needs and this machine has not installed.
     """
     folder = CACHE / "debian" / package
@@ -58,7 +59,7 @@ def unpacked(package: str, *, needs: bool = False) -> Path:
             making = folder.with_suffix(".making")
             shutil.rmtree(making, ignore_errors=True)
             (making / "partial").mkdir(parents=True)
-            download(package, making, needs=needs)
+            download([package, *beside], making, needs=needs)
             script = 'for deb; do dpkg-deb -x "$deb" . && rm "$deb" || exit; done'
             quietly(
                 f"unpack {package}", ["sh", "-c", script, "sh", *making.glob("*.deb")], cwd=making
@@ -67,13 +68,13 @@ def unpacked(package: str, *, needs: bool = False) -> Path:
     return folder
 
 
-def download(package: str, folder: Path, *, needs: bool) -> None:
-    """Download a Debian package, by lists of our own where the machine has none or old ones."""
-    command = ["apt-get", "--quiet", "download", package]
+def download(packages: Sequence[str], folder: Path, *, needs: bool) -> None:
+    """Download Debian packages, by lists of our own where the machine has none or old ones."""
+    command = ["apt-get", "--quiet", "download", *packages]
     if needs:
         here = ["-o", f"Dir::Cache::Archives={folder}", "-o", "Debug::NoLocking=true"]
         command = ["apt-get", "--quiet", *here, "--yes", "--no-install-recommends"]
-        command += ["--download-only", "install", package]
+        command += ["--download-only", "--reinstall", "install", *packages]
     if output_of(command, cwd=folder).returncode == 0:
         return
     lists, archives = CACHE / "debian/lists", CACHE / "debian/archives"
@@ -81,12 +82,12 @@ def download(package: str, folder: Path, *, needs: bool) -> None:
         (place / "partial").mkdir(parents=True, exist_ok=True)
     ours = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={archives}"]
     quietly("ask which Debian packages there are", ["apt-get", "--quiet", *ours, "update"])
-    quietly(f"download {package}", [command[0], *ours, *command[1:]], cwd=folder)
+    quietly(f"download {packages[0]}", [command[0], *ours, *command[1:]], cwd=folder)
 
 
 def unpacked_chromium() -> Path:
     """Return a program that starts Debian's Chromium with the libraries and fonts beside it."""
-    folder = unpacked("chromium-headless-shell", needs=True)
+    folder = unpacked("chromium-headless-shell", "chromium-common", needs=True)
     program, fonts = folder / "headless", folder / "fonts.conf"
     fonts.write_text(
         f"<fontconfig><dir>/usr/share/fonts</dir><dir>{folder}/usr/share/fonts</dir>"
