@@ -8,10 +8,10 @@ time for each cycle of the block, in which is all that watching takes, also in o
 of nothing beside it; the median of the ratios counts. "nothing, again" is how far two equal blocks are
 apart. Metrics are scraped and exported twenty times a second, and a twentieth of what that costs is what
 once a second costs. The same by the clock stands beside it; on a busy machine it says more about the
-machine. "Everything" compares processes: the installed module, with metrics scraped every second and what goes wrong logged,
-or all events read, with one that is built here without probes, histograms and their looks at the clock (it needs
-cmake). Of who reads all events the thread with the guests counts: making an object of each of some 370,000 events a
-second is the reader's wish. Exits with 1 while a figure is missed.
+machine. "Everything" compares processes: the installed module, with metrics scraped every second and what goes
+wrong logged, or all events read, with one that is built here without probes, histograms and their looks at the clock
+(it needs cmake). Of who reads all events the thread with the guests counts: making an object of each of some 370,000
+events a second is the reader's wish. Exits with 1 while a figure is missed.
 """
 
 from __future__ import annotations
