@@ -142,6 +142,27 @@ class Snapshot(Closing):
         with self.spawn(limits=limits, tenant=tenant) as guest:
             return guest.call(name, *arguments)
 
+    async def call_async(
+        self,
+        name: str,
+        *arguments: Any,
+        limits: Limits | None = None,
+        tenant: str | Tenant | None = None,
+    ) -> Any:
+        """Spawn a fork, call one of its functions, and close it, from a task; see `Plugin.call_async`.
+
+        Raises:
+            Exception: as `spawn` and `Guest.call_async`.
+        """
+        from .aio.life import live
+
+        spawn = self.spawn_async(limits=limits, tenant=tenant)
+        if self.reseed is None:
+            origin = self._checked()
+            return await live(self.plugin, origin, name, arguments, limits, tenant, spawn)
+        async with spawn as guest:
+            return await guest.call_async(name, *arguments)
+
     def _checked(self) -> Any:
         native = self.native
         check = self._check  # another thread may be here too

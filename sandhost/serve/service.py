@@ -271,13 +271,16 @@ class Service:
 
     async def call(self, what: Invocation, arguments: object) -> list[object]:
         """Call a function with numbers, in JSON."""
-
-        async def work(guest: Guest) -> list[object]:
-            type_ = signature(guest.plugin, what.function)
-            values = from_json(what.function, type_, arguments)
-            return to_json(type_, await guest.call_async(what.function, *values))
-
-        return await self._with_guest(what, work)
+        if what.session is not None:
+            return await self._in_session(
+                what, lambda guest: _with_numbers(guest.plugin, what, arguments, guest.call_async)
+            )
+        return await self._admitted(
+            what,
+            lambda loaded: _with_numbers(
+                loaded.plugin, what, arguments, partial(loaded.call, self.tenant(what.who.tenant))
+            ),
+        )
 
     async def call_bytes(self, what: Invocation, body: bytes) -> bytes:
         """Call a function that takes and returns bytes.
@@ -296,7 +299,14 @@ class Service:
                 raise GuestFailed(f"the plugin returned {length:,} bytes, more than are taken")
             return guest.memory.read(packed >> 32 & 0xFFFFFFFF, length)
 
-        return await self._with_guest(what, work)
+        if what.session is not None:
+            return await self._in_session(what, work)
+
+        async def fresh(loaded: Loaded) -> bytes:
+            async with loaded.spawn(self.tenant(what.who.tenant)) as guest:
+                return await work(guest)
+
+        return await self._admitted(what, fresh)
 
     async def run(
         self,
@@ -337,32 +347,23 @@ class Service:
             await stdout.aclose()
             await stderr.aclose()
 
-    async def _with_guest(self, what: Invocation, work: Callable[[Guest], Awaitable[_T]]) -> _T:
-        name = what.session
-        if name is not None:
-            return await self._within(what, lambda: self._in_session(what, name, work))
+    async def _in_session(self, what: Invocation, work: Callable[[Guest], Awaitable[_T]]) -> _T:
+        tenant, name = what.who.tenant, what.session
+        assert name is not None
 
-        async def fresh(loaded: Loaded) -> _T:
-            async with loaded.spawn(self.tenant(what.who.tenant)) as guest:
-                return await work(guest)
+        async def inner() -> _T:
+            async with self.sessions.use(name, tenant) as guest:
+                if not guest.plugin.name.startswith(origin_of(tenant, what.plugin)):
+                    raise Missing("there is no such session")
+                async with self.admission.enter(tenant, what.left_s()):
+                    return await work(guest)
 
-        return await self._admitted(what, fresh)
-
-    async def _in_session(
-        self, what: Invocation, name: str, work: Callable[[Guest], Awaitable[_T]]
-    ) -> _T:
-        tenant = what.who.tenant
-        async with self.sessions.use(name, tenant) as guest:
-            if not guest.plugin.name.startswith(origin_of(tenant, what.plugin)):
-                raise Missing("there is no such session")
-            async with self.admission.enter(tenant, what.left_s()):
-                return await work(guest)
+        return await self._within(what, inner)
 
     async def _admitted(self, what: Invocation, work: Callable[[Loaded], Awaitable[_T]]) -> _T:
         async def inner() -> _T:
-            loaded = await self.loaded(
-                self.registry.resolve(what.who.tenant, what.plugin, what.ref)
-            )
+            version = self.registry.resolve(what.who.tenant, what.plugin, what.ref)
+            loaded = await self.loaded(version)
             async with self.admission.enter(what.who.tenant, what.left_s()):
                 return await work(loaded)
 
@@ -372,6 +373,8 @@ class Service:
         """Do the work in the request's time; what goes wrong in it is the requester's problem."""
         self._check_running()
         try:
+            if what.until_s is None:
+                return await work()
             with anyio.move_on_after(what.left_s()):
                 return await work()
         except OutOfBounds as error:
@@ -424,6 +427,14 @@ class Service:
         finally:
             del self._working[at]
             mine.set_result(None)
+
+
+async def _with_numbers(
+    plugin: Plugin, what: Invocation, arguments: object, call: Callable[..., Awaitable[object]]
+) -> list[object]:
+    type_ = signature(plugin, what.function)
+    values = from_json(what.function, type_, arguments)
+    return to_json(type_, await call(what.function, *values))
 
 
 def _check_bytes_call(plugin: Plugin, function: str) -> None:
