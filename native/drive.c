@@ -9,7 +9,9 @@
 #include "turnstile.h"
 
 /* An export whose calls took SHI_LONG_NS on the event loop, or a whole slice, is not tried there again until so many of
- * its calls have been short on a worker. Chosen, not measured: a loop that is late by this is late by nothing else. */
+ * its calls have been short on a worker. Chosen, not measured: a loop that is late by this is late by nothing else.
+ * In CPU time of the thread, since a machine that is busy interrupts any call: the time of day would then send all of
+ * them to the workers, just when that costs most. */
 enum { SHORT_NS = 50000, TRUSTED_AFTER = 16 };
 
 /* ---- where a call runs --------------------------------------------------------------------------------------------- */
@@ -30,6 +32,8 @@ bool shi_export_is_short(const shi_export *export) {
 void shi_export_was_long(const shi_export *export) {
   atomic_store_explicit(distrust(export), TRUSTED_AFTER, memory_order_relaxed);
 }
+
+bool shi_is_long_since(uint64_t cpu_ns) { return shi_thread_cpu_ns() - cpu_ns > SHI_LONG_NS; }
 
 static bool is_short(const shi_guest *guest) {
   return guest->plugin->host->workers.most == 0 || shi_export_is_short(outermost(guest->fiber));
@@ -167,12 +171,12 @@ static int serve(shi_guest *guest, shi_wait *wait, bool may_wait) {
 
 static int advance(shi_guest *guest, wasmtime_val_raw_t *cells, enum shi_outcome outcome, bool here) {
   shi_fiber *fiber = guest->fiber;
-  uint64_t begun = shi_now_ns();
+  uint64_t begun = shi_now_ns(), begun_cpu = shi_thread_cpu_ns();
   for (;; outcome = SHI_NOT_POLLED) {
     if (outcome == SHI_NOT_POLLED) {
       if (!here && !is_short(guest) && send_away(guest)) return SH_STEP_AWAY;
       outcome = shi_fiber_poll(guest);
-      bool is_long = shi_now_ns() - begun > SHI_LONG_NS;
+      bool is_long = shi_now_ns() - begun > SHI_LONG_NS && shi_is_long_since(begun_cpu);
       if (is_long) shi_export_was_long(outermost(fiber));
       if (outcome == SHI_YIELDED && !is_long) continue; /* the tick came just now */
     }
@@ -195,7 +199,7 @@ static int advance(shi_guest *guest, wasmtime_val_raw_t *cells, enum shi_outcome
 bool shi_fiber_slice(shi_guest *guest) {
   shi_fiber *fiber = guest->fiber;
   atomic_store(&guest->owner, (uintptr_t)&shi_thread_in_guest);
-  uint64_t begun = shi_now_ns();
+  uint64_t begun_cpu = shi_thread_cpu_ns();
   enum shi_outcome outcome = shi_fiber_poll(guest);
   fiber->slices++;
   atomic_store(&guest->owner, 0);
@@ -204,7 +208,7 @@ bool shi_fiber_slice(shi_guest *guest) {
     leave_orphan(guest);
     return false;
   }
-  if (fiber->slices == 1 && shi_now_ns() - begun < SHORT_NS) note_short(fiber);
+  if (fiber->slices == 1 && shi_thread_cpu_ns() - begun_cpu < SHORT_NS) note_short(fiber);
   fiber->outcome = outcome;
   sh_port *port = fiber->port;
   uint64_t id = shi_guest_id(guest);

@@ -55,7 +55,7 @@ typedef struct shi_guest {
 
   sh_limits limits;
   uint64_t deadline_ns; /* absolute, of the outermost call; 0: none */
-  uint64_t brief_until_ns; /* absolute: a call that keeps an event loop ends at the next tick; 0: it keeps none */
+  uint64_t brief_from_ns; /* when a call that keeps an event loop began, in the thread's CPU time; 0: it keeps none */
   uint64_t signals_due_ns;
   int stop; /* enum sh_status: why we ended the call ourselves; 0: we did not */
   uint64_t refused_wanted, refused_limit; /* the last growth refused in this call */
