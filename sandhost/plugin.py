@@ -21,6 +21,7 @@ from .hostcalls import (
     unbind,
 )
 from .limits import UNLIMITED, Limits
+from .lives import live
 from .modules.compiled import Compiled
 from .modules.describe import WASI_MODULE, ModuleInfo
 from .modules.rewrite import Rewritten
@@ -32,7 +33,7 @@ from .wasi import Wasi, WasiGrant
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from .aio.session import Session
     from .aio.spawn import SpawnAsync
@@ -332,13 +333,13 @@ class Plugin:
         life = (self._native, origin, self._owner(tenant), self._limits(limits))
         return invoker(life, *arguments)
 
-    async def call_async(
+    def call_async(
         self,
         name: str,
         *arguments: Any,
         limits: Limits | None = None,
         tenant: str | Tenant | None = None,
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Spawn a guest, call one of its functions, and close it, from a task: one guest a request.
 
         The same as `async with plugin.spawn_async(...) as guest: await guest.call_async(...)`, in a
@@ -348,10 +349,7 @@ class Plugin:
         Raises:
             Exception: as `spawn` and `Guest.call_async`.
         """
-        from .aio.life import live
-
-        spawn = self.spawn_async(limits=limits, tenant=tenant)
-        return await live(self, _FRESH, name, arguments, limits, tenant, spawn)
+        return live(self, _FRESH, name, arguments, limits, tenant, self.spawn_async)
 
     def call_here(
         self,

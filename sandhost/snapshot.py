@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ._closing import Closing
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestClosed
+from .lives import live
 
 if TYPE_CHECKING:
     from .aio.spawn import SpawnAsync
@@ -154,13 +155,12 @@ class Snapshot(Closing):
         Raises:
             Exception: as `spawn` and `Guest.call_async`.
         """
-        from .aio.life import live
-
-        spawn = self.spawn_async(limits=limits, tenant=tenant)
         if self.reseed is None:
             origin = self._checked()
-            return await live(self.plugin, origin, name, arguments, limits, tenant, spawn)
-        async with spawn as guest:
+            return await live(
+                self.plugin, origin, name, arguments, limits, tenant, self.spawn_async
+            )
+        async with self.spawn_async(limits=limits, tenant=tenant) as guest:
             return await guest.call_async(name, *arguments)
 
     def _checked(self) -> Any:

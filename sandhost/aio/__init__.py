@@ -2,7 +2,6 @@
 
     session     a command that runs beside the task that talks to it
     spawn       `async with plugin.spawn_async(...)`
-    life        a guest for one call
     call        one call that can wait, driven by the task that made it
     pipe, port  bytes between guest and host; how guests come back from the workers
 

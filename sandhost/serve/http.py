@@ -34,6 +34,7 @@ from .frames import CommandResponse
 from .loaded import functions
 from .problems import Internal, Invalid, Missing, Problem
 from .records import Alias, Answer, Plugin, Principal, Version
+from .registry import LATEST
 from .requests import (
     body,
     chunks,
@@ -48,7 +49,6 @@ from .requests import (
     token_of,
     version_settings,
 )
-from .registry import LATEST
 from .service import Invocation, Service
 from .tokens import Scope
 

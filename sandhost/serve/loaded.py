@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NamedTuple
 
 from ..aio.spawn import SpawnAsync
@@ -41,13 +41,16 @@ class Loaded(NamedTuple):
         origin = self.plugin if self.snapshot is None else self.snapshot
         return origin.spawn_async(limits=self.limits, tenant=tenant, wasi=wasi or self.wasi)
 
-    async def call(self, tenant: Tenant, function: str, *arguments: Any) -> Any:
+    def call(
+        self, tenant: Tenant, function: str, arguments: Iterable[Any]
+    ) -> Coroutine[Any, Any, Any]:
         """Call a function of a guest that is there for this call; see `Plugin.call_async`."""
-        if self.wasi is None:
-            origin = self.plugin if self.snapshot is None else self.snapshot
-            return await origin.call_async(
-                function, *arguments, limits=self.limits, tenant=tenant
-            )
+        if self.wasi is not None:
+            return self._call_with_wasi(tenant, function, arguments)
+        origin = self.plugin if self.snapshot is None else self.snapshot
+        return origin.call_async(function, *arguments, limits=self.limits, tenant=tenant)
+
+    async def _call_with_wasi(self, tenant: Tenant, function: str, arguments: Iterable[Any]) -> Any:
         async with self.spawn(tenant) as guest:
             return await guest.call_async(function, *arguments)
 

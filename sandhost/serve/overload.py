@@ -222,6 +222,10 @@ class Admission:
             self._lines[tenant] = line
         deadline_at_s = math.inf if deadline_s is None else now_s + deadline_s
         request = Request(line, now_s, deadline_at_s, settle)
+        if not self._waiting and now_s < deadline_at_s and self._in_flight < self._places():
+            self._let_in(request, now_s)  # as `turn` would
+            line.came(now_s, self._wait_s / 2, at_once=True)
+            return request
         line.waiting.append(request)
         self._waiting += 1
         if now_s >= deadline_at_s:
@@ -325,6 +329,10 @@ class Admission:
             return
         line.waiting.remove(request)
         self._waiting -= 1
+        self._let_in(request, now_s)
+
+    def _let_in(self, request: Request, now_s: float) -> None:
+        line = request.line
         line.in_flight += 1
         line.served += 1 / line.weight
         self._served = line.served

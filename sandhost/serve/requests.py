@@ -36,6 +36,9 @@ __all__ = [
     "version_settings",
 ]
 
+_HEADERS = "sandhost.headers"
+"""In a request's scope: its headers by their names."""
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 _REST_S = 30.0
@@ -71,11 +74,12 @@ def problem_response(problem: Problem) -> Response:
 
 
 def header(request: Request, name: bytes) -> str | None:
-    """Return a header by its name in small letters; None when there is none."""
-    for key, value in request.scope["headers"]:
-        if key == name:
-            return bytes(value).decode("latin-1")
-    return None
+    """Return a header by its name in small letters, the first of several; None when there is none."""
+    found: dict[bytes, bytes] | None = request.scope.get(_HEADERS)
+    if found is None:
+        found = request.scope[_HEADERS] = dict(reversed(request.scope["headers"]))
+    value = found.get(name)
+    return None if value is None else value.decode("latin-1")
 
 
 def token_of(request: Request) -> str | None:

@@ -36,6 +36,7 @@ class TimeLimit:
     def __enter__(self) -> None:
         if self._seconds is not None:
             task = self._task = asyncio.current_task()
+            assert task is not None
             self._before = task.cancelling() if hasattr(task, "cancelling") else 0
             self._timer = asyncio.get_running_loop().call_later(self._seconds, self._end)
 
@@ -49,6 +50,7 @@ class TimeLimit:
             self._timer.cancel()
         if not self._over:
             return
+        assert self._task is not None
         # Python 3.11 counts: who was cancelled by somebody else too stays cancelled.
         left = self._task.uncancel() if hasattr(self._task, "uncancel") else 0
         if isinstance(error, asyncio.CancelledError) and left <= self._before:

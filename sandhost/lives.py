@@ -11,15 +11,16 @@ than all else of their guests.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .._ffi import lib
+from ._ffi import lib
 
 if TYPE_CHECKING:
-    from ..limits import Limits
-    from ..plugin import Plugin
-    from ..tenants import Tenant
-    from .spawn import SpawnAsync
+    from .aio.spawn import SpawnAsync
+    from .limits import Limits
+    from .plugin import Plugin
+    from .tenants import Tenant
 
 __all__ = ["live"]
 
@@ -31,7 +32,7 @@ async def live(
     arguments: tuple[Any, ...],
     limits: Limits | None,
     tenant: str | Tenant | None,
-    spawn: SpawnAsync,
+    spawn: Callable[..., SpawnAsync],
 ) -> Any:
     """Call a function of a new guest; see `Plugin.call_async`.
 
@@ -44,7 +45,7 @@ async def live(
     if status == lib.SH_OK:
         return cells.unpack(packed)
     if status == lib.SH_LONG:
-        async with spawn as guest:
+        async with spawn(limits=limits, tenant=tenant) as guest:
             return await guest.call_async(name, *arguments)
     error = cells.failure()
     if error is not None:
