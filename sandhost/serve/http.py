@@ -34,10 +34,12 @@ from .frames import CommandResponse
 from .loaded import functions
 from .problems import Internal, Invalid, Missing, Problem
 from .records import Alias, Answer, Plugin, Principal, Version
+from .registry import LATEST
 from .requests import (
     body,
     chunks,
     field,
+    header,
     json_object,
     nothing_else,
     number,
@@ -126,26 +128,26 @@ class _Doors:
 
     def _what(self, request: Request) -> Invocation:
         who = self._who(request, Scope.INVOKE)
-        headers = request.headers
-        left_s = seconds(headers.get("sandhost-deadline"), "Sandhost-Deadline")
+        left_s = seconds(header(request, b"sandhost-deadline"), "Sandhost-Deadline")
+        names = request.path_params
         return Invocation(
             who,
-            request.path_params["plugin"],
-            request.query_params.get("ref", "latest"),
-            request.path_params.get("function", ""),
+            names["plugin"],
+            request.query_params.get("ref", LATEST) if request.scope["query_string"] else LATEST,
+            names.get("function", ""),
             None if left_s is None else time.monotonic() + left_s,
-            headers.get("sandhost-session"),
+            header(request, b"sandhost-session"),
         )
 
     async def _once(
         self, request: Request, who: Principal, meant: bytes, work: Callable[[], Awaitable[Answer]]
     ) -> Response:
         """Answer, with what was answered before if the request's key says that it comes again."""
-        key = request.headers.get("idempotency-key")
+        key = header(request, b"idempotency-key")
         if key is None:
             answer = await work()
         else:
-            session = request.headers.get("sandhost-session", "")
+            session = header(request, b"sandhost-session") or ""
             place = f"{request.method} {request.url.path}?{request.url.query} {session}\n"
             answer = await self.service.once(who, key, place.encode() + meant, work)
         return Response(answer.body, answer.status, media_type=answer.media_type)
