@@ -12,10 +12,10 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 
@@ -56,6 +56,7 @@ _COMPILERS = 2
 """Modules that are compiled at once; wasmtime uses several threads for each. Arbitrary."""
 _STOPPED_RETRY_S = 1.0
 _SWEEP_EVERY_S = 3600.0
+_NO_MORE_READY = 3  # the level of pressure from which on nobody starts guests
 
 
 class Invocation(NamedTuple):
@@ -112,6 +113,11 @@ class Service:
                 await in_thread(self.registry.sweep)
             except OSError:  # the disk's fault; the next time is soon enough
                 get_logger(_LOGGER).exception("modules that no version names could not be removed")
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests: it is not stopping, and has memory for them."""
+        return not self.stopping and self.host.pressure.level < _NO_MORE_READY
 
     def stop(self) -> None:
         """Take nothing new. What runs goes on."""
@@ -271,11 +277,27 @@ class Service:
 
     async def call(self, what: Invocation, arguments: object) -> list[object]:
         """Call a function with numbers, in JSON."""
+        return await self.call_with(
+            what, lambda type_: from_json(what.function, type_, arguments), to_json
+        )
 
-        async def work(guest: Guest) -> list[object]:
+    async def call_with(
+        self,
+        what: Invocation,
+        arguments: Callable[[FuncType], Sequence[Any]],
+        results: Callable[[FuncType, object], _T],
+    ) -> _T:
+        """Call a function with numbers.
+
+        Args:
+            arguments: returns what `Guest.call` takes, or raises Invalid.
+            results: makes the answer of what it returns.
+        """
+
+        async def work(guest: Guest) -> _T:
             type_ = signature(guest.plugin, what.function)
-            values = from_json(what.function, type_, arguments)
-            return to_json(type_, await guest.call_async(what.function, *values))
+            returned = await guest.call_async(what.function, *arguments(type_))
+            return results(type_, returned)
 
         return await self._with_guest(what, work)
 
