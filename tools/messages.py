@@ -1,7 +1,7 @@
 """`python -m tools.messages`: what sandhost.proto says, as Python reads it. Needs grpcio-tools.
 
-    sandhost.proto ─► messages.binpb   a FileDescriptorProto: messages.py makes its classes of it
-                   └► messages.pyi     the types of these classes
+sandhost.proto ─► messages.binpb   a FileDescriptorProto: messages.py makes its classes of it
+               └► messages.pyi     the types of these classes
 """
 
 import tempfile

@@ -1,6 +1,6 @@
 """A command between its requester's streams: what comes is its input, what it writes goes out, both at once.
 
-    body ──► stdin ──► command ──► stdout, stderr ──► write
+body ──► stdin ──► command ──► stdout, stderr ──► write
 """
 
 from __future__ import annotations

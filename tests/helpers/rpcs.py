@@ -51,7 +51,6 @@ class Stub:
 
         return rpc
 
-
     async def deploy(self, plugin: str, module: bytes | Path, **settings: Any) -> int:
         """Upload a version and wait until it is ready; return its number."""
         content = module if isinstance(module, bytes) else module.read_bytes()
@@ -117,7 +116,11 @@ async def refused(rpc: Any, code: str, reason: str) -> Refused:
             found = await rpc
     except grpc.aio.AioRpcError as error:
         told = Refused(error)
-        assert (told.code.name, told.reason) == (code, reason), (told.code, told.words, told.trailers)
+        assert (told.code.name, told.reason) == (code, reason), (
+            told.code,
+            told.words,
+            told.trailers,
+        )
         return told
     raise AssertionError(f"it was not refused: {found}")
 

@@ -5,6 +5,7 @@ end) is in test_serve_rpc_process.py.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import AsyncIterator
@@ -61,15 +62,6 @@ def versioned(number: int) -> bytes:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
-
-
-async def until(condition: Any) -> None:
-    """Wait for what will be soon."""
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come to be")
 
 
 def live(one: RpcDesk) -> int:
@@ -208,8 +200,8 @@ def test_values_at_the_edge_come_back_as_they_went(data):
             ("v128", bytes(range(16))),
         ):
             assert await acme.call("types", kind, Value(**{kind: given})) == [given]
-        (nan,) = await acme.call("types", "f32", Value(f32=float("nan")))
-        assert nan != nan
+        (returned,) = await acme.call("types", "f32", Value(f32=float("nan")))
+        assert math.isnan(returned)
         assert await acme.call("types", "swap", 1, Value(i64=2**40)) == [2**40, 1]
         assert await acme.call("types", "nothing") == []
         for function, values in (
@@ -274,7 +266,7 @@ def test_many_calls_go_over_one_stream(data):
             "INVALID",
         ]
         assert problems[1001].status == grpc.StatusCode.NOT_FOUND.value[0]
-        assert list(replies)[0] != 999  # what is slow keeps nobody waiting
+        assert next(iter(replies)) != 999  # what is slow keeps nobody waiting
 
         async def broken() -> AsyncIterator[Any]:
             call = CallRequest(plugin="sum", function="add", arguments=[value(1), value(1)])
@@ -459,13 +451,23 @@ def test_what_is_no_message_is_refused_by_every_rpc(data):
     async def test(one: RpcDesk) -> None:
         acme = await one.stub("acme")
         for rubbish in (b"\xff" * 50, b"\x0a\xff\xff\xff\xff\x0f", b"\x0b" * 10_000):
-            for name in ("Call", "CallBytes", "OpenSession", "GetVersion", "SetAlias", "WatchVersion"):
+            for name in (
+                "Call",
+                "CallBytes",
+                "OpenSession",
+                "GetVersion",
+                "SetAlias",
+                "WatchVersion",
+            ):
                 await refused(getattr(acme, name)(rubbish), "INVALID_ARGUMENT", "INVALID")
             for name in ("Upload", "Run", "CallMany"):
                 await refused(getattr(acme, name)(iter([rubbish])), "INVALID_ARGUMENT", "INVALID")
         for path in ("/sandhost.v1.Invoker/Absent", "/absent", "//", "/sandhost.v1.Plugins/Call"):
             await refused(acme.channel.unary_unary(path)(b""), "UNIMPLEMENTED", "")
-        for path in ("health.v1.Health/Check", "reflection.v1.ServerReflection/ServerReflectionInfo"):
+        for path in (
+            "health.v1.Health/Check",
+            "reflection.v1.ServerReflection/ServerReflectionInfo",
+        ):
             rpc = acme.channel.unary_unary(f"/grpc.{path}")(b"\xff")
             await refused(rpc, "INVALID_ARGUMENT", "INVALID")
         await one.gone()
@@ -527,6 +529,14 @@ def test_guests_end_with_their_rpc(data, way):
         session = await acme.OpenSession(OpenSessionRequest(plugin="spin"))
         in_session = CallRequest(plugin="spin", function="spin", session=session.session)
         start = RunRequest(start=RunStart(plugin="echo"))
+
+        async def until_live(guests: int) -> None:
+            for _ in range(2000):
+                if live(one) == guests:
+                    return
+                await asyncio.sleep(0.01)
+            raise AssertionError(live(one))
+
         for name, request, guests in (
             ("Call", spin, 2),
             ("Run", start, 2),
@@ -542,7 +552,7 @@ def test_guests_end_with_their_rpc(data, way):
                 rpc = getattr(stub, name)(**more)
                 await rpc.write(request)
             if way != "deadline":
-                await until(lambda: live(one) == guests)
+                await until_live(guests)
                 await asyncio.sleep(0.05)
             if way == "cancel":
                 rpc.cancel()
@@ -550,7 +560,7 @@ def test_guests_end_with_their_rpc(data, way):
                 await stub.channel.close()
             await rpc.code()
             await asyncio.wait_for(one.service.bags.idle(), 20)
-            await until(lambda: live(one) == guests - 1)
+            await until_live(guests - 1)
         stats = one.service.bags.stats()
         assert (stats.added, stats.failed) == (stats.released, 0)
 

@@ -1,8 +1,8 @@
 """How an RPC comes in: whose it is, its messages, the time it has, and what it gets if it fails.
 
-    token ──► messages ──► work ──► messages, status
-      │          │ not one, too late, too many
-      └──────────┴──────────────────► status (status.py)
+token ──► messages ──► work ──► messages, status
+  │          │ not one, too late, too many
+  └──────────┴──────────────────► status (status.py)
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Doors:
             except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
                 await refuse(context, method, error)
 
-        return grpc.stream_unary_rpc_method_handler(behavior)  # type: ignore[arg-type]
+        return grpc.stream_unary_rpc_method_handler(behavior)
 
     def gathered(
         self, method: str, scope: Scope, work: Callable[[Rpc], Awaitable[Message]]
@@ -162,7 +162,7 @@ class Doors:
             except Exception as error:  # noqa: BLE001 - see above
                 await refuse(context, method, error)
 
-        return grpc.stream_unary_rpc_method_handler(behavior)  # type: ignore[arg-type]
+        return grpc.stream_unary_rpc_method_handler(behavior)
 
     def many(
         self, method: str, scope: Scope | None, work: Callable[[Rpc], Awaitable[None]]
@@ -175,7 +175,7 @@ class Doors:
             except Exception as error:  # noqa: BLE001 - see above
                 await refuse(context, method, error)
 
-        return grpc.stream_stream_rpc_method_handler(behavior)  # type: ignore[arg-type]
+        return grpc.stream_stream_rpc_method_handler(behavior)
 
     def _enter(self, scope: Scope | None, context: grpc.aio.ServicerContext[Any, Any]) -> Rpc:
         who = None if scope is None else self.service.who(_token_of(context), scope)

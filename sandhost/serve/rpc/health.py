@@ -77,7 +77,9 @@ class Reflection:
         """Answer questions of what there is."""
 
         async def questions() -> AsyncIterator[ServerReflectionRequest]:
-            while (question := await rpc.read(ServerReflectionRequest, _LONGEST_S, resting=True)) is not None:
+            while (
+                question := await rpc.read(ServerReflectionRequest, _LONGEST_S, resting=True)
+            ) is not None:
                 yield question
 
         async for response in self._servicer.ServerReflectionInfo(questions(), None):

@@ -131,7 +131,9 @@ class Invoker:
         fault: Problem | None = None  # carried out by hand: the group would make a group of it
         async with anyio.create_task_group() as calls:
             try:
-                while (request := await rpc.read(CallManyRequest, _QUIET_S, resting=True)) is not None:
+                while (
+                    request := await rpc.read(CallManyRequest, _QUIET_S, resting=True)
+                ) is not None:
                     await free.acquire()
                     calls.start_soon(answer, request)
             except Problem as problem:

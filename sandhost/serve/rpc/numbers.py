@@ -26,7 +26,9 @@ def from_values(name: str, signature: FuncType, values: Sequence[Value]) -> list
             raise Invalid(f"{name} is {signature}: there is no {kind} in messages")
     if len(values) != len(signature.params):
         raise Invalid(f"{name} takes {len(signature.params)} arguments, not {len(values)}")
-    return [_argument(at, kind, value) for at, (kind, value) in enumerate(zip(signature.params, values))]
+    return [
+        _argument(at, kind, value) for at, (kind, value) in enumerate(zip(signature.params, values))
+    ]
 
 
 def _argument(at: int, kind: str, value: Value) -> Any:

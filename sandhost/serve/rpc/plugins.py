@@ -196,7 +196,7 @@ def _version(version: records.Version) -> Version:
     return Version(
         plugin=version.plugin,
         version=version.number,
-        state=Version.State.Value(version.state.upper()),
+        state=version.state.upper(),
         error=version.error or "",
         digest=version.digest,
         bytes=version.size,

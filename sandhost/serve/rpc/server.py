@@ -1,8 +1,8 @@
 """A gRPC server on one port: what it takes of clients, and its end.
 
-    start ──► serving ──► stop(grace_s): nobody comes any more, what only waits is ended,
-                │                        the others end, or are cancelled when the time is over
-                └───────► stop(None): at once
+start ──► serving ──► stop(grace_s): nobody comes any more, what only waits is ended,
+            │                        the others end, or are cancelled when the time is over
+            └───────► stop(None): at once
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class RpcServer:
         names = ["sandhost.v1.Invoker", "sandhost.v1.Plugins"]
         health = Health(doors, names)
         reflection = Reflection(doors, [*names, "grpc.health.v1.Health"])
-        services = {
+        services: dict[str, Invoker | Plugins | Health | Reflection] = {
             names[0]: invoker,
             names[1]: plugins,
             "grpc.health.v1.Health": health,
@@ -72,7 +72,10 @@ class RpcServer:
             "grpc.reflection.v1alpha.ServerReflection": reflection,
         }
         self._server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler(name, one.handlers) for name, one in services.items()]
+            [
+                grpc.method_handlers_generic_handler(name, one.handlers)
+                for name, one in services.items()
+            ]
         )
 
     async def start(self, host: str, port: int) -> int:

@@ -32,7 +32,9 @@ _DETAIL_BYTES = 1000
 _FACTS_BYTES = 1000
 
 
-async def refuse(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> NoReturn:
+async def refuse(
+    context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception
+) -> NoReturn:
     """End an RPC with what is wrong."""
     if isinstance(error, grpc.aio.BaseError):  # of reading or writing: nobody is there any more
         raise asyncio.CancelledError from error
@@ -65,7 +67,9 @@ def _problem(method: str, error: Exception) -> Wrong:
     return problem
 
 
-def _trailers(code: grpc.StatusCode, detail: str, problem: Wrong) -> tuple[tuple[str, str | bytes], ...]:
+def _trailers(
+    code: grpc.StatusCode, detail: str, problem: Wrong
+) -> tuple[tuple[str, str | bytes], ...]:
     status = Status(code=code.value[0], message=detail)
     details = [ErrorInfo(reason=_reason(problem), domain="sandhost", metadata=_facts(problem))]
     trailers: list[tuple[str, str | bytes]] = []
