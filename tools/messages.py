@@ -1,18 +1,19 @@
-"""`python -m tools.messages`: what sandhost.proto says, as Python reads it. Needs grpcio-tools.
+"""`python -m tools.messages [FOLDER]`: what sandhost.proto says, as Python reads it. Needs grpcio-tools.
 
 sandhost.proto ─► messages.binpb   a FileDescriptorProto: messages.py makes its classes of it
                └► messages.pyi     the types of these classes
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
 from .places import ROOT
 
-__all__ = ["FOLDER", "NAME", "generate"]
+__all__ = ["generate"]
 
-FOLDER = ROOT / "sandhost/serve/rpc"
-NAME = "sandhost/v1/sandhost.proto"
+_FOLDER = ROOT / "sandhost/serve/rpc"
+_NAME = "sandhost/v1/sandhost.proto"
 """How the file is called among all that a process may load: its package, not where it lies here."""
 
 
@@ -24,10 +25,10 @@ def generate() -> tuple[bytes, str]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         arguments = [
-            f"-I{Path(NAME).parent}={FOLDER}",
+            f"-I{Path(_NAME).parent}={_FOLDER}",
             f"--descriptor_set_out={out / 'set'}",
             f"--pyi_out={out}",
-            NAME,
+            _NAME,
         ]
         if protoc.main(["protoc", *arguments]) != 0:
             raise SystemExit("protoc has refused it")
@@ -36,12 +37,12 @@ def generate() -> tuple[bytes, str]:
         return file.SerializeToString(deterministic=True), types.read_text()
 
 
-def main() -> None:
+def main(folder: Path = _FOLDER) -> None:
     """Write both."""
     descriptor, types = generate()
-    (FOLDER / "messages.binpb").write_bytes(descriptor)
-    (FOLDER / "messages.pyi").write_text(types)
+    (folder / "messages.binpb").write_bytes(descriptor)
+    (folder / "messages.pyi").write_text(types)
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:]))

@@ -158,10 +158,12 @@ class RpcDesk:
 
 
 @contextlib.asynccontextmanager
-async def rpc_desk(data: Path, **settings: Any) -> AsyncIterator[RpcDesk]:
+async def rpc_desk(
+    data: Path, *, most_connections: int = 100, **settings: Any
+) -> AsyncIterator[RpcDesk]:
     """Have a service behind gRPC; at the end it is drained and must hold no guest."""
     async with desk(data, **settings) as one:
-        server = RpcServer(one.service, 100)
+        server = RpcServer(one.service, most_connections)
         here = RpcDesk(one, server, await server.start("127.0.0.1", 0))
         try:
             yield here
@@ -170,11 +172,11 @@ async def rpc_desk(data: Path, **settings: Any) -> AsyncIterator[RpcDesk]:
             await server.stop(5)
 
 
-def in_rpc_desk(data: Path, test: Callable[[RpcDesk], Awaitable[None]], **settings: Any) -> None:
+def in_rpc_desk(data: Path, test: Callable[[RpcDesk], Awaitable[None]], **more: Any) -> None:
     """Run a test with a service behind gRPC."""
 
     async def run() -> None:
-        async with rpc_desk(data, **settings) as one:
+        async with rpc_desk(data, **more) as one:
             await test(one)
 
     asyncio.run(run())

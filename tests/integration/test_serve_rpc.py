@@ -519,6 +519,20 @@ def test_a_client_that_begins_and_does_not_go_on_is_sent_away(data, monkeypatch)
     in_rpc_desk(data, test)
 
 
+def test_connections_have_a_number(data):
+    async def test(one: RpcDesk) -> None:
+        stubs = [await one.stub("acme") for _ in range(3)]
+        for stub in stubs[:2]:
+            await refused(stub.call("absent", "f"), "NOT_FOUND", "MISSING")
+        await refused(stubs[2].call("absent", "f"), "UNAVAILABLE", "")
+        await stubs[0].channel.close()
+        await asyncio.sleep(0.1)
+        another = await one.stub("acme")
+        await refused(another.call("absent", "f"), "NOT_FOUND", "MISSING")
+
+    in_rpc_desk(data, test, most_connections=2)
+
+
 @pytest.mark.parametrize("way", ["cancel", "deadline", "disconnect"])
 def test_guests_end_with_their_rpc(data, way):
     async def test(one: RpcDesk) -> None:
