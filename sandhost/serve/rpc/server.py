@@ -7,6 +7,8 @@ start ──► serving ──► stop(grace_s): nobody comes any more, what onl
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import grpc.aio
 
@@ -71,11 +73,13 @@ class RpcServer:
             "grpc.reflection.v1.ServerReflection": reflection,
             "grpc.reflection.v1alpha.ServerReflection": reflection,
         }
+        for name, one in services.items():
+            self.add(name, one.handlers)
+
+    def add(self, name: str, handlers: dict[str, Any]) -> None:
+        """Serve one more service, before the start."""
         self._server.add_generic_rpc_handlers(
-            [
-                grpc.method_handlers_generic_handler(name, one.handlers)
-                for name, one in services.items()
-            ]
+            [grpc.method_handlers_generic_handler(name, handlers)]
         )
 
     async def start(self, host: str, port: int) -> int:
