@@ -57,7 +57,6 @@ __all__ = ["make_app"]
 _LONGEST_WAIT_S = 60.0
 _LOOK_AGAIN_S = 0.05
 _SMALL_BODY = 4096
-_NO_MORE_READY = 3  # the level of pressure from which on nobody starts guests
 _JSON, _OCTETS = "application/json", "application/octet-stream"
 
 
@@ -305,10 +304,9 @@ class _Doors:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, _request: Request) -> Response:
-        """It takes requests: it is not stopping, and has memory for them."""
-        level = self.service.host.pressure.level
-        ready = not self.service.stopping and level < _NO_MORE_READY
-        return JSONResponse({"ready": ready, "pressure": level.name.lower()}, 200 if ready else 503)
+        """It takes requests."""
+        ready, pressure = self.service.ready, self.service.host.pressure.level.name.lower()
+        return JSONResponse({"ready": ready, "pressure": pressure}, 200 if ready else 503)
 
 
 def _names(request: Request) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
@@ -57,6 +57,7 @@ _COMPILERS = 2
 """Modules that are compiled at once; wasmtime uses several threads for each. Arbitrary."""
 _STOPPED_RETRY_S = 1.0
 _SWEEP_EVERY_S = 3600.0
+_NO_MORE_READY = 3  # the level of pressure from which on nobody starts guests
 
 
 class Invocation(NamedTuple):
@@ -113,6 +114,11 @@ class Service:
                 await in_thread(self.registry.sweep)
             except OSError:  # the disk's fault; the next time is soon enough
                 get_logger(_LOGGER).exception("modules that no version names could not be removed")
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests: it is not stopping, and has memory for them."""
+        return not self.stopping and self.host.pressure.level < _NO_MORE_READY
 
     def stop(self) -> None:
         """Take nothing new. What runs goes on."""
@@ -272,17 +278,33 @@ class Service:
 
     async def call(self, what: Invocation, arguments: object) -> list[object]:
         """Call a function with numbers, in JSON."""
+        return await self.call_with(
+            what, lambda type_: from_json(what.function, type_, arguments), to_json
+        )
+
+    async def call_with(
+        self,
+        what: Invocation,
+        arguments: Callable[[FuncType], Sequence[int | float | bytes]],
+        results: Callable[[FuncType, object], _T],
+    ) -> _T:
+        """Call a function with numbers.
+
+        Args:
+            arguments: returns what `Guest.call` takes, or raises Invalid.
+            results: makes the answer of what it returns.
+        """
         if what.session is not None:
             async with self._guest_of(what) as guest:
                 type_ = signature(guest.plugin, what.function)
-                values = from_json(what.function, type_, arguments)
-                return to_json(type_, await guest.call_async(what.function, *values))
+                returned = await guest.call_async(what.function, *arguments(type_))
+                return results(type_, returned)
         with self._answering(what):
             loaded, tenant = await self._wanted(what)
             async with self.admission.enter(tenant.name, what.left_s()):
                 type_ = signature(loaded.plugin, what.function)
-                values = from_json(what.function, type_, arguments)
-                return to_json(type_, await loaded.call(tenant, what.function, values))
+                values = list(arguments(type_))
+                return results(type_, await loaded.call(tenant, what.function, values))
 
     async def call_bytes(self, what: Invocation, body: bytes) -> bytes:
         """Call a function that takes and returns bytes.
