@@ -33,6 +33,7 @@ from .config import Settings
 from .loaded import Loaded, Versions, origin_of, signature
 from .overload import Admission
 from .problems import (
+    Conflict,
     DeadlinePassed,
     Denied,
     GuestFailed,
@@ -151,19 +152,30 @@ class Service:
         return principal
 
     def tenant(self, name: str) -> Tenant:
-        """Return the tenant as the host knows it, made at its first request with its quotas of then."""
+        """Return the tenant as the host knows it, made at its first request."""
         tenant = self._tenants.get(name)
         if tenant is None:
-            quotas = self.quotas_in_force(name)
+            quotas = self.settings.quotas(self.registry.tenant(name).quotas)
             tenant = self._tenants[name] = self.host.tenant(name, **quotas._asdict())
         return tenant
 
-    def quotas_in_force(self, name: str) -> Quotas:
-        """Return a tenant's quotas as they hold: those it had at its first request to this process."""
-        tenant = self._tenants.get(name)
-        if tenant is not None:
-            return tenant.quotas
-        return self.settings.quotas(self.registry.tenant(name).quotas)
+    async def put_tenant(self, who: Principal, name: str, quotas: Quotas) -> bool:
+        """Add a tenant, or have these quotas hold in place of those it had, from now on; tell whether it is new."""
+
+        def put() -> bool:
+            try:
+                self.registry.add_tenant(name, quotas)
+            except Conflict:
+                self.registry.update_tenant(name, quotas)
+                return False
+            return True
+
+        try:
+            return await self.change(who, "tenant.put", name, put)
+        finally:  # also when nobody waits for the answer any more
+            known = self._tenants.get(name)
+            if known is not None:
+                known.set_quotas(self.settings.quotas(self.registry.tenant(name).quotas))
 
     async def change(self, who: Principal, action: str, subject: str, work: Callable[[], _T]) -> _T:
         """Have the registry changed by `work`, and the audit log say so, or that it was refused."""
