@@ -6,6 +6,7 @@ requests, frames, wire   how they are read, a command's streams, and what a clie
 service               what a request does: upload, invoke, sessions (loaded: by which plugin; values: with what)
 overload, sessions    who may come in, and who stays; concurrency, how many at once
 registry              what is known: tenants, tokens, plugins, versions, aliases (records: as what)
+refusals              whose tokens were none
 store, blobs          where that survives a restart (database, schema, migrations: in SQLite)
 bag, bag_grpc, bag_asgi  what a request holds, given back at its end (also for other applications)
 config, problems      settings; what can be wrong with a request

@@ -24,7 +24,17 @@ from ..errors import ConfigError
 from ..tenants import Quotas
 from .problems import Invalid
 from .records import Principal, Tenant, Token
-from .requests import body, field, json_object, nothing_else, number, route, seconds, token_of
+from .requests import (
+    body,
+    field,
+    json_object,
+    nothing_else,
+    number,
+    peer_of,
+    route,
+    seconds,
+    token_of,
+)
 from .service import Service
 from .threads import in_thread
 from .tokens import Scope, digest_of, token_id
@@ -58,7 +68,7 @@ class _Desk:
         self.registry = service.registry
 
     def _who(self, request: Request) -> Principal:
-        return self.service.who(token_of(request), Scope.ADMIN)
+        return self.service.who(token_of(request), Scope.ADMIN, peer_of(request))
 
     async def tenants(self, request: Request) -> Response:
         """All of them."""

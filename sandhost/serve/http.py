@@ -41,6 +41,7 @@ from .requests import (
     json_object,
     nothing_else,
     number,
+    peer_of,
     problem_response,
     route,
     seconds,
@@ -122,7 +123,7 @@ class _Doors:
         ]
 
     def _who(self, request: Request, scope: Scope) -> Principal:
-        return self.service.who(token_of(request), scope)
+        return self.service.who(token_of(request), scope, peer_of(request))
 
     def _what(self, request: Request) -> Invocation:
         who = self._who(request, Scope.INVOKE)

@@ -39,10 +39,11 @@ from .problems import (
     GuestFailed,
     Invalid,
     Missing,
-    Problem,
     Unavailable,
+    Unknown,
     problem_of,
 )
+from .refusals import Refusal, Refusals
 from .registry import Answer, Principal, Registry, Version, VersionSettings
 from .sessions import Sessions
 from .threads import in_thread
@@ -57,6 +58,7 @@ _COMPILERS = 2
 """Modules that are compiled at once; wasmtime uses several threads for each. Arbitrary."""
 _STOPPED_RETRY_S = 1.0
 _SWEEP_EVERY_S = 3600.0
+_TELL_EVERY_S = 60.0
 
 
 class Invocation(NamedTuple):
@@ -90,6 +92,7 @@ class Service:
         self.sessions = Sessions(settings.session_idle)
         self.bags = Bags()
         """What each request holds; all doors share it."""
+        self.refusals = Refusals()
         self.stopping = False
         self._tenants: dict[str, Tenant] = {}
         self._compilers = ThreadPoolExecutor(_COMPILERS, "sandhost-compile")
@@ -103,6 +106,7 @@ class Service:
         """Go on with what a stop has interrupted."""
         self._in_background(self.sessions.run())
         self._in_background(self._sweep())
+        self._in_background(self._tell_refusals())
         for version in self.registry.unfinished():
             self._in_background(self._compile(version))
 
@@ -126,6 +130,7 @@ class Service:
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self._tell_refusals_now()
         await asyncio.to_thread(self._compilers.shutdown, cancel_futures=True)
         self.versions.close()
 
@@ -140,16 +145,40 @@ class Service:
 
     # ---- who may ----
 
-    def who(self, token: str | None, scope: Scope) -> Principal:
+    def who(self, token: str | None, scope: Scope, peer: str = "") -> Principal:
         """Return whose token it is.
+
+        Args:
+            peer: address of the client, for the audit log.
 
         Raises:
             Unknown, Denied: nobody's; it is not for this.
         """
-        principal = self.registry.who(token or "")
+        try:
+            principal = self.registry.who(token or "")
+        except Unknown as problem:
+            once = self.registry.known_once(token or "")
+            self.refusals.note(Refusal(problem.code, "", once, peer))
+            raise
         if scope not in principal.scopes:
-            raise Denied(f"the token has not the scope {scope.value!r}")
+            denied = Denied(f"the token has not the scope {scope.value!r}")
+            self.refusals.note(Refusal(denied.code, principal.tenant, principal.token_id, peer))
+            raise denied
         return principal
+
+    async def _tell_refusals(self) -> None:
+        while True:
+            await asyncio.sleep(_TELL_EVERY_S)
+            await self._tell_refusals_now()
+
+    async def _tell_refusals_now(self) -> None:
+        refusals = self.refusals.take()
+        if refusals:
+            try:
+                await in_thread(lambda: self.registry.audit_refusals(refusals))
+            except Exception as error:  # the disk's fault; the next ones may be written
+                log = get_logger(_LOGGER)
+                log.error("refusals could not be audited", count=len(refusals), exc_info=error)
 
     def tenant(self, name: str) -> Tenant:
         """Return the tenant as the host knows it, made at its first request."""
@@ -179,17 +208,7 @@ class Service:
 
     async def change(self, who: Principal, action: str, subject: str, work: Callable[[], _T]) -> _T:
         """Have the registry changed by `work`, and the audit log say so, or that it was refused."""
-
-        def both() -> _T:
-            try:
-                result = work()
-            except Problem as problem:
-                self.registry.audit(who, action, subject, problem.code)
-                raise
-            self.registry.audit(who, action, subject)
-            return result
-
-        return await in_thread(both)
+        return await in_thread(lambda: self.registry.change(who, action, subject, work))
 
     # ---- plugins ----
 
