@@ -242,6 +242,9 @@ class _Doors:
                 break
             await asyncio.sleep(min(_LOOK_AGAIN_S, left_s))
         answer = _version(version)
+        progress = self.service.deployments.progress(version)
+        if progress is not None:
+            answer["progress"] = progress
         loaded = self.service.versions.get(version)
         if loaded is not None:
             answer["functions"] = {k: str(type_) for k, type_ in functions(loaded.plugin).items()}

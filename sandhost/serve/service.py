@@ -9,11 +9,9 @@ the registry's writes. A guest that computes goes to the host's workers by itsel
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -29,7 +27,9 @@ from ..plugin import Plugin
 from ..tenants import Quotas, Tenant
 from ..wasi import Wasi
 from .bag import Bags
+from .compiler import Compilers
 from .config import Settings
+from .deployments import Deployments
 from .loaded import Loaded, Versions, origin_of, signature
 from .overload import Admission
 from .problems import (
@@ -54,8 +54,6 @@ __all__ = ["Invocation", "Service"]
 
 _T = TypeVar("_T")
 _LOGGER = "sandhost.serve"
-_COMPILERS = 2
-"""Modules that are compiled at once; wasmtime uses several threads for each. Arbitrary."""
 _STOPPED_RETRY_S = 1.0
 _SWEEP_EVERY_S = 3600.0
 _TELL_EVERY_S = 60.0
@@ -81,9 +79,12 @@ class Invocation(NamedTuple):
 class Service:
     """Plugins of many tenants, and what they are asked to do. Made and used on one event loop."""
 
-    def __init__(self, settings: Settings, host: Host, registry: Registry) -> None:
+    def __init__(
+        self, settings: Settings, host: Host, registry: Registry, compilers: Compilers
+    ) -> None:
         self.settings, self.host, self.registry = settings, host, registry
-        self.versions = Versions(host)
+        self.versions = Versions(host, warm_s=settings.compile_time)
+        self.deployments = Deployments(settings, registry, self.versions, compilers, self.tenant)
         self.admission = Admission(
             wait_s=settings.queue_time,
             pressure=lambda: int(host.pressure.level),
@@ -95,7 +96,6 @@ class Service:
         self.refusals = Refusals()
         self.stopping = False
         self._tenants: dict[str, Tenant] = {}
-        self._compilers = ThreadPoolExecutor(_COMPILERS, "sandhost-compile")
         self._background: set[asyncio.Task[None]] = set()
         self._working: dict[tuple[str, str], asyncio.Future[None]] = {}
         """By tenant and idempotency key: answers on their way."""
@@ -107,8 +107,7 @@ class Service:
         self._in_background(self.sessions.run())
         self._in_background(self._sweep())
         self._in_background(self._tell_refusals())
-        for version in self.registry.unfinished():
-            self._in_background(self._compile(version))
+        self.deployments.start()
 
     async def _sweep(self) -> None:
         while True:
@@ -123,7 +122,7 @@ class Service:
         self.stopping = True
 
     async def drain(self) -> None:
-        """Close every guest; for after the doors are closed. Waits for modules that are compiled just now."""
+        """Close every guest; for after the doors are closed."""
         self.stop()
         await self.sessions.drain()
         await self.bags.idle()
@@ -131,8 +130,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._tell_refusals_now()
-        await asyncio.to_thread(self._compilers.shutdown, cancel_futures=True)
-        self.versions.close()
+        await self.deployments.close()
 
     def _in_background(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -236,8 +234,9 @@ class Service:
             module: what `receive` returned.
 
         Raises:
-            TooMany: the tenant has as many versions as it may.
+            TooMany: the tenant has as many versions as it may, or as many that wait to be compiled.
         """
+        self.deployments.check_room(who.tenant)
         digest, size = module
         version = await self.change(
             who,
@@ -245,7 +244,7 @@ class Service:
             plugin,
             lambda: self.registry.add_version(who.tenant, plugin, digest, size, settings),
         )
-        self._in_background(self._compile(version))
+        self.deployments.begin(version)
         return version
 
     async def remove(self, who: Principal, plugin: str, number: int) -> None:
@@ -259,44 +258,9 @@ class Service:
         )
         self.versions.drop(version)
 
-    async def _compile(self, version: Version) -> None:
-        names = version.tenant, version.plugin, version.number
-        try:
-            await self._load(version)
-        except Missing:
-            return  # it was removed meanwhile
-        except Exception as error:  # a module may fail in any way; its owner is told
-            why = problem_of(error).detail
-            log = get_logger(_LOGGER)
-            if isinstance(error, SandhostError):
-                log.info("a plugin cannot be loaded", version=names, why=str(error))
-            else:
-                log.error("a plugin could not be loaded", version=names, exc_info=error)
-            with contextlib.suppress(Missing):
-                await in_thread(lambda: self.registry.mark_failed(*names, why))
-        else:
-            with contextlib.suppress(Missing):
-                await in_thread(lambda: self.registry.mark_ready(*names))
-
     async def loaded(self, version: Version) -> Loaded:
         """Return a version that is ready, loading it if this process has not yet."""
-        return self.versions.get(version) or await self._load(version)
-
-    async def _load(self, version: Version) -> Loaded:
-        tenant = self.tenant(version.tenant)
-        loop = asyncio.get_running_loop()
-        loaded = await loop.run_in_executor(
-            self._compilers,
-            lambda: self.versions.load(
-                version, tenant, lambda: self.registry.blobs.read(version.digest)
-            ),
-        )
-        try:
-            self.registry.version(version.tenant, version.plugin, version.number)
-        except Missing:
-            self.versions.drop(version)
-            raise
-        return loaded
+        return self.versions.get(version) or await self.deployments.load(version)
 
     # ---- invoking ----
 
