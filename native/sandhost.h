@@ -188,6 +188,9 @@ typedef struct {
   uint64_t cpu_burst_ns;  /* CPU time at once */
 } sh_tenant_limits;
 sh_tenant *sh_tenant_new(sh_host *host, const sh_tenant_limits *limits); /* freed with the host */
+/* From now on. What is in use above a lower limit stays, and lets nothing more in; calls go on. A quota in a time begins
+ * anew, as if nothing had been used, if it is another. */
+void sh_tenant_set_limits(sh_tenant *tenant, const sh_tenant_limits *limits);
 /* The same for one tenant, whose guests' memories grow to no more than `memory` bytes meanwhile. 0, UINT64_MAX: no longer. */
 void sh_tenant_refuse(sh_tenant *tenant, uint64_t retry_ns, uint64_t memory);
 typedef struct {

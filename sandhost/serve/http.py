@@ -43,6 +43,7 @@ from .requests import (
     json_object,
     nothing_else,
     number,
+    peer_of,
     problem_response,
     route,
     seconds,
@@ -123,7 +124,7 @@ class _Doors:
         ]
 
     def _who(self, request: Request, scope: Scope) -> Principal:
-        return self.service.who(token_of(request), scope)
+        return self.service.who(token_of(request), scope, peer_of(request))
 
     def _what(self, request: Request) -> Invocation:
         who = self._who(request, Scope.INVOKE)
@@ -242,6 +243,9 @@ class _Doors:
                 break
             await asyncio.sleep(min(_LOOK_AGAIN_S, left_s))
         answer = _version(version)
+        progress = self.service.deployments.progress(version)
+        if progress is not None:
+            answer["progress"] = progress
         loaded = self.service.versions.get(version)
         if loaded is not None:
             answer["functions"] = {k: str(type_) for k, type_ in functions(loaded.plugin).items()}

@@ -27,6 +27,7 @@ __all__ = [
     "json_object",
     "nothing_else",
     "number",
+    "peer_of",
     "problem_response",
     "route",
     "seconds",
@@ -85,6 +86,12 @@ def token_of(request: Request) -> str | None:
     """Return the bearer token; None when there is none."""
     kind, _, token = (header(request, b"authorization") or "").partition(" ")
     return token.strip() if kind.lower() == "bearer" else None
+
+
+def peer_of(request: Request) -> str:
+    """Return the client's address; empty when there is none."""
+    client = request.scope.get("client")
+    return client[0][:64] if client else ""
 
 
 async def _piece(request: Request, rest_s: float | None) -> tuple[bytes, bool]:

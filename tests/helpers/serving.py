@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import itertools
 import os
@@ -19,6 +20,7 @@ import httpx
 
 from sandhost.serve.admin import admin_routes
 from sandhost.serve.app import open_service
+from sandhost.serve.compiler import Compilers
 from sandhost.serve.config import Settings
 from sandhost.serve.http import make_app
 from sandhost.serve.observed import observe_routes
@@ -90,11 +92,23 @@ class Desk:
         return Client(self.http, made["token"])
 
 
+class _Kept(Compilers):
+    """Processes that outlive a test, since each takes some time to start."""
+
+    def close(self) -> None:
+        """Leave them to the next test."""
+
+
+_COMPILERS = _Kept(Settings().compile_memory, Settings().compile_time)
+atexit.register(Compilers.close, _COMPILERS)
+
+
 @contextlib.asynccontextmanager
 async def desk(data: Path, **settings: Any) -> AsyncIterator[Desk]:
     """Have a service; at the end it is drained and must hold no guest."""
     wanted = Settings(data=data, admin_token=ADMIN, **settings)
-    with open_service(wanted) as (service, made):
+    own = any(name.startswith("compile_") for name in settings)
+    with open_service(wanted, None if own else _COMPILERS) as (service, made):
         assert made is None
         service.start()
         app = make_app(service, [*admin_routes(service), *observe_routes(service)])
