@@ -106,6 +106,13 @@ int shi_fiber_linker_new(wasm_engine_t *engine, wasmtime_linker_t **out);
 
 /* drive.c: who polls, and until when. */
 
+enum { SHI_LONG_NS = 200000 }; /* for a call on an event loop */
+/* Whether the thread has used that much since its CPU time was `cpu_ns`. */
+bool shi_is_long_since(uint64_t cpu_ns);
+/* Whether its calls have been short enough of late to be made there; and that one was not. */
+bool shi_export_is_short(const shi_export *export);
+void shi_export_was_long(const shi_export *export);
+
 /* The guest is entered by a host function of its own call: runs another call above it, to its end. */
 int shi_fiber_call(shi_guest *guest, const shi_export *export, const wasmtime_func_t *function,
                    wasmtime_val_raw_t *values);

@@ -58,6 +58,7 @@ typedef struct shi_guest {
 
   sh_limits limits;
   uint64_t deadline_ns; /* absolute, of the outermost call; 0: none */
+  uint64_t brief_from_ns; /* when a call that keeps an event loop began, in the thread's CPU time; 0: it keeps none */
   uint64_t signals_due_ns;
   int stop; /* enum sh_status: why we ended the call ourselves; 0: we did not */
   uint64_t refused_wanted, refused_limit; /* the last growth refused in this call */
@@ -161,6 +162,8 @@ uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, cons
 /* call.c */
 /* As sh_call; `integers`: as sh_call_ints, four values. */
 int shi_call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool integers);
+/* As sh_call, on an event loop; SH_LONG: it was ended, since it took too long for that. */
+int shi_call_briefly(uint64_t id, uint32_t index, wasmtime_val_raw_t *values);
 int shi_guest_begin(shi_guest *guest); /* arms an outermost call, on the thread's own stack */
 void shi_guest_finish(shi_guest *guest); /* after every begin that succeeded */
 int shi_guest_arm(shi_guest *guest); /* deadline, fuel, epoch */

@@ -35,6 +35,8 @@ NOT_SANITIZED = (
     "serve_process",
     "serve_kill",
     "serve_loaded",
+    "serve_rpc",
+    "serve_rpc_process",
     "serve_console",
     "serve_console_http",
 )

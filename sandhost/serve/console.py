@@ -27,9 +27,9 @@ from starlette.routing import Route
 from ..observe.picture import PluginView, View, look, tenant_view
 from ..observe.records import to_json
 from .loaded import functions, origin_of
-from .problems import Denied, Missing
+from .problems import Missing
 from .records import Plugin, Principal, Tenant, Version
-from .requests import route, token_of
+from .requests import peer_of, route, token_of
 from .service import Service
 from .threads import in_thread
 from .tokens import Scope
@@ -114,10 +114,9 @@ class _Desk:
     # ---- for who has a token ----
 
     def _who(self, request: Request) -> Principal:
-        who = self.registry.who(token_of(request) or "")
-        if not who.scopes & {Scope.ADMIN, Scope.INVOKE}:
-            raise Denied('the token has neither the scope "admin" nor "invoke"')
-        return who
+        return self.service.who(
+            token_of(request), Scope.INVOKE, peer_of(request), or_scope=Scope.ADMIN
+        )
 
     async def who(self, request: Request) -> Response:
         """Whose token it is, and what for."""
@@ -135,7 +134,7 @@ class _Desk:
 
     async def functions(self, request: Request) -> Response:
         """What a version of one's own plugin exports."""
-        who = self.service.who(token_of(request), Scope.INVOKE)
+        who = self.service.who(token_of(request), Scope.INVOKE, peer_of(request))
         ref = request.query_params.get("ref", "latest")
         version = self.registry.resolve(who.tenant, request.path_params["plugin"], ref)
         found = functions((await self.service.loaded(version)).plugin)
@@ -249,7 +248,7 @@ def _tenant(
     return {
         **(held or {}),  # nothing: it has made no request since the start
         "name": tenant.name,
-        "quotas": service.quotas_in_force(tenant.name)._asdict(),
+        "quotas": service.settings.quotas(tenant.quotas)._asdict(),
         "sessions": sessions,
     }
 

@@ -138,7 +138,7 @@ def test_the_page_asks_for_a_token_and_refuses_a_wrong_one(service, tab):
     deployer = service.admin.token_of("acme", "deploy")
     page.get_by_label("Token").fill(deployer.token)
     page.keyboard.press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("neither the scope")
+    expect(page.get_by_role("alert")).to_contain_text("has not the scope 'invoke', nor 'admin'")
     assert page.evaluate("sessionStorage.length") == 0
 
 
