@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from .prometheus import own_environment
 
 VARIABLE = "SANDHOST_TEST_CHROMIUM"
+_PATIENCE_MS = 30_000  # machines may be busy
+expect.set_options(timeout=_PATIENCE_MS)
 
 
 def program() -> str:
@@ -61,7 +63,7 @@ class Watched:
 def watched(one: Browser, **options: Any) -> Iterator[Watched]:
     """Have a page, which must have nothing to complain of at its end."""
     context = one.new_context(**options)
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(_PATIENCE_MS)
     try:
         page = Watched(context.new_page())
         yield page
