@@ -28,6 +28,7 @@ from .._log import get_logger
 from ..errors import ConfigError
 from ..host import Host
 from .admin import admin_routes
+from .compiler import Compilers
 from .config import Settings
 from .http import make_app
 from .observed import observe_routes
@@ -54,8 +55,11 @@ class Opened(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_service(settings: Settings) -> Iterator[Opened]:
+def open_service(settings: Settings, compilers: Compilers | None = None) -> Iterator[Opened]:
     """Have a service within the block. Drain it before the end.
+
+    Args:
+        compilers: who compiles modules; None: this makes its own.
 
     Raises:
         ConfigError: the settings cannot be used here.
@@ -71,7 +75,8 @@ def open_service(settings: Settings) -> Iterator[Opened]:
             max_guests=settings.max_guests,
         ) as host:
             host.pressure.start()
-            yield Opened(Service(settings, host, registry), made)
+            compilers = compilers or Compilers(settings.compile_memory, settings.compile_time)
+            yield Opened(Service(settings, host, registry, compilers), made)
 
 
 def serve(settings: Settings, say: Callable[[str], object]) -> int:

@@ -189,6 +189,11 @@ class Settings(BaseSettings):
     tenant_plugins: _Count = _setting(1000, "plugins that a tenant may have")
     tenant_storage: _Size = _setting("4 GiB", "bytes of modules that a tenant may have stored")
     plugin_versions: _Count = _setting(1000, "versions that a plugin may have")
+    tenant_compiles: _Count = _setting(
+        100, "modules of a tenant that may wait until they are compiled"
+    )
+    compile_time: _Seconds = _setting("2 min", "time that compiling a module may take, and warming")
+    compile_memory: _Size = _setting("2 GiB", "memory that compiling a module may take")
 
     guest_memory: _SizeOrNone = _setting(
         "256 MiB", "memory of one guest, where its version says nothing of it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import itertools
 import os
@@ -19,6 +20,7 @@ import httpx
 
 from sandhost.serve.admin import admin_routes
 from sandhost.serve.app import open_service
+from sandhost.serve.compiler import Compilers
 from sandhost.serve.config import Settings
 from sandhost.serve.http import make_app
 from sandhost.serve.observed import observe_routes
@@ -40,6 +42,7 @@ class Client:
     async def ask(self, method: str, path: str, status: int | None = None, **more: Any) -> Any:
         """Return the answer, checked for its status; JSON as what it holds."""
         headers = {**self.headers, **more.pop("headers", {})}
+        await asyncio.sleep(0)  # as a socket would: a short call never waits for the loop
         response = await self.http.request(method, path, headers=headers, **more)
         if status is not None:
             assert response.status_code == status, (response.status_code, response.text)
@@ -89,11 +92,23 @@ class Desk:
         return Client(self.http, made["token"])
 
 
+class _Kept(Compilers):
+    """Processes that outlive a test, since each takes some time to start."""
+
+    def close(self) -> None:
+        """Leave them to the next test."""
+
+
+_COMPILERS = _Kept(Settings().compile_memory, Settings().compile_time)
+atexit.register(Compilers.close, _COMPILERS)
+
+
 @contextlib.asynccontextmanager
 async def desk(data: Path, **settings: Any) -> AsyncIterator[Desk]:
     """Have a service; at the end it is drained and must hold no guest."""
     wanted = Settings(data=data, admin_token=ADMIN, **settings)
-    with open_service(wanted) as (service, made):
+    own = any(name.startswith("compile_") for name in settings)
+    with open_service(wanted, None if own else _COMPILERS) as (service, made):
         assert made is None
         service.start()
         app = make_app(service, [*admin_routes(service), *observe_routes(service)])
@@ -148,7 +163,7 @@ class Child:
 
     def http(self) -> httpx.AsyncClient:
         """Return a client of its own connections."""
-        return httpx.AsyncClient(base_url=self.url, timeout=30)
+        return httpx.AsyncClient(base_url=self.url, timeout=100)
 
     def guests(self) -> int:
         """Return how many guests are alive in it."""

@@ -40,7 +40,7 @@ def test_a_tenant_is_added_deploys_and_calls(
                 )
                 answers.append(json.loads(done.stdout))
                 environment["TOKEN"] = environment.get("TOKEN") or answers[-1].get("token", "")
-        assert answers[0]["in_force"] == {"guests": 100, "cpus": 0.5}
+        assert answers[0]["quotas"] == {"guests": 100, "cpus": 0.5}
         assert [a.get("state") for a in answers[2:4]] == ["compiling", "ready"]
         assert answers[4] == {"results": [5]}
         monkeypatch.setenv("TOKEN", environment["TOKEN"])

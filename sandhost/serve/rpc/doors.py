@@ -178,8 +178,13 @@ class Doors:
         return grpc.stream_stream_rpc_method_handler(behavior)
 
     def _enter(self, scope: Scope | None, context: grpc.aio.ServicerContext[Any, Any]) -> Rpc:
-        who = None if scope is None else self.service.who(_token_of(context), scope)
+        who = None if scope is None else self.service.who(_token_of(context), scope, _peer_of(context))
         return Rpc(self, who, context)
+
+
+def _peer_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """Return the client's address, without kind and port: "ipv4:127.0.0.1:50214"."""
+    return str(context.peer()).partition(":")[2].rpartition(":")[0][:64]
 
 
 def _token_of(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
