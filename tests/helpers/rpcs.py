@@ -47,6 +47,7 @@ class Stub:
         )
 
         def rpc(*arguments: Any, **more: Any) -> Any:
+            more.setdefault("timeout", 60)  # what hangs is told, and not only killed
             return call(*arguments, metadata=(*self.metadata, *more.pop("metadata", ())), **more)
 
         return rpc

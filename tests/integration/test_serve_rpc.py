@@ -559,7 +559,7 @@ def test_guests_end_with_their_rpc(data, way):
                 ("Call", in_session, 1),
             ):
                 stub = Stub(one.channel(port), None)
-                more = {"metadata": acme.metadata, "timeout": 0.3 if way == "deadline" else None}
+                more = {"metadata": acme.metadata, "timeout": 0.3 if way == "deadline" else 60}
                 if name == "Call":
                     rpc = stub.Call(request, **more)
                 else:
