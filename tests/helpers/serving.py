@@ -103,7 +103,7 @@ atexit.register(Compilers.close, _COMPILERS)
 @contextlib.asynccontextmanager
 async def desk(data: Path, **settings: Any) -> AsyncIterator[Desk]:
     """Have a service; at the end it is drained and must hold no guest."""
-    wanted = Settings(data=data, admin_token=ADMIN, **settings)
+    wanted = Settings(data=data, **{"admin_token": ADMIN, **settings})
     own = any(name.startswith("compile_") for name in settings)
     with open_service(wanted, None if own else _COMPILERS) as (service, made):
         assert made is None

@@ -18,7 +18,7 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/serving.md").read_text(), 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not here")
 def test_a_tenant_is_added_deploys_and_calls(tmp_path: Path) -> None:
-    start, session = BLOCKS
+    start, session, _alone = BLOCKS
     assert start.startswith("sandhost serve --http 127.0.0.1:8080 --data ./plugins")
     shutil.copy(ROOT / "guests/built/add.wasm", tmp_path)
     with child(tmp_path / "plugins") as one:
