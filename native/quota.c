@@ -41,6 +41,10 @@ uint64_t shi_bucket_take(shi_bucket *bucket, uint64_t now_ns, uint64_t units) {
   return 0;
 }
 
+void shi_bucket_give_back(shi_bucket *bucket, uint64_t units) {
+  atomic_fetch_sub(&bucket->full_ns, (uint64_t)(bucket->cost_ns * (double)units));
+}
+
 void shi_bucket_charge(shi_bucket *bucket, uint64_t now_ns, uint64_t units) {
   uint64_t full = atomic_load(&bucket->full_ns);
   while (!atomic_compare_exchange_weak(&bucket->full_ns, &full, full_after(bucket, full, now_ns, units))) {
@@ -120,4 +124,8 @@ int shi_quota_check(sh_host *host, sh_tenant *tenant, uint64_t now_ns) {
   if (wait_ns) return refuse(host, tenant, wait_ns, "CPU time");
   wait_ns = shi_bucket_limits(&tenant->starts) ? shi_bucket_take(&tenant->starts, now_ns, 1) : 0;
   return wait_ns ? refuse(host, tenant, wait_ns, "guests started in a second") : SH_OK;
+}
+
+void shi_quota_give_back(sh_tenant *tenant) {
+  if (tenant && tenant->starts.cost_ns > 0) shi_bucket_give_back(&tenant->starts, 1);
 }

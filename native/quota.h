@@ -28,6 +28,8 @@ bool shi_bucket_limits(const shi_bucket *bucket);
 
 /* Takes `units` if the bucket has them. Returns 0, or after how many nanoseconds it will. */
 uint64_t shi_bucket_take(shi_bucket *bucket, uint64_t now_ns, uint64_t units);
+/* Undoes a take that returned 0. */
+void shi_bucket_give_back(shi_bucket *bucket, uint64_t units);
 /* Takes what was used already, whether the bucket has it or not. */
 void shi_bucket_charge(shi_bucket *bucket, uint64_t now_ns, uint64_t units);
 /* 0: it has some; else after how many nanoseconds it will. */
@@ -47,5 +49,7 @@ int shi_cpu_refuse(struct shi_guest *guest, uint64_t now_ns);
 struct sh_host;
 struct sh_tenant;
 int shi_quota_check(struct sh_host *host, struct sh_tenant *tenant, uint64_t now_ns);
+/* One that was let in does not count: it will start once more. */
+void shi_quota_give_back(struct sh_tenant *tenant);
 
 #endif

@@ -87,6 +87,7 @@ class _Lib:
     SH_LEVEL_GUEST: int
     SH_LEVEL_HOST: int
     SH_LEVEL_TENANT: int
+    SH_LONG: int
     SH_NATIVE: int
     SH_NO_CELL: int
     SH_OK: int
@@ -236,6 +237,16 @@ class _Lib:
     def sh_host_watch(self, host: _CData, cgroup: _CData, stall: _CData, /) -> None: ...
     def sh_last_error(self, /) -> _CData: ...
     def sh_live(
+        self,
+        plugin: _CData,
+        origin: _CData,
+        tenant: _CData,
+        limits: _CData,
+        export_index: int,
+        cells: _CData,
+        /,
+    ) -> int: ...
+    def sh_live_here(
         self,
         plugin: _CData,
         origin: _CData,

@@ -130,6 +130,7 @@ _Text = Annotated[str, BeforeValidator(_text)]
 _TextOrNone = Annotated[str | None, BeforeValidator(_or_none(_text))]
 _Folder = Annotated[Path, BeforeValidator(_text)]
 _Port = Annotated[int, BeforeValidator(_number(0, 65_535))]
+_PortOrNone = Annotated[int | None, BeforeValidator(_or_none(_number(0, 65_535)))]
 _Count = Annotated[int, BeforeValidator(_number(1, 2**53))]
 _Guests = Annotated[int, BeforeValidator(_number(1, 28_000))]
 _Size = Annotated[int, BeforeValidator(_meant(parse_bytes))]
@@ -168,6 +169,8 @@ class Settings(BaseSettings):
 
     http_host: _Text = _setting("127.0.0.1", "address that HTTP listens on")
     http_port: _Port = _setting(8080, "port of HTTP; 0 takes a free one")
+    grpc_host: _Text = _setting("127.0.0.1", "address that gRPC listens on")
+    grpc_port: _PortOrNone = _setting(8081, 'port of gRPC; 0 takes a free one, "none" is without')
 
     upload_limit: _Size = _setting("64 MiB", "largest module that is taken")
     body_limit: _Size = _setting("8 MiB", "largest request body that is taken, but for uploads")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, NamedTuple
 
 from ..aio.spawn import SpawnAsync
 from ..guest import Guest
@@ -42,6 +42,19 @@ class Loaded(NamedTuple):
         origin = self.plugin if self.snapshot is None else self.snapshot
         return origin.spawn_async(limits=self.limits, tenant=tenant, wasi=wasi or self.wasi)
 
+    def call(
+        self, tenant: Tenant, function: str, arguments: Iterable[Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """Call a function of a guest that is there for this call; see `Plugin.call_async`."""
+        if self.wasi is not None:
+            return self._call_with_wasi(tenant, function, arguments)
+        origin = self.plugin if self.snapshot is None else self.snapshot
+        return origin.call_async(function, *arguments, limits=self.limits, tenant=tenant)
+
+    async def _call_with_wasi(self, tenant: Tenant, function: str, arguments: Iterable[Any]) -> Any:
+        async with self.spawn(tenant) as guest:
+            return await guest.call_async(function, *arguments)
+
     @property
     def is_command(self) -> bool:
         """Whether it is a command of WASI: a program with `_start`."""
@@ -50,11 +63,7 @@ class Loaded(NamedTuple):
 
 def functions(plugin: Plugin) -> dict[str, FuncType]:
     """Return the exported functions."""
-    return {
-        export.name: export.type
-        for export in plugin.info.exports
-        if isinstance(export.type, FuncType)
-    }
+    return plugin.functions
 
 
 def signature(plugin: Plugin, function: str) -> FuncType:
@@ -63,7 +72,7 @@ def signature(plugin: Plugin, function: str) -> FuncType:
     Raises:
         Invalid: there is none of this name.
     """
-    found = plugin.info.function(function)
+    found = functions(plugin).get(function)
     if found is None:
         names = ", ".join(functions(plugin)) or "none"
         raise Invalid(f"the plugin exports no function {function[:100]!r}; it has {names:.500}")

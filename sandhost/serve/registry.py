@@ -43,6 +43,7 @@ from .store import Known, Store
 from .tokens import Scope, digest_of, is_token, new_token, token_id
 
 __all__ = [
+    "LATEST",
     "Alias",
     "Answer",
     "AuditEntry",

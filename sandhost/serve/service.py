@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
+from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 import anyio
@@ -57,6 +58,7 @@ _T = TypeVar("_T")
 _LOGGER = "sandhost.serve"
 _STOPPED_RETRY_S = 1.0
 _SWEEP_EVERY_S = 3600.0
+_NO_MORE_READY = 3  # the level of pressure from which on nobody starts guests
 _TELL_EVERY_S = 60.0
 
 
@@ -120,6 +122,11 @@ class Service:
             await in_thread(self.registry.sweep)
         except OSError:  # the disk's fault; the next time is soon enough
             get_logger(_LOGGER).exception("modules that no version names could not be removed")
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests: it is not stopping, and has memory for them."""
+        return not self.stopping and self.host.pressure.level < _NO_MORE_READY
 
     def stop(self) -> None:
         """Take nothing new. What runs goes on."""
@@ -302,13 +309,33 @@ class Service:
 
     async def call(self, what: Invocation, arguments: object) -> list[object]:
         """Call a function with numbers, in JSON."""
+        return await self.call_with(
+            what, lambda type_: from_json(what.function, type_, arguments), to_json
+        )
 
-        async def work(guest: Guest) -> list[object]:
-            type_ = signature(guest.plugin, what.function)
-            values = from_json(what.function, type_, arguments)
-            return to_json(type_, await guest.call_async(what.function, *values))
+    async def call_with(
+        self,
+        what: Invocation,
+        arguments: Callable[[FuncType], Sequence[int | float | bytes]],
+        results: Callable[[FuncType, object], _T],
+    ) -> _T:
+        """Call a function with numbers.
 
-        return await self._with_guest(what, work)
+        Args:
+            arguments: returns what `Guest.call` takes, or raises Invalid.
+            results: makes the answer of what it returns.
+        """
+        if what.session is not None:
+            async with self._guest_of(what) as guest:
+                type_ = signature(guest.plugin, what.function)
+                returned = await guest.call_async(what.function, *arguments(type_))
+                return results(type_, returned)
+        with self._answering(what):
+            loaded, tenant = await self._wanted(what)
+            async with self.admission.enter(tenant.name, what.left_s()):
+                type_ = signature(loaded.plugin, what.function)
+                values = list(arguments(type_))
+                return results(type_, await loaded.call(tenant, what.function, values))
 
     async def call_bytes(self, what: Invocation, body: bytes) -> bytes:
         """Call a function that takes and returns bytes.
@@ -316,8 +343,7 @@ class Service:
         The guest exports `alloc(i32) -> i32`, and the function is `(i32, i32) -> i64`: address and
         length in, address << 32 | length out.
         """
-
-        async def work(guest: Guest) -> bytes:
+        async with self._guest_of(what) as guest:
             _check_bytes_call(guest.plugin, what.function)
             at = await guest.call_async("alloc", len(body)) & 0xFFFFFFFF
             guest.memory.write(at, body)
@@ -326,8 +352,6 @@ class Service:
             if length > self.settings.body_limit:
                 raise GuestFailed(f"the plugin returned {length:,} bytes, more than are taken")
             return guest.memory.read(packed >> 32 & 0xFFFFFFFF, length)
-
-        return await self._with_guest(what, work)
 
     async def run(
         self,
@@ -343,84 +367,61 @@ class Service:
             begun: called when it has been let in, and its guest is there.
         """
         stdin, stdout, stderr = streams
-
-        async def work(loaded: Loaded) -> int:
-            if not loaded.is_command:
-                raise Invalid("the plugin is no command: it has no _start, or uses no WASI")
-            wasi = Wasi(
-                [what.plugin, *loaded.grants.argv, *argv],
-                dict(loaded.grants.env),
-                stdin,
-                stdout,
-                stderr,
-            )
-            async with loaded.spawn(self.tenant(what.who.tenant), wasi) as guest:
-                begun()
-                try:
-                    await guest.call_async("_start")
-                except GuestExit as error:
-                    return error.status
-                return 0
-
         try:
-            return await self._admitted(what, work)
+            with self._answering(what):
+                loaded, tenant = await self._wanted(what)
+                if not loaded.is_command:
+                    raise Invalid("the plugin is no command: it has no _start, or uses no WASI")
+                argv = [what.plugin, *loaded.grants.argv, *argv]
+                wasi = Wasi(argv, dict(loaded.grants.env), stdin, stdout, stderr)
+                async with (
+                    self.admission.enter(tenant.name, what.left_s()),
+                    loaded.spawn(tenant, wasi) as guest,
+                ):
+                    begun()
+                    try:
+                        await guest.call_async("_start")
+                    except GuestExit as error:
+                        return error.status
+                    return 0
         finally:
             await stdout.aclose()
             await stderr.aclose()
 
-    async def _with_guest(self, what: Invocation, work: Callable[[Guest], Awaitable[_T]]) -> _T:
-        name = what.session
-        if name is not None:
-            return await self._within(what, lambda: self._in_session(what, name, work))
+    @contextlib.asynccontextmanager
+    async def _guest_of(self, what: Invocation) -> AsyncIterator[Guest]:
+        """Have the session's guest, or a fresh one, within the block."""
+        with self._answering(what):
+            if what.session is None:
+                loaded, tenant = await self._wanted(what)
+                async with (
+                    self.admission.enter(tenant.name, what.left_s()),
+                    loaded.spawn(tenant) as guest,
+                ):
+                    yield guest
+                return
+            async with self.sessions.use(what.session, what.who.tenant) as guest:
+                if not guest.plugin.name.startswith(origin_of(what.who.tenant, what.plugin)):
+                    raise Missing("there is no such session")
+                async with self.admission.enter(what.who.tenant, what.left_s()):
+                    yield guest
 
-        async def fresh(loaded: Loaded) -> _T:
-            async with loaded.spawn(self.tenant(what.who.tenant)) as guest:
-                return await work(guest)
+    async def _wanted(self, what: Invocation) -> tuple[Loaded, Tenant]:
+        version = self.registry.resolve(what.who.tenant, what.plugin, what.ref)
+        return await self.loaded(version), self.tenant(what.who.tenant)
 
-        return await self._admitted(what, fresh)
-
-    async def _in_session(
-        self, what: Invocation, name: str, work: Callable[[Guest], Awaitable[_T]]
-    ) -> _T:
-        tenant = what.who.tenant
-        async with self.sessions.use(name, tenant) as guest:
-            if not guest.plugin.name.startswith(origin_of(tenant, what.plugin)):
-                raise Missing("there is no such session")
-            async with self.admission.enter(tenant, what.left_s()):
-                return await work(guest)
-
-    async def _admitted(self, what: Invocation, work: Callable[[Loaded], Awaitable[_T]]) -> _T:
-        async def inner() -> _T:
-            loaded = await self.loaded(
-                self.registry.resolve(what.who.tenant, what.plugin, what.ref)
-            )
-            async with self.admission.enter(what.who.tenant, what.left_s()):
-                return await work(loaded)
-
-        return await self._within(what, inner)
-
-    async def _within(self, what: Invocation, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Do the work in the request's time; what goes wrong in it is the requester's problem."""
+    def _answering(self, what: Invocation) -> _Answering:
         self._check_running()
-        try:
-            with anyio.move_on_after(what.left_s()):
-                return await work()
-        except OutOfBounds as error:
-            raise GuestFailed(f"the plugin gave an address outside its memory: {error}") from error
-        except (SandhostError, TypeError, OverflowError) as error:
-            raise problem_of(error) from error
-        raise DeadlinePassed("the request's time was over")
+        return _Answering(what)
 
     # ---- sessions ----
 
     async def open_session(self, what: Invocation) -> str:
         """Start a guest that is kept between calls; return what to call it."""
-
-        async def start(loaded: Loaded) -> str:
-            tenant = self.tenant(what.who.tenant)
-            return await self.sessions.open(tenant.name, lambda: loaded.spawn(tenant))
-
-        return await self._admitted(what, start)
+        with self._answering(what):
+            loaded, tenant = await self._wanted(what)
+            async with self.admission.enter(tenant.name, what.left_s()):
+                return await self.sessions.open(tenant.name, lambda: loaded.spawn(tenant))
 
     async def close_session(self, who: Principal, session: str) -> None:
         """End it."""
@@ -455,6 +456,34 @@ class Service:
         finally:
             del self._working[at]
             mine.set_result(None)
+
+
+class _Answering:
+    """A request's work, within its time; what goes wrong in it is the requester's problem."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, what: Invocation) -> None:
+        left_s = what.left_s()
+        self._scope = None if left_s is None else anyio.move_on_after(left_s)
+
+    def __enter__(self) -> None:
+        if self._scope is not None:
+            self._scope.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        scope = self._scope
+        if scope is not None and scope.__exit__(kind, error, traceback):
+            raise DeadlinePassed("the request's time was over")
+        if isinstance(error, OutOfBounds):
+            raise GuestFailed(f"the plugin gave an address outside its memory: {error}") from error
+        if isinstance(error, (SandhostError, TypeError, OverflowError)):
+            raise problem_of(error) from error
 
 
 def _check_bytes_call(plugin: Plugin, function: str) -> None:

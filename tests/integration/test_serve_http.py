@@ -258,6 +258,9 @@ def test_the_module_of_a_version_that_is_gone_leaves_the_disk(data, monkeypatch)
         monkeypatch.setattr("sandhost.serve.registry._SWEEP_AGE_S", 0.0)
         digests = [one.service.registry.version("acme", "p", number).digest for number in (1, 2)]
         await acme.ask("DELETE", "/v1/plugins/p/versions/1", 204)
+        monkeypatch.setattr(
+            "sandhost.serve.registry._SWEEP_AGE_S", 0.0
+        )  # nothing is on its way any more
         blobs = one.service.registry.blobs
         for _ in range(500):
             if digests[0] not in blobs:
