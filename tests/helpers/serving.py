@@ -147,9 +147,17 @@ class Child:
                 cwd=data.parent,
             )
         doors = ["http"] if ("--grpc", "none") in itertools.pairwise(words) else ["http", "grpc"]
-        wait_until(lambda: self.process.poll() is not None or len(self._ports()) == len(doors))
-        found = self._ports()
-        assert list(found) == doors, self.said()
+        try:
+            wait_until(
+                lambda: self.process.poll() is not None or len(self._ports()) == len(doors),
+                timeout=60,  # it begins with all of the machine's other work beside it
+            )
+            found = self._ports()
+            assert list(found) == doors, self.said()
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
         self.port, self.grpc_port = found["http"], found.get("grpc")
         self.url = f"http://127.0.0.1:{self.port}"
 
