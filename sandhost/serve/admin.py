@@ -2,6 +2,7 @@
 
     GET     /v1/admin/tenants[/{tenant}]
     PUT     /v1/admin/tenants/{tenant}               {"quotas": {"guests": 10, "memory_limit": "1 GiB"}}
+    DELETE  /v1/admin/tenants/{tenant}               with tokens, plugins, sessions
     GET     /v1/admin/tenants/{tenant}/tokens
     POST    /v1/admin/tenants/{tenant}/tokens        {"scopes": ["invoke"], "label": …, "expires_in_s": …}
     DELETE  /v1/admin/tenants/{tenant}/tokens/{id}
@@ -46,13 +47,16 @@ _MOST_ENTRIES = 1000
 
 
 def admin_routes(service: Service) -> list[Route]:
-    """Return the routes."""
+    """Return the routes; none where one tenant is served alone."""
+    if service.settings.tenant is not None:
+        return []
     desk = _Desk(service)
     tenant = "/v1/admin/tenants/{tenant}"
     return [
         route("GET", "/v1/admin/tenants", desk.tenants),
         route("GET", tenant, desk.tenant),
         route("PUT", tenant, desk.put_tenant),
+        route("DELETE", tenant, desk.remove_tenant),
         route("GET", f"{tenant}/tokens", desk.tokens),
         route("POST", f"{tenant}/tokens", desk.add_token),
         route("DELETE", f"{tenant}/tokens/{{id}}", desk.revoke_token),
@@ -88,6 +92,12 @@ class _Desk:
         nothing_else(record)
         is_new = await self.service.put_tenant(who, name, quotas)
         return JSONResponse(_shown(self.registry.tenant(name)), 201 if is_new else 200)
+
+    async def remove_tenant(self, request: Request) -> Response:
+        """It is nobody any more."""
+        who = self._who(request)
+        await self.service.remove_tenant(who, request.path_params["tenant"])
+        return Response(status_code=204)
 
     async def tokens(self, request: Request) -> Response:
         """What is known of a tenant's tokens."""

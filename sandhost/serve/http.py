@@ -3,7 +3,7 @@
     PUT    /v1/plugins/{plugin}                       a module, as the next version; settings in the query
     GET    /v1/plugins[/{plugin}]                     what there is
     GET    /v1/plugins/{plugin}/versions/{number}     how far it is; ?wait=30 waits until it is ready
-    DELETE /v1/plugins/{plugin}/versions/{number}     when no alias names it
+    DELETE /v1/plugins/{plugin}/versions/{number}     when no alias names it; without a version, the whole plugin
     PUT    /v1/plugins/{plugin}/aliases/{alias}       {"version": 3}; POST .../rollback goes back
     POST   /v1/plugins/{plugin}/call/{function}       {"arguments": [...]} -> {"results": [...]}
     POST   /v1/plugins/{plugin}/bytes/{function}      bytes in, bytes out
@@ -114,6 +114,7 @@ class _Doors:
             route("GET", "/v1/plugins", self.plugins),
             route("PUT", plugin, self.upload),
             route("GET", plugin, self.plugin),
+            route("DELETE", plugin, self.remove_plugin),
             route("GET", version, self.version),
             route("DELETE", version, self.remove),
             route("PUT", alias, self.set_alias),
@@ -256,6 +257,12 @@ class _Doors:
         who = self._who(request, Scope.DEPLOY)
         its_number = number(request.path_params["number"], "a version")
         await self.service.remove(who, request.path_params["plugin"], its_number)
+        return Response(status_code=204)
+
+    async def remove_plugin(self, request: Request) -> Response:
+        """A plugin with its versions and aliases."""
+        who = self._who(request, Scope.DEPLOY)
+        await self.service.remove_plugin(who, request.path_params["plugin"])
         return Response(status_code=204)
 
     # ---- aliases ----

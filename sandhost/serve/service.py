@@ -115,10 +115,13 @@ class Service:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_EVERY_S)
-            try:
-                await in_thread(self.registry.sweep)
-            except OSError:  # the disk's fault; the next time is soon enough
-                get_logger(_LOGGER).exception("modules that no version names could not be removed")
+            await self._sweep_now()
+
+    async def _sweep_now(self) -> None:
+        try:
+            await in_thread(self.registry.sweep)
+        except OSError:  # the disk's fault; the next time is soon enough
+            get_logger(_LOGGER).exception("modules that no version names could not be removed")
 
     @property
     def ready(self) -> bool:
@@ -195,7 +198,10 @@ class Service:
         tenant = self._tenants.get(name)
         if tenant is None:
             quotas = self.settings.quotas(self.registry.tenant(name).quotas)
-            tenant = self._tenants[name] = self.host.tenant(name, **quotas._asdict())
+            tenant = self._tenants[name] = self.host.tenant(name)
+            tenant.set_quotas(
+                quotas
+            )  # the host may know it: of before it was removed and came again
         return tenant
 
     async def put_tenant(self, who: Principal, name: str, quotas: Quotas) -> bool:
@@ -214,7 +220,36 @@ class Service:
         finally:  # also when nobody waits for the answer any more
             known = self._tenants.get(name)
             if known is not None:
-                known.set_quotas(self.settings.quotas(self.registry.tenant(name).quotas))
+                with contextlib.suppress(Missing):  # removed meanwhile
+                    known.set_quotas(self.settings.quotas(self.registry.tenant(name).quotas))
+
+    async def remove_tenant(self, who: Principal, name: str) -> None:
+        """Remove a tenant with all that is its own. Its sessions end; a call that is under way ends by itself."""
+        try:
+            await self.change(who, "tenant.remove", name, lambda: self.registry.remove_tenant(name))
+        finally:  # also when nobody waits for the answer any more
+            if not self.registry.has_tenant(name):
+                self._in_background(self._forget(name))
+
+    async def remove_plugin(self, who: Principal, plugin: str) -> None:
+        """Remove a plugin with all versions and aliases. Its sessions end, calls end by themselves."""
+        tenant = who.tenant
+        try:
+            await self.change(
+                who, "plugin.remove", plugin, lambda: self.registry.remove_plugin(tenant, plugin)
+            )
+        finally:
+            if not self.registry.has_plugin(tenant, plugin):
+                self._in_background(self._forget(tenant, plugin))
+
+    async def _forget(self, tenant: str, plugin: str | None = None) -> None:
+        """Let go of what was removed."""
+        begins = f"{tenant}/" if plugin is None else origin_of(tenant, plugin)
+        if plugin is None:
+            self._tenants.pop(tenant, None)
+        self.versions.drop_all(tenant, plugin)
+        await self.sessions.close_all(tenant, lambda guest: guest.plugin.name.startswith(begins))
+        await self._sweep_now()
 
     async def change(self, who: Principal, action: str, subject: str, work: Callable[[], _T]) -> _T:
         """Have the registry changed by `work`, and the audit log say so, or that it was refused."""

@@ -205,6 +205,12 @@ class Sessions:
         """
         await self._end(name, tenant, self._find(name, tenant))
 
+    async def close_all(self, tenant: str, which: Callable[[Guest], bool]) -> None:
+        """End those of a tenant whose guests `which` names."""
+        for name, session in list(self._of.get(tenant, {}).items()):
+            if which(session.guest):
+                await self._end(name, tenant, session)
+
     def _find(self, name: str, tenant: str) -> _Session:
         session = self._of.get(tenant, {}).get(name)
         if session is None:

@@ -107,7 +107,7 @@ atexit.register(Compilers.close, _COMPILERS)
 @contextlib.asynccontextmanager
 async def desk(data: Path, **settings: Any) -> AsyncIterator[Desk]:
     """Have a service; at the end it is drained and must hold no guest."""
-    wanted = Settings(data=data, admin_token=ADMIN, **settings)
+    wanted = Settings(data=data, **{"admin_token": ADMIN, **settings})
     own = any(name.startswith("compile_") for name in settings)
     with open_service(wanted, None if own else _COMPILERS) as (service, made):
         assert made is None
@@ -149,9 +149,17 @@ class Child:
                 cwd=data.parent,
             )
         doors = ["http"] if ("--grpc", "none") in itertools.pairwise(words) else ["http", "grpc"]
-        wait_until(lambda: self.process.poll() is not None or len(self._ports()) == len(doors), 60)
-        found = self._ports()
-        assert list(found) == doors, self.said()
+        try:
+            wait_until(
+                lambda: self.process.poll() is not None or len(self._ports()) == len(doors),
+                timeout=60,  # it begins with all of the machine's other work beside it
+            )
+            found = self._ports()
+            assert list(found) == doors, self.said()
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
         self.port, self.grpc_port = found["http"], found.get("grpc")
         self.url = f"http://127.0.0.1:{self.port}"
 
