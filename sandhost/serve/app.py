@@ -27,12 +27,13 @@ from ..errors import ConfigError
 from ..host import Host
 from .admin import admin_routes
 from .config import Settings
+from .gate import Gate
 from .http import make_app
 from .observed import observe_routes
 from .registry import Registry
 from .service import Service
 from .store import Store
-from .wire import BoundedProtocol
+from .wire import GatedProtocol
 
 __all__ = ["Opened", "open_service", "serve"]
 
@@ -101,10 +102,14 @@ def serve(settings: Settings, say: Callable[[str], object]) -> int:
 
 async def _live(service: Service, listener: socket.socket, say: Callable[[str], object]) -> None:
     app = make_app(service, [*admin_routes(service), *observe_routes(service)])
+
+    class Protocol(GatedProtocol):
+        gate = Gate(service)
+
     server = _Server(
         uvicorn.Config(
             app,
-            http=BoundedProtocol,
+            http=Protocol,
             ws="none",
             lifespan="off",
             access_log=False,

@@ -31,6 +31,7 @@ from starlette.routing import Route
 from .._log import get_logger
 from .bag_asgi import BagMiddleware
 from .frames import CommandResponse
+from .gate import PLACE
 from .loaded import functions
 from .problems import Internal, Invalid, Missing, Problem
 from .records import Alias, Answer, Plugin, Principal, Version
@@ -73,8 +74,11 @@ def make_app(service: Service, more: list[Route] | None = None) -> BagMiddleware
     return BagMiddleware(app, service.bags)
 
 
-async def _problem(_request: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
+    place = request.scope.get(PLACE)
+    if place is not None:
+        place.done = False
     return problem_response(error)
 
 
@@ -128,13 +132,18 @@ class _Doors:
         who = self._who(request, Scope.INVOKE)
         headers = request.headers
         left_s = seconds(headers.get("sandhost-deadline"), "Sandhost-Deadline")
+        session = headers.get("sandhost-session")
+        if session is not None or "idempotency-key" in headers:
+            _leave(request)  # it may wait for the one before
+        place = request.scope.get(PLACE)
         return Invocation(
             who,
             request.path_params["plugin"],
             request.query_params.get("ref", "latest"),
             request.path_params.get("function", ""),
             None if left_s is None else time.monotonic() + left_s,
-            headers.get("sandhost-session"),
+            session,
+            let_in=place is not None and place.held,
         )
 
     async def _once(
@@ -213,6 +222,7 @@ class _Doors:
     async def upload(self, request: Request) -> Response:
         """A module."""
         who, plugin = self._who(request, Scope.DEPLOY), request.path_params["plugin"]
+        _leave(request)
         settings = version_settings(
             request.query_params.multi_items(), self.service.settings.guest_limits()
         )
@@ -232,6 +242,7 @@ class _Doors:
         who = self._who(request, Scope.INVOKE)
         plugin = request.path_params["plugin"]
         its_number = number(request.path_params["number"], "a version")
+        _leave(request)
         wait_s = seconds(request.query_params.get("wait"), "wait") or 0.0
         until_s = time.monotonic() + min(wait_s, _LONGEST_WAIT_S)
         while True:
@@ -307,6 +318,13 @@ class _Doors:
         level = self.service.host.pressure.level
         ready = not self.service.stopping and level < _NO_MORE_READY
         return JSONResponse({"ready": ready, "pressure": level.name.lower()}, 200 if ready else 503)
+
+
+def _leave(request: Request) -> None:
+    """Give back the place of a request that will rest."""
+    place = request.scope.get(PLACE)
+    if place is not None:
+        place.leave()
 
 
 def _names(request: Request) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from .records import Grants, VersionSettings
 
 __all__ = [
     "Endpoint",
+    "bearer",
     "body",
     "chunks",
     "field",
@@ -69,7 +70,12 @@ def problem_response(problem: Problem) -> Response:
 
 def token_of(request: Request) -> str | None:
     """Return the bearer token; None when there is none."""
-    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    return bearer(request.headers.get("authorization", ""))
+
+
+def bearer(authorization: str) -> str | None:
+    """Return the token in a header's value; None when there is none."""
+    kind, _, token = authorization.partition(" ")
     return token.strip() if kind.lower() == "bearer" else None
 
 

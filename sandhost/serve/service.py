@@ -14,6 +14,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -69,6 +70,8 @@ class Invocation(NamedTuple):
     """By time.monotonic(); None: as long as the version's own limit allows."""
     session: str | None = None
     """Of a guest that was kept; None: a fresh one."""
+    let_in: bool = False
+    """It has a place already, which its door gives back."""
 
     def left_s(self) -> float | None:
         """Return the seconds that are left; None: there is no end."""
@@ -84,7 +87,7 @@ class Service:
         self.admission = Admission(
             wait_s=settings.queue_time,
             pressure=lambda: int(host.pressure.level),
-            weight=lambda name: self.tenant(name).weight,
+            weight=lambda name: self.tenant(name).weight if name else 1.0,
         )
         self.sessions = Sessions(settings.session_idle)
         self.bags = Bags()
@@ -355,7 +358,7 @@ class Service:
         async with self.sessions.use(name, tenant) as guest:
             if not guest.plugin.name.startswith(origin_of(tenant, what.plugin)):
                 raise Missing("there is no such session")
-            async with self.admission.enter(tenant, what.left_s()):
+            async with self._place(what):
                 return await work(guest)
 
     async def _admitted(self, what: Invocation, work: Callable[[Loaded], Awaitable[_T]]) -> _T:
@@ -363,10 +366,15 @@ class Service:
             loaded = await self.loaded(
                 self.registry.resolve(what.who.tenant, what.plugin, what.ref)
             )
-            async with self.admission.enter(what.who.tenant, what.left_s()):
+            async with self._place(what):
                 return await work(loaded)
 
         return await self._within(what, inner)
+
+    def _place(self, what: Invocation) -> AbstractAsyncContextManager[None]:
+        if what.let_in:
+            return contextlib.nullcontext()
+        return self.admission.enter(what.who.tenant, what.left_s())
 
     async def _within(self, what: Invocation, work: Callable[[], Awaitable[_T]]) -> _T:
         """Do the work in the request's time; what goes wrong in it is the requester's problem."""
