@@ -10,9 +10,9 @@
                │
                └──► refused: it has waited too long, or would
 
-Nobody waits long. A line is served in order, and bounded by `wait_s`. When three of four had to wait for a
-while it is no burst but overload, and waiting in it helps nobody: its bound drops to half a request's time,
-as CoDel has it (Nichols and Jacobson, 2012; RFC 8289). Who would wait longer is refused at once, before
+Nobody waits long. A line is served in order, and bounded by `wait_s`. When for a while three of four did not
+start soon it is no burst but overload, and waiting in it helps nobody: its bound drops to half a request's
+time, as CoDel has it (Nichols and Jacobson, 2012; RFC 8289). Who would wait longer is refused at once, before
 anything else is done for it: at ten times the load, nine of ten requests end here, and what each of them
 costs is taken from the tenth. What has waited too long is never started, so that no time goes into answers
 that nobody waits for.
@@ -48,8 +48,8 @@ _RESERVE = 0.25
 _LEAST_BOUND_S = 0.002
 _TICK_S = 0.002
 """How often lines are looked through while somebody waits."""
-_WHILE_S = 0.2
-"""For how long most have to wait, at most, until it is no burst. Arbitrary."""
+_WHILE_S, _LEAST_CAME = 0.1, 8
+"""For how long, and how many requests, most do not start soon until it is no burst. Arbitrary."""
 _LEAST_HINT_S, _MOST_HINT_S = 0.05, 5.0
 _HINT_UNDER_PRESSURE_S = 1.0
 _LEAST_WEIGHT = 1e-9
@@ -102,9 +102,9 @@ class _Line:
     """One tenant: its requests in line, oldest first, and what it has in service."""
 
     __slots__ = (
-        "_at_once",
         "_came",
         "_since_s",
+        "_soon",
         "in_flight",
         "overloaded",
         "served",
@@ -121,18 +121,21 @@ class _Line:
         self.served = served  # requests over weight: between equals, who had less goes first
         self.takes_s: float | None = None  # how long its requests take, smoothed
         self.overloaded = False
-        self._came = self._at_once = 0  # in the window that began at `since`
-        self._since_s = math.inf
+        self._came = self._soon = 0  # in the window that began at `since`
+        self._since_s = -math.inf
 
-    def came(self, now_s: float, window_s: float, *, at_once: bool) -> None:
-        """A request has come, and was served at once or not."""
-        if now_s - self._since_s >= window_s:
-            self.overloaded = 4 * self._at_once < self._came
-            self._since_s = math.inf
-        if self._since_s == math.inf:
-            self._since_s, self._came, self._at_once = now_s, 0, 0
+    def came(self, now_s: float, window_s: float) -> None:
+        """A request has come."""
+        if self._came >= _LEAST_CAME and now_s - self._since_s >= window_s:
+            self.overloaded = 4 * self._soon < self._came
+            self._came = 0
+        if not self._came:
+            self._since_s, self._soon = now_s, 0
         self._came += 1
-        self._at_once += at_once
+
+    def started_soon(self) -> None:
+        """One of them has started, and waited for no longer than it may."""
+        self._soon += 1
 
     def turn(self) -> tuple[float, float]:
         """Whose is least has the next place."""
@@ -255,6 +258,7 @@ class Admission:
         line = self._line_of(tenant, now_s)
         deadline_at_s = math.inf if deadline_s is None else now_s + deadline_s
         request = Request(line, now_s, deadline_at_s, settle)
+        line.came(now_s, self._window_s)
         problem = (
             self._not(line, "deadline") if now_s >= deadline_at_s else self._turned_away(line)
         )
@@ -268,7 +272,6 @@ class Admission:
             self._rest(line, now_s)
             if not self.places:
                 self.turn()  # those in line as well
-        line.came(now_s, self._window_s, at_once=request.started_s is not None)
         return request
 
     def turn_away(self, tenant: str) -> Problem | None:
@@ -276,7 +279,7 @@ class Admission:
         line = self._lines.get(tenant)
         problem = None if line is None else self._turned_away(line)
         if line is not None and problem is not None:
-            line.came(self._clock(), self._window_s, at_once=False)
+            line.came(self._clock(), self._window_s)
         return problem
 
     def finish(self, request: Request, *, done: bool) -> None:
@@ -347,8 +350,9 @@ class Admission:
 
     def _bound_s(self, line: _Line) -> float:
         """How long a request may wait in this line."""
-        if not line.overloaded:
-            return self._wait_s
+        return self._bound_under_load_s() if line.overloaded else self._wait_s
+
+    def _bound_under_load_s(self) -> float:
         half_s = (self._limit.least_s or self._wait_s) / 2
         return min(self._wait_s, max(_LEAST_BOUND_S, half_s))
 
@@ -398,6 +402,8 @@ class Admission:
         self._in_flight += 1
         self._admitted += 1
         request.started_s = now_s
+        if now_s - request.arrived_s <= 2 * self._bound_under_load_s():
+            line.started_soon()
         request.settle(None)
 
     def _too_late(self, request: Request, now_s: float) -> str | None:
