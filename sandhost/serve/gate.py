@@ -12,8 +12,9 @@ valid token shares one line with all others without.
 A head that was refused will come again, by the thousand: it is kept, and the next one that equals it byte by
 byte is not even parsed, if it is to be refused as well.
 
-A request that will rest, for a session or for what comes slowly, gives its place back (`Place.leave`) and
-asks the service again when it has work to do.
+A request that will rest, for a session or for what takes long, gives its place back (`Place.leave`) and
+asks the service again when it has work to do. One whose body is not here has none yet: it could keep it
+for as long as it liked.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ class Place:
     def ask(self, settle: Callable[[Problem | None], None]) -> None:
         """Get in line: `settle` is called with None when it may start, else with why not; perhaps at once."""
         self._request = self._admission.ask(self._tenant, self._deadline_s, settle)
+
+    def turn_away(self) -> Problem | None:
+        """Return why it would not get one, as if it had asked; None: it may ask later."""
+        return self._admission.turn_away(self._tenant)
 
     @property
     def held(self) -> bool:

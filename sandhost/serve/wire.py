@@ -1,7 +1,8 @@
 """HTTP/1.1 as uvicorn speaks it, with bounds for the head of a request, and a gate behind it.
 
-connected ──► head ──► gate ──► application: has bounds of its own, see requests.py
-   ▲           │        └─────► refused, without having become a task
+connected ──► head, body ──► gate ──► application, with a place
+   ▲           │    │          └────► refused, without having become a task
+   │           │    └ comes slowly: application, without a place; has bounds of its own, see requests.py
    │           └ within _HEAD_S and _HEAD_BYTES, else the connection is closed
    └── next request: idle for as long as uvicorn's timeout_keep_alive
 """
@@ -17,6 +18,8 @@ from .gate import Gate, Place, refusal
 from .problems import Problem, TooMany
 
 __all__ = ["BoundedProtocol", "GatedProtocol"]
+
+_Headed = tuple[RequestResponseCycle, Any, Place]
 
 _HEAD_S = 10.0
 _HEAD_BYTES = 64 << 10
@@ -93,6 +96,11 @@ class GatedProtocol(BoundedProtocol):
     """Set by whoever makes a class for a service."""
     _waiting: Place | None = None
     """Of the request that waits for its place."""
+    _serving: RequestResponseCycle | None = None
+    """What is at work, or waits for its place."""
+    _headed: _Headed | None = None
+    """What has its head here, and perhaps all of its body, while bytes are being read."""
+    _reading = False
     _fresh: bytes | None = None
     """What is being read, if a request begins with it."""
 
@@ -101,6 +109,10 @@ class GatedProtocol(BoundedProtocol):
         if self._waiting is not None:
             self._waiting.leave()
             self._waiting = None
+        # uvicorn tells the last cycle of a pipeline only, and what is at work would write to nowhere.
+        if self._serving is not None and not self._serving.response_complete:
+            self._serving.disconnected = True
+            self._serving.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -112,17 +124,26 @@ class GatedProtocol(BoundedProtocol):
                 self._answer(problem, close=False)
                 return
             self._fresh = data
+        self._reading = True
         super().data_received(data)
+        self._reading = False
         self._fresh = None
+        if self._headed is not None:
+            self._start_slow(*self._take_headed())
+
+    def on_message_complete(self) -> None:
+        """All of the request is here."""
+        super().on_message_complete()
+        if self._headed is not None:
+            self._start_whole(*self._take_headed())
+
+    def _take_headed(self) -> _Headed:
+        assert self._headed is not None
+        headed, self._headed = self._headed, None
+        return headed
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        def settle(problem: Problem | None) -> None:
-            self._waiting = None
-            if problem is None:
-                self._begin(cycle, app, place)
-            else:
-                self._refuse(cycle, problem)
-
+        self._serving = cycle
         try:
             place = self.gate.place_for(cycle.scope)
         except Problem as problem:
@@ -130,7 +151,29 @@ class GatedProtocol(BoundedProtocol):
             return
         if place is None:
             super()._start_asgi_task(cycle, app)
-            return
+        elif not cycle.more_body:  # it was in the pipeline
+            self._start_whole(cycle, app, place)
+        elif self._reading:
+            self._headed = (cycle, app, place)
+        else:
+            self._start_slow(cycle, app, place)
+
+    def _start_slow(self, cycle: RequestResponseCycle, app: Any, place: Place) -> None:
+        """Start a request without a place, which it would keep from others while its body comes."""
+        problem = place.turn_away()
+        if problem is not None:
+            self._refuse(cycle, problem)
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _start_whole(self, cycle: RequestResponseCycle, app: Any, place: Place) -> None:
+        def settle(problem: Problem | None) -> None:
+            self._waiting = None
+            if problem is None:
+                self._begin(cycle, app, place)
+            else:
+                self._refuse(cycle, problem)
+
         self._waiting = place
         place.ask(settle)
 
@@ -152,6 +195,8 @@ class GatedProtocol(BoundedProtocol):
         self._answer(problem, close=close)
 
     def _answer(self, problem: Problem, *, close: bool) -> None:
+        if self.transport.is_closing():
+            return
         date = b"".join(b"%b: %b\r\n" % pair for pair in self.server_state.default_headers)
         first, rest = refusal(problem, close=close)
         self.transport.write(first + date + rest)
