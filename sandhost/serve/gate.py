@@ -100,9 +100,12 @@ class Gate:
                 token = value
             elif name == b"sandhost-deadline":
                 deadline = value
-        tenant = _NOBODY
+        text, tenant = bearer(token.decode("latin-1")) or "", _NOBODY
         try:
-            who = self._service.registry.who(bearer(token.decode("latin-1")) or "")
+            if path.startswith("/v1/"):
+                who = self._service.whose(text, _peer(scope["client"]))
+            else:
+                who = self._service.registry.who(text)
         except Unknown:
             if path.startswith("/v1/"):
                 raise
@@ -131,17 +134,22 @@ class Gate:
             token = bearer(found.get(b"authorization", b"").decode("latin-1")) or ""
             self._known[head] = _Known(token, int(found.get(b"content-length", b"0")))
 
-    def refuses_again(self, data: bytes) -> Problem | None:
+    def refuses_again(self, data: bytes, client: tuple[str, int] | None) -> Problem | None:
         """Return why a request is refused, if it is known and here as a whole."""
         end = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
         known = self._known.get(data[:end])
         if known is None or len(data) != end + known.body_bytes:
             return None
         try:
-            who = self._service.registry.who(known.token)
+            who = self._service.whose(known.token, _peer(client))
         except Unknown as problem:
             return problem
         return self._admission.turn_away(who.tenant)
+
+
+def _peer(client: tuple[str, int] | None) -> str:
+    """Return the address of a client, for the audit log."""
+    return "" if client is None else client[0]
 
 
 def _starts_guest(path: str) -> bool:

@@ -118,7 +118,7 @@ class GatedProtocol(BoundedProtocol):
     def data_received(self, data: bytes) -> None:
         """Read a request, unless it is known and refused."""
         if self.between and (self.cycle is None or self.cycle.response_complete):
-            problem = self.gate.refuses_again(data)
+            problem = self.gate.refuses_again(data, self.client)
             if problem is not None:
                 self.end_head()
                 self._answer(problem, close=False)
