@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from common import RESULTS, Claim, Row, median, percentile
 from overload_hostile import Hostile
@@ -214,9 +213,7 @@ def hostile(quick: bool) -> Row:
                     cpus.append((server.cpu_s() - cpu_s) / seconds)
                     for what, count in running.end().items():
                         met[what] = met.get(what, 0) + count
-    times = {
-        phase: [Times.of(_with(one, 200)) for one in runs] for phase, runs in found.items()
-    }
+    times = {phase: [Times.of(_with(one, 200)) for one in runs] for phase, runs in found.items()}
     pooled = {
         phase: Times.of([one for run in runs for one in _with(run, 200)])
         for phase, runs in found.items()
@@ -302,10 +299,14 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="a rough look")
     parser.add_argument("--million", action="store_true", help="and a million requests")
-    parser.add_argument("--only", nargs="+", choices=ROWS, help="some rows; the file keeps the others")
+    parser.add_argument(
+        "--only", nargs="+", choices=ROWS, help="some rows; the file keeps the others"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    wanted = options.only or [name for name in ROWS if name != "million" or options.million or options.quick]
+    wanted = options.only or [
+        name for name in ROWS if name != "million" or options.million or options.quick
+    ]
     file = options.out / "overload.json"
     kept = json.loads(file.read_text())["rows"] if options.only and file.exists() else {}
     rows = {}

@@ -111,7 +111,9 @@ class _Attack:
             (self._hoard, 2),
             (self._idle, IDLE_CONNECTIONS),
         ]
-        tasks = [asyncio.ensure_future(self._again(what)) for what, count in kinds for _ in range(count)]
+        tasks = [
+            asyncio.ensure_future(self._again(what)) for what, count in kinds for _ in range(count)
+        ]
         await asyncio.sleep(seconds)
         for task in tasks:
             task.cancel()

@@ -88,7 +88,7 @@ class Load:
         surge_s: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         words = [port, seconds, seed, surge, *surge_s]
-        self._times = tempfile.TemporaryFile()
+        self._times = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the load lasts
         self._process = subprocess.Popen(
             [_program(), *map(str, words)], stdin=subprocess.PIPE, stdout=self._times
         )

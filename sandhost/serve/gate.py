@@ -118,7 +118,6 @@ class Gate:
         place = scope[PLACE] = Place(self._admission, tenant, _seconds(deadline))
         return place
 
-
     def remember(self, data: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Keep the head of a request that its tenant had too many of.
 
@@ -171,11 +170,14 @@ def refusal(problem: Problem, *, close: bool) -> tuple[bytes, bytes]:
     hint_s = problem.retry_after_s
     if hint_s is not None:  # rounded, so that few answers are ever made
         hint_s = round(math.ceil(hint_s / _HINT_STEP_S) * _HINT_STEP_S, 2)
-    return _refusal(type(problem), problem.detail, hint_s, close)
+    # A class can be hashed; mypy looks at its instances.
+    return _refusal(type(problem), problem.detail, hint_s, close)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=1024)
-def _refusal(kind: type[Problem], detail: str, hint_s: float | None, close: bool) -> tuple[bytes, bytes]:
+def _refusal(
+    kind: type[Problem], detail: str, hint_s: float | None, close: bool
+) -> tuple[bytes, bytes]:
     response = problem_response(kind(detail, retry_after_s=hint_s))
     if close:
         response.headers["connection"] = "close"

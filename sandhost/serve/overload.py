@@ -243,9 +243,7 @@ class Admission:
         if not self._waiting and now_s < deadline_at_s and self._in_flight < self.places:
             self._let_in(request, now_s)  # as `turn` would
             return request
-        problem = (
-            self._not(line, "deadline") if now_s >= deadline_at_s else self._turned_away(line)
-        )
+        problem = self._not(line, "deadline") if now_s >= deadline_at_s else self._turned_away(line)
         if problem is None:
             line.waiting.append(request)
             self._wanting[line] = None
@@ -457,9 +455,7 @@ class _Visit:
             self._turn.set_result(None)
 
     async def __aenter__(self) -> None:
-        request = self._request = self._admission.ask(
-            self._tenant, self._deadline_s, self._settle
-        )
+        request = self._request = self._admission.ask(self._tenant, self._deadline_s, self._settle)
         try:
             if not request.settled:
                 self._turn = asyncio.get_running_loop().create_future()

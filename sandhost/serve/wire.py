@@ -145,7 +145,7 @@ class GatedProtocol(BoundedProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._serving = cycle
         try:
-            place = self.gate.place_for(cycle.scope)
+            place = self.gate.place_for(cycle.scope)  # type: ignore[arg-type] # a TypedDict
         except Problem as problem:
             self._refuse(cycle, problem)
             return
@@ -202,7 +202,9 @@ class GatedProtocol(BoundedProtocol):
         self.transport.write(first + date + rest)
         if close:
             self.transport.close()
-        if self.pipeline:  # not from here: there may be hundreds, each in the frame of the one before
+        if (
+            self.pipeline
+        ):  # not from here: there may be hundreds, each in the frame of the one before
             self.loop.call_soon(self.on_response_complete)
         else:
             self.on_response_complete()

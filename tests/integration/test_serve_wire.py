@@ -198,7 +198,11 @@ def test_bodies_that_are_too_large_are_refused_before_they_are_read(service, chu
         wire = await Wire.open(service.port)
         head = call(service.token, path="b/bytes/much").partition(b"Content-Length")[0]
         if chunked:
-            wire.send(head + b"Transfer-Encoding: chunked\r\n\r\n" + b"8000\r\n%b\r\n" % bytes(0x8000) * 40)
+            wire.send(
+                head
+                + b"Transfer-Encoding: chunked\r\n\r\n"
+                + b"8000\r\n%b\r\n" % bytes(0x8000) * 40
+            )
         else:
             wire.send(head + b"Content-Length: 100000000000\r\n\r\n")
         status, _, body = await wire.answer()
@@ -231,7 +235,9 @@ def test_guessing_tokens_costs_a_connection_little_and_finds_nothing(service):
 
     async def test(acme: Client) -> None:
         def cpu() -> int:
-            stat = Path(f"/proc/{service.one.process.pid}/stat").read_text().rpartition(")")[2].split()
+            stat = (
+                Path(f"/proc/{service.one.process.pid}/stat").read_text().rpartition(")")[2].split()
+            )
             return int(stat[11]) + int(stat[12])
 
         wire = await Wire.open(service.port)
@@ -239,7 +245,11 @@ def test_guessing_tokens_costs_a_connection_little_and_finds_nothing(service):
         before = cpu()
         for number in range(guesses):
             # Some that are near a right one: their answer is the same, to the byte.
-            guess = service.token[:-4] + secrets.token_hex(2) if number % 2 else secrets.token_urlsafe(32)
+            guess = (
+                service.token[:-4] + secrets.token_hex(2)
+                if number % 2
+                else secrets.token_urlsafe(32)
+            )
             wire.send(call(guess))
             status, _, body = await wire.answer()
             seen.add((status, body))

@@ -1,7 +1,7 @@
 """Everything that the service does, by several tenants at once, for a while: right answers, and nothing left.
 
-    ./run test stress            # ten seconds of it
-    ./run test slow              # ten minutes, for the night; -- -k soak for this alone
+./run test stress            # ten seconds of it
+./run test slow              # ten minutes, for the night; -- -k soak for this alone
 """
 
 from __future__ import annotations

@@ -178,7 +178,11 @@ class Doors:
         return grpc.stream_stream_rpc_method_handler(behavior)
 
     def _enter(self, scope: Scope | None, context: grpc.aio.ServicerContext[Any, Any]) -> Rpc:
-        who = None if scope is None else self.service.who(_token_of(context), scope, _peer_of(context))
+        who = (
+            None
+            if scope is None
+            else self.service.who(_token_of(context), scope, _peer_of(context))
+        )
         return Rpc(self, who, context)
 
 
