@@ -252,7 +252,9 @@ async def soak(one: Child, process: Process, seconds: float) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    "seconds", [8, pytest.param(600, marks=pytest.mark.slow)], ids=["short", "ten minutes"]
+    "seconds",
+    [8, pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+    ids=["short", "ten minutes"],
 )
 def test_tenants_get_right_answers_for_a_while_and_nothing_is_left(tmp_path, seconds):
     with child(tmp_path / "data", "--body-limit", "150 kB", "--guest-deadline", "60 s") as one:
