@@ -147,7 +147,14 @@ class Child:
                 cwd=data.parent,
             )
         doors = ["http"] if ("--grpc", "none") in itertools.pairwise(words) else ["http", "grpc"]
-        wait_until(lambda: self.process.poll() is not None or len(self._ports()) == len(doors))
+        try:
+            wait_until(
+                lambda: self.process.poll() is not None or len(self._ports()) == len(doors),
+                60,  # on a machine that is busy
+            )
+        except BaseException:
+            self.end(signal.SIGKILL)
+            raise
         found = self._ports()
         assert list(found) == doors, self.said()
         self.port, self.grpc_port = found["http"], found.get("grpc")
