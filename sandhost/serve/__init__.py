@@ -3,7 +3,8 @@
 app                   what the process is put together of, and its life
 http, rpc             how requests come in; admin and observed are routes for the operator
 console               a page that shows what goes on, and calls functions; page/ is what it is made of
-requests, frames, wire   how they are read, a command's streams, and what a client may not do
+wire, gate            what a client of HTTP may not do; who comes in, decided before it costs much
+requests, frames      how requests are read, and a command's streams
 service               what a request does: upload, invoke, sessions (loaded: by which plugin; values: with what)
 deployments           how a version gets ready: turns, and the compiler, in processes of its own
 overload, sessions    who may come in, and who stays; concurrency, how many at once

@@ -31,6 +31,7 @@ from starlette.routing import Route
 from .._log import get_logger
 from .bag_asgi import BagMiddleware
 from .frames import CommandResponse
+from .gate import PLACE
 from .loaded import functions
 from .problems import Internal, Invalid, Missing, Problem
 from .records import Alias, Answer, Plugin, Principal, Version
@@ -75,8 +76,11 @@ def make_app(service: Service, more: list[Route] | None = None) -> BagMiddleware
     return BagMiddleware(app, service.bags)
 
 
-async def _problem(_request: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
+    place = request.scope.get(PLACE)
+    if place is not None:
+        place.done = False
     return problem_response(error)
 
 
@@ -130,6 +134,10 @@ class _Doors:
     def _what(self, request: Request) -> Invocation:
         who = self._who(request, Scope.INVOKE)
         left_s = seconds(header(request, b"sandhost-deadline"), "Sandhost-Deadline")
+        session = header(request, b"sandhost-session")
+        if session is not None or header(request, b"idempotency-key") is not None:
+            _leave(request)  # it may wait for the one before
+        place = request.scope.get(PLACE)
         names = request.path_params
         return Invocation(
             who,
@@ -137,7 +145,8 @@ class _Doors:
             request.query_params.get("ref", LATEST) if request.scope["query_string"] else LATEST,
             names.get("function", ""),
             None if left_s is None else time.monotonic() + left_s,
-            header(request, b"sandhost-session"),
+            session,
+            let_in=place is not None and place.held,
         )
 
     async def _once(
@@ -216,6 +225,7 @@ class _Doors:
     async def upload(self, request: Request) -> Response:
         """A module."""
         who, plugin = self._who(request, Scope.DEPLOY), request.path_params["plugin"]
+        _leave(request)
         settings = version_settings(
             request.query_params.multi_items(), self.service.settings.guest_limits()
         )
@@ -235,6 +245,7 @@ class _Doors:
         who = self._who(request, Scope.INVOKE)
         plugin = request.path_params["plugin"]
         its_number = number(request.path_params["number"], "a version")
+        _leave(request)
         wait_s = seconds(request.query_params.get("wait"), "wait") or 0.0
         until_s = time.monotonic() + min(wait_s, _LONGEST_WAIT_S)
         while True:
@@ -318,6 +329,13 @@ class _Doors:
         """It takes requests."""
         ready, pressure = self.service.ready, self.service.host.pressure.level.name.lower()
         return JSONResponse({"ready": ready, "pressure": pressure}, 200 if ready else 503)
+
+
+def _leave(request: Request) -> None:
+    """Give back the place of a request that will rest."""
+    place = request.scope.get(PLACE)
+    if place is not None:
+        place.leave()
 
 
 def _names(request: Request) -> tuple[str, str]:

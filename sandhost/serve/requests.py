@@ -20,6 +20,7 @@ from .time_limit import TimeLimit
 __all__ = [
     "Endpoint",
     "announced",
+    "bearer",
     "body",
     "chunks",
     "field",
@@ -84,7 +85,12 @@ def header(request: Request, name: bytes) -> str | None:
 
 def token_of(request: Request) -> str | None:
     """Return the bearer token; None when there is none."""
-    kind, _, token = (header(request, b"authorization") or "").partition(" ")
+    return bearer(header(request, b"authorization") or "")
+
+
+def bearer(authorization: str) -> str | None:
+    """Return the token in a header's value; None when there is none."""
+    kind, _, token = authorization.partition(" ")
     return token.strip() if kind.lower() == "bearer" else None
 
 
