@@ -1,16 +1,11 @@
 """A command over HTTP: the body is its standard input, the answer what it writes, both at once.
 
-    {"stdout": "aGVsbG8K"}        in base64, as it is written
-    {"stderr": "…"}
-    {"exit": 0}                   the last line; or {"problem": "guest-failed", "detail": …}
-
-What goes wrong before it has begun is an ordinary problem, with its status.
+The lines of the answer are those of protocol/frames.py. What goes wrong before the command has begun is an
+ordinary problem, with its status.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -18,6 +13,7 @@ import anyio
 from starlette.responses import Response
 
 from ..aio.pipe import Pipe
+from ..protocol.frames import MEDIA_TYPE, Stream, end_line, piece_line
 from .problems import Problem, problem_of
 from .requests import problem_response
 
@@ -39,7 +35,7 @@ class CommandResponse(Response):
     """
 
     def __init__(self, run: _Run, body: AsyncIterator[bytes]) -> None:
-        super().__init__(media_type="application/x-ndjson")
+        super().__init__(media_type=MEDIA_TYPE)
         del self.headers["content-length"]
         self._run, self._body = run, body
 
@@ -76,12 +72,11 @@ class CommandResponse(Response):
             finally:
                 await stdin.aclose()
 
-        async def forward(name: str, pipe: Pipe) -> None:
+        async def forward(name: Stream, pipe: Pipe) -> None:
             async for piece in pipe:
-                await line({name: base64.b64encode(piece).decode()})
+                await line(piece_line(name, piece), more=True)
 
-        async def line(record: dict[str, object], *, more: bool = True) -> None:
-            text = json.dumps(record).encode() + b"\n"
+        async def line(text: bytes, *, more: bool) -> None:
             await send({"type": "http.response.body", "body": text, "more_body": more})
 
         async with anyio.create_task_group() as feeding:
@@ -98,8 +93,5 @@ class CommandResponse(Response):
         if not begun:
             assert isinstance(result, Problem)
             await problem_response(result)(scope, receive, send)
-        elif isinstance(result, Problem):
-            record = {"problem": result.code, "detail": result.detail, **result.facts}
-            await line(record, more=False)
         else:
-            await line({"exit": result}, more=False)
+            await line(end_line(result), more=False)

@@ -376,6 +376,8 @@ class Service:
                 return await work()
         except OutOfBounds as error:
             raise GuestFailed(f"the plugin gave an address outside its memory: {error}") from error
+        except Problem:
+            raise
         except (SandhostError, TypeError, OverflowError) as error:
             raise problem_of(error) from error
         raise DeadlinePassed("the request's time was over")
