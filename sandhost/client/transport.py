@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import httpx
@@ -112,6 +113,7 @@ def _reason(error: BaseException) -> str:
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:
-            return inner.strerror
+            # asyncio writes an address there, and for names there are no numbers of errno's.
+            return os.strerror(inner.errno) if inner.errno > 0 else inner.strerror
         inner = inner.__cause__ or inner.__context__
     return str(error) or type(error).__name__

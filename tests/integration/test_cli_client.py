@@ -90,7 +90,7 @@ def test_numbers_are_read_as_people_type_them(environment):
     ("arguments", "status", "said"),
     [
         (("call", "none", "f"), 125, "missing:"),
-        (("call", "trap", "unreachable"), 134, "trap:"),
+        (("call", "trap", "trap"), 134, "trap:"),
         (("call", "spin", "spin", "--deadline", "50 ms"), 124, "deadline-passed:"),
         (("tenants",), 125, "denied:"),
         (("tenants", "--guests", "3"), 2, "--put"),
@@ -107,7 +107,7 @@ def test_what_goes_wrong_is_a_line_and_a_status(environment, arguments, status, 
 
 
 def test_a_problem_is_json_where_json_is_wanted(environment):
-    done = sandhost("call", "trap", "unreachable", "--json")
+    done = sandhost("call", "trap", "trap", "--json")
     assert done.exit_code == 134
     assert json.loads(done.stdout)["problem"] == "guest-failed"
 
