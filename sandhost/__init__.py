@@ -53,6 +53,7 @@ from .errors import (
     SnapshotError,
 )
 from .limits import Limits
+from .quotas import Quotas
 
 if typing.TYPE_CHECKING:
     from . import aio, interpreters, observe
@@ -117,6 +118,7 @@ __all__ = [
     "PoolEmpty",
     "PoolStats",
     "QuotaExceeded",
+    "Quotas",
     "Reclaim",
     "RegionFullError",
     "SandhostError",

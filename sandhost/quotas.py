@@ -22,7 +22,7 @@ class _Fields(NamedTuple):
 
 
 class Quotas(_Fields):
-    """What the guests of one tenant may use together; see `Host.tenant`. None: no quota.
+    """What the guests of one tenant may use together; `Host.tenant` has what each means. None: no quota.
 
     Raises:
         ConfigError: a value cannot be meant.

@@ -125,15 +125,12 @@ class Tenant:
 
     name: str
     quotas: Mapping[str, float]
-    """Those that it was given; sizes in bytes."""
-    in_force: Mapping[str, float]
-    """Those that hold now."""
+    """Sizes in bytes."""
 
     @classmethod
     def read(cls, record: _Record) -> Tenant:
         """Read one."""
-        quotas, in_force = (MappingProxyType(dict(record[name])) for name in ("quotas", "in_force"))
-        return cls(record["tenant"], quotas, in_force)
+        return cls(record["tenant"], MappingProxyType(dict(record["quotas"])))
 
 
 @dataclass(frozen=True, slots=True)

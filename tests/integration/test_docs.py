@@ -8,12 +8,10 @@ import pytest
 from helpers import ROOT
 from helpers.pages import examples_of, output_of
 
-ELSEWHERE = ("client",)  # of a page that needs a service: test_docs_client.py
-
 EXAMPLES = [
     pytest.param(example, id=f"{document.stem}-{number}")
     for document in sorted((ROOT / "docs").glob("*.md"))
-    if document.stem not in ELSEWHERE
+    if document.stem not in ("client", "serving")  # they want a server: test_docs_client.py, …
     for number, example in enumerate(examples_of(f"docs/{document.name}"))
 ]
 

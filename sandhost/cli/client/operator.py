@@ -42,18 +42,14 @@ def tenants(service: Service, put: str | None, **quotas: Any) -> None:
     with service.client() as client:
         if put is None:
             found = [_tenant(tenant) for tenant in client.tenants()]
-            rows(service, "tenants", ("tenant", "quotas", "in_force"), found)
+            rows(service, "tenants", ("tenant", "quotas"), found)
             return
         made = client.put_tenant(put, Quotas(**quotas))
     one(service, _tenant(made), f"{made.name}: its quotas are set")
 
 
 def _tenant(tenant: Tenant) -> dict[str, Any]:
-    return {
-        "tenant": tenant.name,
-        "quotas": dict(tenant.quotas),
-        "in_force": dict(tenant.in_force),
-    }
+    return {"tenant": tenant.name, "quotas": dict(tenant.quotas)}
 
 
 @click.command()

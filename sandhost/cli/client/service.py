@@ -105,9 +105,11 @@ def _report(problem: Problem, as_json: bool) -> int:
     hint_s = problem.retry_after_s
     later = "" if hint_s is None else f" (try again in {hint_s:g} s)"
     say(f"{problem.detail}{later}", label)
-    if isinstance(problem, DeadlinePassed) or "limit" in problem.facts:
+    if isinstance(problem, DeadlinePassed):
         return LIMIT
     if isinstance(problem, GuestFailed):
+        if "limit" in problem.facts:
+            return LIMIT
         status = problem.facts.get("exit")
         if isinstance(status, int) and status in _COMMAND_STATUSES:
             return status
