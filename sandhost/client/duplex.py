@@ -119,9 +119,10 @@ async def running(settings: Settings, steps: Steps[Reply]) -> AsyncIterator[Runn
         except BaseException as error:  # noqa: BLE001 - a group would wrap it into another one
             failed = error
         finally:
-            tasks.cancel_scope.cancel()
             if connection is not None:
-                await connection.aclose()
+                with anyio.CancelScope(shield=True):  # a cancellation from outside is not to be lost
+                    await connection.aclose()
+            tasks.cancel_scope.cancel()
     if failed is not None:
         raise failed
 

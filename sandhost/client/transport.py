@@ -114,6 +114,7 @@ def _reason(error: BaseException) -> str:
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:
             # asyncio writes an address there, and for names there are no numbers of errno's.
-            return os.strerror(inner.errno) if inner.errno > 0 else inner.strerror
+            number = inner.errno or 0
+            return os.strerror(number) if number > 0 else inner.strerror
         inner = inner.__cause__ or inner.__context__
     return str(error) or type(error).__name__
