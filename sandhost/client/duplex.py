@@ -120,7 +120,9 @@ async def running(settings: Settings, steps: Steps[Reply]) -> AsyncIterator[Runn
             failed = error
         finally:
             if connection is not None:
-                with anyio.CancelScope(shield=True):  # a cancellation from outside is not to be lost
+                with anyio.CancelScope(
+                    shield=True
+                ):  # a cancellation from outside is not to be lost
                     await connection.aclose()
             tasks.cancel_scope.cancel()
     if failed is not None:

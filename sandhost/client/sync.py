@@ -109,7 +109,8 @@ class Client(Operations, Face):
 
         Args:
             argv: its arguments.
-            stdin: what it reads, sent while it writes: bytes, a path, a file, or pieces of bytes.
+            stdin: what it reads, sent while it writes: bytes, a path, a file, or pieces of bytes. A thread waits
+                for the next piece, and with it the end of the process.
             ref: which version; see `Ref`.
             deadline_s: how long it may take.
         """

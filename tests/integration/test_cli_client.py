@@ -185,6 +185,25 @@ def test_a_command_has_our_streams_and_we_have_its_status(environment, tmp_path)
     assert done.stderr == b"echo: input ended\n"
 
 
+def test_a_commands_input_may_be_a_file_or_nothing(environment, tmp_path):
+    (tmp_path / "input").write_bytes(b"from a file")
+    for path, wanted in (
+        (tmp_path / "input", b"arg echo\nfrom a file"),
+        ("/dev/null", b"arg echo\n"),
+    ):
+        with open(path, "rb") as file:
+            done = subprocess.run(
+                [*SANDHOST, "run", "echo"],
+                stdin=file,
+                capture_output=True,
+                env=environment,
+                cwd=tmp_path,
+                timeout=60,
+                check=True,
+            )
+        assert done.stdout == wanted
+
+
 def begun(environment: dict[str, str], tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
     """Start a command on a terminal of its own, and wait until it has said its first word."""
     ours, theirs = pty.openpty()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -95,10 +96,25 @@ async def _recorded(
 
 async def _stdin() -> AsyncIterator[bytes]:
     """Yield what comes, at once, with nothing kept behind in a buffer of Python's."""
-    import anyio.to_thread
-
     if sys.stdin is None or sys.stdin.closed:
         return
     number = sys.stdin.fileno()
-    while data := await anyio.to_thread.run_sync(os.read, number, _PIECE, abandon_on_cancel=True):
+    while True:
+        await _readable(number)
+        data = os.read(number, _PIECE)
+        if not data:
+            return
         yield data
+
+
+async def _readable(number: int) -> None:
+    """Wait without a thread: one that reads from a terminal would keep us from ending."""
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        loop.add_reader(number, ready.set)
+    except PermissionError:  # of epoll: a file on the disk, which never lets anybody wait
+        return
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(number)
