@@ -42,6 +42,7 @@ from .problems import (
     GuestFailed,
     Invalid,
     Missing,
+    Problem,
     Unavailable,
     Unknown,
     problem_of,
@@ -502,6 +503,8 @@ class _Answering:
             raise DeadlinePassed("the request's time was over")
         if isinstance(error, OutOfBounds):
             raise GuestFailed(f"the plugin gave an address outside its memory: {error}") from error
+        if isinstance(error, Problem):
+            return  # it is one already
         if isinstance(error, (SandhostError, TypeError, OverflowError)):
             raise problem_of(error) from error
 
