@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -35,13 +36,19 @@ def _options_of_settings(command: _Command) -> _Command:
 @click.command()
 @click.option("--config", metavar="FILE", help="A TOML file of settings, named as the options are.")
 @click.option("--http", metavar="HOST:PORT", help="Short for --http-host and --http-port.")
+@click.option("--openapi", is_flag=True, help="Print the OpenAPI document, and serve nothing.")
 @_options_of_settings
-def serve(config: str | None, http: str | None, **settings: str | None) -> int:
+def serve(openapi: bool, config: str | None, http: str | None, **settings: str | None) -> int:
     """Serve plugins of many tenants over HTTP, until SIGTERM or Ctrl-C.
 
     Each setting can stand in the file, in the environment (--http-port is SANDHOST_HTTP_PORT), or here; the
     last counts.
     """
+    if openapi:
+        from ..serve.openapi import document
+
+        click.echo(json.dumps(document(), indent=2))
+        return 0
     given = {name: value for name, value in settings.items() if value is not None}
     if http is not None:
         given["http_host"], given["http_port"] = _address(http)

@@ -41,6 +41,7 @@ __all__ = [
     "TooMany",
     "Unavailable",
     "Unknown",
+    "WrongMethod",
     "problem_of",
 ]
 
@@ -89,6 +90,12 @@ class Missing(Problem):
     """It does not exist for who asks."""
 
     status, grpc = HTTPStatus.NOT_FOUND, "NOT_FOUND"
+
+
+class WrongMethod(Problem):
+    """It is there, for requests by other methods."""
+
+    status, grpc = HTTPStatus.METHOD_NOT_ALLOWED, "UNIMPLEMENTED"
 
 
 class Invalid(Problem):

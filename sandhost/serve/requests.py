@@ -22,7 +22,6 @@ __all__ = [
     "Endpoint",
     "body",
     "chunks",
-    "field",
     "json_object",
     "nothing_else",
     "number",
@@ -123,14 +122,6 @@ def json_object(text: bytes) -> dict[str, Any]:
         raise Invalid("the body is no JSON") from None
     if not isinstance(value, dict):
         raise Invalid("the body is a JSON object")
-    return value
-
-
-def field(record: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
-    """Return a field of an object, taken out of it, of just this type."""
-    value = record.pop(name, default)
-    if value is not default and type(value) is not kind:
-        raise Invalid(f"{name!r} is no {kind.__name__}")
     return value
 
 

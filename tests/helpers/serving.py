@@ -24,8 +24,11 @@ from sandhost.serve.observed import observe_routes
 from sandhost.serve.service import Service
 
 from . import wait_until
+from .described import check_answer
 
 ADMIN = "sh_" + "A" * 43
+_CHECKED = {"response": [check_answer]}
+"""No test sees an answer that the OpenAPI document does not describe."""
 
 
 class Client:
@@ -97,7 +100,9 @@ async def desk(data: Path, **settings: Any) -> AsyncIterator[Desk]:
         app = make_app(service, [*admin_routes(service), *observe_routes(service)])
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
         try:
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://test", event_hooks=_CHECKED
+            ) as http:
                 yield Desk(service, http)
         finally:
             await service.drain()
@@ -141,7 +146,7 @@ class Child:
 
     def http(self) -> httpx.AsyncClient:
         """Return a client of its own connections."""
-        return httpx.AsyncClient(base_url=self.url, timeout=30)
+        return httpx.AsyncClient(base_url=self.url, timeout=30, event_hooks=_CHECKED)
 
     def end(self, number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
         """Send it a signal, and return its exit status."""
