@@ -2,6 +2,7 @@
 
 app                   what the process is put together of, and its life
 http, rpc, console    how requests come in; admin and observed are routes for the operator
+operations, shapes, openapi   what can be asked for, with what fields, as a document
 requests, frames, wire   how they are read, a command's streams, and what a client may not do
 service               what a request does: upload, invoke, sessions (loaded: by which plugin; values: with what)
 overload, sessions    who may come in, and who stays; concurrency, how many at once

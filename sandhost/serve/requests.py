@@ -171,7 +171,9 @@ def version_settings(query: list[tuple[str, str]], default: Limits) -> VersionSe
         elif name == "argv":
             argv.append(value)
         elif name == "env":
-            key, _, env[key] = value.partition("=")
+            key, equals, env[key] = value.partition("=")
+            if not key or not equals:
+                raise Invalid(f"env is NAME=VALUE, not {value[:40]!r}")
         else:
             raise Invalid(f"a version has no setting {name[:40]!r}")
     if any("\0" in text for text in (*argv, *env, *env.values())):

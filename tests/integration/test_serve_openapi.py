@@ -200,8 +200,9 @@ def schemathesis(data: Path, *arguments: str) -> None:
     assert asked == {label for label, status in seen if 200 <= status < 300 and label in asked}
 
 
+@pytest.mark.timeout(400)  # 15 s, when nothing else runs
 def test_schemathesis_finds_nothing(data):
-    schemathesis(data, "--max-examples", "8", "--generation-deterministic")
+    schemathesis(data, "--max-examples", "6", "--generation-deterministic")
 
 
 @pytest.mark.slow
@@ -294,5 +295,18 @@ def test_a_label_may_be_in_any_script(data):
         for label in ("a\nb", "\0", "\x9b", "\u2028", "x" * 201):
             body = {"scopes": ["invoke"], "label": label}
             await one.admin.problem("POST", place, 400, "invalid", json=body)
+
+    in_desk(data, test)
+
+
+def test_a_variable_has_a_name_and_a_value(data):
+    """`env=NAME` was taken, and so was one without a name."""
+
+    async def test(one: Desk) -> None:
+        acme = await one.client("acme")
+        for env in ("NAME", "", "=", "=VALUE"):
+            path = f"/v1/plugins/p?env={env}"
+            await acme.problem("PUT", path, 400, "invalid", content=COUNT)
+        await acme.deploy("p", COUNT, env="NAME=")
 
     in_desk(data, test)
