@@ -14,7 +14,7 @@ whether a tenant is there.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -23,9 +23,9 @@ from starlette.routing import Route
 from ..errors import ConfigError
 from ..tenants import Quotas
 from . import shapes
-from .problems import Conflict, Invalid
+from .problems import Invalid
 from .records import Principal, Tenant, Token
-from .requests import body, number, route, token_of
+from .requests import body, number, peer_of, route, token_of
 from .service import Service
 from .threads import in_thread
 from .tokens import Scope, digest_of, token_id
@@ -59,41 +59,25 @@ class _Desk:
         self.registry = service.registry
 
     def _who(self, request: Request) -> Principal:
-        return self.service.who(token_of(request), Scope.ADMIN)
+        return self.service.who(token_of(request), Scope.ADMIN, peer_of(request))
 
     async def tenants(self, request: Request) -> Response:
         """All of them."""
         self._who(request)
-        return JSONResponse({"tenants": [self._shown(t) for t in self.registry.tenants()]})
+        return JSONResponse({"tenants": [_shown(t) for t in self.registry.tenants()]})
 
     async def tenant(self, request: Request) -> Response:
         """One."""
         self._who(request)
-        return JSONResponse(self._shown(self.registry.tenant(request.path_params["tenant"])))
+        return JSONResponse(_shown(self.registry.tenant(request.path_params["tenant"])))
 
     async def put_tenant(self, request: Request) -> Response:
         """Add one, or give it these quotas in place of those it had."""
         who, name = self._who(request), request.path_params["tenant"]
         wanted = shapes.read(shapes.TenantSettings, await body(request, _BODY))
         quotas = _quotas(wanted.get("quotas", {}))
-
-        def add() -> int:
-            try:
-                self.registry.add_tenant(name, quotas)
-            except Conflict:
-                self.registry.update_tenant(name, quotas)
-                return 200
-            return 201
-
-        status = await self.service.change(who, "tenant.put", name, add)
-        return JSONResponse(self._shown(self.registry.tenant(name)), status)
-
-    def _shown(self, tenant: Tenant) -> dict[str, Any]:
-        return {
-            "tenant": tenant.name,
-            "quotas": _given(tenant.quotas),
-            "in_force": _given(self.service.quotas_in_force(tenant.name)),
-        }
+        is_new = await self.service.put_tenant(who, name, quotas)
+        return JSONResponse(_shown(self.registry.tenant(name)), 201 if is_new else 200)
 
     async def tokens(self, request: Request) -> Response:
         """What is known of a tenant's tokens."""
@@ -161,8 +145,9 @@ def _quotas(given: shapes.Quotas) -> Quotas:
         raise Invalid(str(error)) from None
 
 
-def _given(quotas: Quotas) -> dict[str, Any]:
-    return {name: value for name, value in quotas._asdict().items() if value is not None}
+def _shown(tenant: Tenant) -> shapes.Tenant:
+    own = {name: value for name, value in tenant.quotas._asdict().items() if value is not None}
+    return {"tenant": tenant.name, "quotas": cast("shapes.Quotas", own)}
 
 
 def _token(token: Token) -> shapes.Token:

@@ -27,6 +27,7 @@ __all__ = [
     "Plugin",
     "Plugins",
     "Problem",
+    "Progress",
     "Readiness",
     "Results",
     "Session",
@@ -128,6 +129,17 @@ class Session(TypedDict):
 
 
 @_answer
+class Progress(TypedDict):
+    """How far a version is that is being compiled."""
+
+    step: Literal["waiting", "compiling"]
+    before: NotRequired[Annotated[int, Field(ge=0)]]
+    """Of the tenant's own, those that come first."""
+    seconds: NotRequired[Annotated[float, Field(ge=0)]]
+    """For how long it has been compiling."""
+
+
+@_answer
 class Version(TypedDict):
     """One upload of a plugin."""
 
@@ -139,6 +151,8 @@ class Version(TypedDict):
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """SHA-256 of the module."""
     bytes: Annotated[int, Field(ge=0)]
+    progress: NotRequired[Progress]
+    """Where one version is asked for that is being compiled."""
     functions: NotRequired[
         Annotated[dict[str, str], Field(examples=[{"add": "(i32, i32) -> (i32)"}])]
     ]
@@ -213,8 +227,7 @@ class Tenant(TypedDict):
 
     tenant: Annotated[str, Field(pattern=NAME, examples=["acme"])]
     quotas: Quotas
-    in_force: Quotas
-    """With those that the service's settings give to all; changes hold from the next start on."""
+    """Its own. Of the others, those hold that the service's settings give to all."""
 
 
 @_answer

@@ -89,9 +89,11 @@ async def test_a_guest_that_waits_says_for_what(host):
 
     plugin = load_waiting(host, later)
     async with plugin.spawn_async() as guest, anyio.create_task_group() as group:
-        group.start_soon(guest.call_async, "wait", 1)
+        group.start_soon(guest.call_async, "deep", 2)
         await until(lambda: host.guests()[0].doing == "waiting")
-        assert list(stacks(host)) == [("plugin waits", "waiting", "env.later")]
+        where = [("plugin waits", "waiting", "deep", "deep", "deep", "env.later")]
+        assert list(stacks(host)) == where
+        assert list(stacks(host)) == where
         answer.set()
 
 
