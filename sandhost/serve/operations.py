@@ -85,7 +85,8 @@ class Operation(NamedTuple):
     @property
     def all_problems(self) -> tuple[type[Problem], ...]:
         """What can be wrong with the request."""
-        return (*(() if self.scope is None else (Unknown, Denied)), *self.problems, Internal)
+        everybodys = () if self.scope is None else (Unknown, Denied, TooMany)
+        return (*everybodys, *self.problems, Internal)
 
 
 _JSON, _OCTETS, _TEXT = "application/json", "application/octet-stream", "text/plain"

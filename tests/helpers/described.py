@@ -12,10 +12,15 @@ from jsonschema import Draft202012Validator
 
 from sandhost.serve.openapi import document
 
+CONSOLE = "/console"
+"""What is under it is between the console's page and the service of the same release: nobody else's."""
+
 
 async def check_answer(response: httpx.Response) -> None:
     """Raise AssertionError unless the document has this answer; for httpx's `event_hooks`."""
     request = response.request
+    if request.url.path.startswith(CONSOLE):
+        return
     operations = _operations(request.url.raw_path.partition(b"?")[0].decode())
     operation = operations.get(request.method.lower())
     await response.aread()
