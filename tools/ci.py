@@ -35,6 +35,7 @@ NOT_SANITIZED = (
     "serve_process",
     "serve_kill",
     "serve_loaded",
+    "serve_openapi",
     "serve_rpc",
     "serve_rpc_process",
     "serve_console",

@@ -27,6 +27,7 @@ __all__ = [
     "TooMany",
     "Unavailable",
     "Unknown",
+    "WrongMethod",
     "kind_of",
 ]
 
@@ -76,6 +77,12 @@ class Missing(Problem):
     """It does not exist for who asks."""
 
     status, grpc = HTTPStatus.NOT_FOUND, "NOT_FOUND"
+
+
+class WrongMethod(Problem):
+    """It is there, for requests by other methods."""
+
+    status, grpc = HTTPStatus.METHOD_NOT_ALLOWED, "UNIMPLEMENTED"
 
 
 class Invalid(Problem):

@@ -34,6 +34,7 @@ from ..protocol.problems import (
     TooMany,
     Unavailable,
     Unknown,
+    WrongMethod,
 )
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "TooMany",
     "Unavailable",
     "Unknown",
+    "WrongMethod",
     "problem_of",
 ]
 

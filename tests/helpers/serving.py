@@ -28,8 +28,11 @@ from sandhost.serve.observed import observe_routes
 from sandhost.serve.service import Service
 
 from . import wait_until
+from .described import check_answer
 
 ADMIN = "sh_" + "A" * 43
+_CHECKED = {"response": [check_answer]}
+"""No test sees an answer that the OpenAPI document does not describe."""
 _FREE_PORTS = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
 
 
@@ -116,7 +119,9 @@ async def desk(data: Path, **settings: Any) -> AsyncIterator[Desk]:
         app = make_app(service, routes)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
         try:
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://test", event_hooks=_CHECKED
+            ) as http:
                 yield Desk(service, http)
         finally:
             await service.drain()
@@ -173,7 +178,7 @@ class Child:
 
     def http(self) -> httpx.AsyncClient:
         """Return a client of its own connections."""
-        return httpx.AsyncClient(base_url=self.url, timeout=100)
+        return httpx.AsyncClient(base_url=self.url, timeout=100, event_hooks=_CHECKED)
 
     def guests(self) -> int:
         """Return how many guests are alive in it."""
