@@ -28,6 +28,7 @@ from ..host import Host
 from .admin import admin_routes
 from .config import Settings
 from .http import make_app
+from .notify import keep_watched, notify, stopping
 from .observed import observe_routes
 from .registry import Registry
 from .service import Service
@@ -118,12 +119,15 @@ async def _live(service: Service, listener: socket.socket, say: Callable[[str], 
     ending = asyncio.ensure_future(_end_on_signal(service, server))
     host, port = listener.getsockname()[:2]
     say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+    notify("READY=1")
+    watched = asyncio.ensure_future(keep_watched())
     try:
         await server.serve(sockets=[listener])
     finally:
         ending.cancel()
-        await asyncio.gather(ending, return_exceptions=True)
         await service.drain()
+        watched.cancel()
+        await asyncio.gather(ending, watched, return_exceptions=True)
 
 
 async def _end_on_signal(service: Service, server: uvicorn.Server) -> None:
@@ -133,6 +137,7 @@ async def _end_on_signal(service: Service, server: uvicorn.Server) -> None:
         loop.add_signal_handler(number, signals.put_nowait, None)
     await signals.get()
     get_logger("sandhost.serve").info("stopping")
+    stopping(service.settings.drain_time)
     service.stop()
     notice_s = min(_NOTICE_S, service.settings.drain_time / 4)
     with contextlib.suppress(asyncio.TimeoutError):
