@@ -7,7 +7,7 @@ The lists are what `strace -f` saw of the service while its tests ran, and what 
 releases of glibc and Python use in place of those: a name that a processor has not is passed over.
 
 All else is answered with ENOSYS, as by a kernel that has not got it. Then libraries take their other way: glibc starts
-threads by clone where there is no clone3, libuv waits by epoll where there is no io_uring. EPERM they take for an error.
+threads by clone where there is no clone3, libuv waits by epoll where there is no io_uring. EPERM is an error to them.
 """
 
 from __future__ import annotations
