@@ -35,6 +35,9 @@ NOT_SANITIZED = (
     "serve_process",
     "serve_kill",
     "serve_loaded",
+    "serve_confined",
+    "serve_monitoring",
+    "systemd",
 )
 """Of these: what measures this process's memory or time, runs other servers, or is Python alone."""
 
