@@ -27,6 +27,7 @@ NOT_SANITIZED = (
     "monitoring",
     "docs",
     "docs_serving",
+    "docs_deploying",
     "docs_resource_bag",
     "bag_grpc",
     "bag_asgi",
