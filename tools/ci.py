@@ -27,6 +27,7 @@ NOT_SANITIZED = (
     "monitoring",
     "docs",
     "docs_serving",
+    "container",
     "docs_deploying",
     "docs_resource_bag",
     "bag_grpc",
