@@ -26,9 +26,11 @@ CALLS = {
     "Beginning and end; execve is how the runtime starts the program": """
         execve exit exit_group arch_prctl prctl prlimit64 rseq set_robust_list set_tid_address uname
         getpid getppid gettid getuid geteuid getgid getegid getgroups getresuid getresgid""",
-    "Threads and signals, of this process alone: no kill": """
+    "Threads and signals": """
         futex sched_yield sched_getaffinity sched_getparam sched_getscheduler getcpu membarrier restart_syscall
         rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack tgkill""",
+    "Processes that compile modules: started, given what is left of the processors, ended": """
+        vfork chdir setpriority getpriority kill wait4 waitid""",
     "Memory; mprotect makes compiled guests executable, the last four are for NUMA and for many regions at once": """
         brk mmap mremap munmap mprotect madvise memfd_create mincore
         get_mempolicy mbind move_pages process_madvise""",
@@ -51,8 +53,8 @@ CALLS = {
 FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10}
 """Of sockets. Netlink is not among them: glibc then takes it that the machine has both internets."""
 
-NAMESPACES, THREAD = 0x7E02_0080, 0x0001_0000
-"""Of clone(2)'s flags: all CLONE_NEW*, and CLONE_THREAD. It makes threads, no processes, and no namespaces."""
+NAMESPACES = 0x7E02_0080
+"""Of clone(2)'s flags all CLONE_NEW*: threads and processes are made, no namespaces."""
 
 
 def rule(*names: str, argument: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def rule(*names: str, argument: dict[str, Any] | None = None) -> dict[str, Any]:
 def profile() -> str:
     """Return the text of seccomp.json: of what Docker's format and the OCI's have in common."""
     names = [name for group in CALLS.values() for name in group.split()]
-    thread = {"value": NAMESPACES | THREAD, "valueTwo": THREAD, "op": "SCMP_CMP_MASKED_EQ"}
+    no_namespace = {"value": NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
     families = [{"value": family, "op": "SCMP_CMP_EQ"} for family in FAMILIES.values()]
     made = {
         "defaultAction": "SCMP_ACT_ERRNO",
@@ -73,7 +75,7 @@ def profile() -> str:
         "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
         "syscalls": [
             rule(*sorted(names)),
-            rule("clone", argument=thread),
+            rule("clone", argument=no_namespace),
             *(rule("socket", argument=family) for family in families),
         ],
     }

@@ -15,12 +15,15 @@ static const uint64_t signals_every_ns = 50000000;
 
 bool shi_guest_may_go_on(shi_guest *guest) {
   uint64_t now = shi_now_ns();
+  shi_cpu_charge(guest);
   if (atomic_load(&shi_exiting) || shi_guest_cancelled(guest)) {
     guest->stop = shi_guest_cancelled_for(guest);
   } else if (!shi_cpu_left(guest, now)) {
     guest->stop = SH_QUOTA;
   } else if (guest->deadline_ns && now >= guest->deadline_ns) {
     guest->stop = SH_DEADLINE;
+  } else if (guest->brief_from_ns && shi_is_long_since(guest->brief_from_ns)) {
+    guest->stop = SH_LONG;
   } else if (now >= guest->signals_due_ns && !shi_on_fiber(guest) && shi_on_main_thread()) {
     guest->signals_due_ns = now + signals_every_ns;
     uint32_t depth = shi_host_code_begins(guest);
@@ -258,18 +261,32 @@ static void stay_if_exiting(void) {
   for (;;) pause();
 }
 
-int shi_call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool integers) {
+static int call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool integers, bool briefly) {
   shi_guest *guest;
   int status = shi_guest_enter(id, &guest);
   if (status != SH_OK) return status;
   sh_host *host = guest->plugin->host;
   uint64_t begun = shi_now_ns();
-  const shi_export *export;
+  if (briefly) guest->brief_from_ns = shi_thread_cpu_ns();
+  const shi_export *export = NULL;
   wasmtime_func_t function;
   status = shi_guest_export(guest, index, integers, &export, &function);
   if (status == SH_OK) status = run(guest, export, &function, values);
+  uint64_t taken = shi_now_ns() - begun;
+  if (briefly) {
+    if (export && taken > SHI_LONG_NS && shi_is_long_since(guest->brief_from_ns)) shi_export_was_long(export);
+    guest->brief_from_ns = 0;
+  }
   shi_guest_leave(guest);
   if (__builtin_expect(status == SH_CANCELLED, 0)) stay_if_exiting();
-  shi_histogram_record(&host->latency[SH_OP_CALL], shi_now_ns() - begun);
+  shi_histogram_record(&host->latency[SH_OP_CALL], taken);
   return status;
+}
+
+int shi_call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool integers) {
+  return call(id, index, values, integers, false);
+}
+
+int shi_call_briefly(uint64_t id, uint32_t index, wasmtime_val_raw_t *values) {
+  return call(id, index, values, false, true);
 }

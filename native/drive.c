@@ -8,9 +8,11 @@
 #include "heap.h"
 #include "turnstile.h"
 
-/* An export whose calls took longer than this on the event loop, or a whole slice, is not tried there again until so many
- * of its calls have been short on a worker. Chosen, not measured: a loop that is late by this is late by nothing else. */
-enum { LONG_NS = 200000, SHORT_NS = 50000, TRUSTED_AFTER = 16 };
+/* An export whose calls took SHI_LONG_NS on the event loop, or a whole slice, is not tried there again until so many of
+ * its calls have been short on a worker. Chosen, not measured: a loop that is late by this is late by nothing else.
+ * In CPU time of the thread, since a machine that is busy interrupts any call: the time of day would then send all of
+ * them to the workers, just when that costs most. */
+enum { SHORT_NS = 50000, TRUSTED_AFTER = 16 };
 
 /* ---- where a call runs --------------------------------------------------------------------------------------------- */
 
@@ -21,20 +23,26 @@ static const shi_export *outermost(const shi_fiber *fiber) {
 }
 
 /* The one member of an export that changes. */
-static _Atomic uint32_t *distrust(const shi_fiber *fiber) { return &((shi_export *)outermost(fiber))->away; }
+static _Atomic uint32_t *distrust(const shi_export *export) { return &((shi_export *)export)->away; }
 
-static bool is_short(const shi_guest *guest) {
-  return guest->plugin->host->workers.most == 0 ||
-         atomic_load_explicit(distrust(guest->fiber), memory_order_relaxed) == 0;
+bool shi_export_is_short(const shi_export *export) {
+  return atomic_load_explicit(distrust(export), memory_order_relaxed) == 0;
 }
 
-static void note_long(const shi_fiber *fiber) {
-  atomic_store_explicit(distrust(fiber), TRUSTED_AFTER, memory_order_relaxed);
+void shi_export_was_long(const shi_export *export) {
+  atomic_store_explicit(distrust(export), TRUSTED_AFTER, memory_order_relaxed);
+}
+
+bool shi_is_long_since(uint64_t cpu_ns) { return shi_thread_cpu_ns() - cpu_ns > SHI_LONG_NS; }
+
+static bool is_short(const shi_guest *guest) {
+  return guest->plugin->host->workers.most == 0 || shi_export_is_short(outermost(guest->fiber));
 }
 
 static void note_short(const shi_fiber *fiber) {
-  uint32_t left = atomic_load_explicit(distrust(fiber), memory_order_relaxed);
-  if (left) atomic_store_explicit(distrust(fiber), left - 1, memory_order_relaxed);
+  _Atomic uint32_t *left = distrust(outermost(fiber));
+  uint32_t calls = atomic_load_explicit(left, memory_order_relaxed);
+  if (calls) atomic_store_explicit(left, calls - 1, memory_order_relaxed);
 }
 
 /* True: the guest is not ours afterwards. */
@@ -163,13 +171,13 @@ static int serve(shi_guest *guest, shi_wait *wait, bool may_wait) {
 
 static int advance(shi_guest *guest, wasmtime_val_raw_t *cells, enum shi_outcome outcome, bool here) {
   shi_fiber *fiber = guest->fiber;
-  uint64_t begun = shi_now_ns();
+  uint64_t begun = shi_now_ns(), begun_cpu = shi_thread_cpu_ns();
   for (;; outcome = SHI_NOT_POLLED) {
     if (outcome == SHI_NOT_POLLED) {
       if (!here && !is_short(guest) && send_away(guest)) return SH_STEP_AWAY;
       outcome = shi_fiber_poll(guest);
-      bool is_long = shi_now_ns() - begun > LONG_NS;
-      if (is_long) note_long(fiber);
+      bool is_long = shi_now_ns() - begun > SHI_LONG_NS && shi_is_long_since(begun_cpu);
+      if (is_long) shi_export_was_long(outermost(fiber));
       if (outcome == SHI_YIELDED && !is_long) continue; /* the tick came just now */
     }
     if (outcome == SHI_YIELDED && send_away(guest)) return SH_STEP_AWAY;
@@ -191,7 +199,7 @@ static int advance(shi_guest *guest, wasmtime_val_raw_t *cells, enum shi_outcome
 bool shi_fiber_slice(shi_guest *guest) {
   shi_fiber *fiber = guest->fiber;
   atomic_store(&guest->owner, (uintptr_t)&shi_thread_in_guest);
-  uint64_t begun = shi_now_ns();
+  uint64_t begun_cpu = shi_thread_cpu_ns();
   enum shi_outcome outcome = shi_fiber_poll(guest);
   fiber->slices++;
   atomic_store(&guest->owner, 0);
@@ -200,7 +208,7 @@ bool shi_fiber_slice(shi_guest *guest) {
     leave_orphan(guest);
     return false;
   }
-  if (fiber->slices == 1 && shi_now_ns() - begun < SHORT_NS) note_short(fiber);
+  if (fiber->slices == 1 && shi_thread_cpu_ns() - begun_cpu < SHORT_NS) note_short(fiber);
   fiber->outcome = outcome;
   sh_port *port = fiber->port;
   uint64_t id = shi_guest_id(guest);

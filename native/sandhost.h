@@ -96,7 +96,8 @@ enum sh_status {
   SH_HANDLE_LIMIT,   /* wanted, limit; message */
   SH_QUOTA,          /* of the tenant, in a time; message: of what; limit: nanoseconds until it has some again */
   SH_REFUSED,        /* the host takes no new guests; limit: nanoseconds until it is worth to ask again */
-  SH_EVICTED         /* the host ended the guest, for its memory */
+  SH_EVICTED,        /* the host ended the guest, for its memory */
+  SH_LONG            /* the call was to be short, and is not: see sh_live_here */
 };
 
 enum sh_level { SH_LEVEL_GUEST, SH_LEVEL_TENANT, SH_LEVEL_HOST };
@@ -187,6 +188,9 @@ typedef struct {
   uint64_t cpu_burst_ns;  /* CPU time at once */
 } sh_tenant_limits;
 sh_tenant *sh_tenant_new(sh_host *host, const sh_tenant_limits *limits); /* freed with the host */
+/* From now on. What is in use above a lower limit stays, and lets nothing more in; calls go on. A quota in a time begins
+ * anew, as if nothing had been used, if it is another. */
+void sh_tenant_set_limits(sh_tenant *tenant, const sh_tenant_limits *limits);
 /* The same for one tenant, whose guests' memories grow to no more than `memory` bytes meanwhile. 0, UINT64_MAX: no longer. */
 void sh_tenant_refuse(sh_tenant *tenant, uint64_t retry_ns, uint64_t memory);
 typedef struct {
@@ -305,6 +309,11 @@ int sh_live(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_li
             int64_t *cells);
 int64_t sh_live_ints(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
                      uint32_t export_index, int64_t a, int64_t b, int64_t c, int64_t d);
+/* As sh_live, from a thread that runs an event loop: only of an export whose calls have been short, and ended at the
+ * first tick that finds it longer than a call may be there. SH_LONG, without an error to take: nothing has come of it,
+ * call it on a fiber. For plugins that import no function: nobody can tell that what was ended had begun. */
+int sh_live_here(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
+                 uint32_t export_index, int64_t *cells);
 
 typedef struct {
   uint8_t *base;
@@ -601,8 +610,8 @@ uint32_t sh_capture_edges(const sh_capture *capture, uint64_t cell, uint32_t *ce
 uint32_t sh_capture_holder(const sh_capture *capture, uint64_t cell, uint32_t *root);
 void sh_capture_free(sh_capture *capture);
 
-/* The wasm stacks of guests that compute: each is asked, and tells at its next look at the clock, within `patience_ns` or
- * not at all. NULL: see sh_take_error. */
+/* The wasm stacks of guests in calls: each is asked, and tells at once if it waits on a fiber, else at its next look at the
+ * clock, within `patience_ns` or not at all. NULL: see sh_take_error. */
 typedef struct sh_stacks sh_stacks;
 sh_stacks *sh_stacks_take(sh_host *host, uint64_t patience_ns);
 /* Of plugin `k`: a profile as Firefox's profiler reads it, JSON of wasmtime's, of which sample `i` is of `guests[i]`.

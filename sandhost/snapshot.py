@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ._closing import Closing
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestClosed
+from .lives import live
 
 if TYPE_CHECKING:
     from .aio.spawn import SpawnAsync
@@ -141,6 +142,26 @@ class Snapshot(Closing):
             return self.plugin.call_from(self._checked(), name, arguments, limits, tenant)
         with self.spawn(limits=limits, tenant=tenant) as guest:
             return guest.call(name, *arguments)
+
+    async def call_async(
+        self,
+        name: str,
+        *arguments: Any,
+        limits: Limits | None = None,
+        tenant: str | Tenant | None = None,
+    ) -> Any:
+        """Spawn a fork, call one of its functions, and close it, from a task; see `Plugin.call_async`.
+
+        Raises:
+            Exception: as `spawn` and `Guest.call_async`.
+        """
+        if self.reseed is None:
+            origin = self._checked()
+            return await live(
+                self.plugin, origin, name, arguments, limits, tenant, self.spawn_async
+            )
+        async with self.spawn_async(limits=limits, tenant=tenant) as guest:
+            return await guest.call_async(name, *arguments)
 
     def _checked(self) -> Any:
         native = self.native

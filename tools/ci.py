@@ -40,6 +40,8 @@ NOT_SANITIZED = (
     "serve_confined",
     "serve_monitoring",
     "systemd",
+    "serve_rpc",
+    "serve_rpc_process",
 )
 """Of these: what measures this process's memory or time, runs other servers, or is Python alone."""
 

@@ -53,5 +53,8 @@ class SpawnAsync:
         _traceback: TracebackType | None,
     ) -> None:
         assert self._guest is not None
+        if self._guest.innermost_call is None:
+            self._guest.close()
+            return
         with anyio.CancelScope(shield=True):  # it is short, and what is left behind would be worse
             await self._guest.aclose()

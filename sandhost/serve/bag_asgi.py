@@ -6,7 +6,8 @@
 
 A request ends when the application returns, and so after its background work. When the client goes before
 it has its whole response, a server only says so to who asks (`receive` gives "http.disconnect"), and an
-application that computes or streams does not ask. So messages are read ahead here:
+application that computes or streams does not ask. So messages are read ahead here, while the application waits
+for something else:
 
     server ──receive──► pump ──► messages ──receive──► application
                           │ a disconnect
@@ -68,31 +69,37 @@ class BagMiddleware:
 
 
 class _Connection:
-    """One request's messages, and what is known of its client."""
+    """One request's messages, and what is known of its client.
+
+    The application itself reads while it waits for a message; when it waits for something else, which
+    a loop's turn shows, the pump begins to read ahead. Who answers at once never has one.
+    """
 
     def __init__(self, receive: _Receive, send: _Send, grace_s: float) -> None:
         self._receive, self._send, self._grace_s = receive, send, grace_s
         self._messages: deque[_Message] = deque()
         self._end: _Message | Exception | None = None  # what every further `receive` gives
-        self._asked, self._arrived, self._taken = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._answered = False
+        self._arrived, self._taken = asyncio.Event(), asyncio.Event()
+        self._answered = self._reading = False
         self._serving = anyio.CancelScope()
+        self._soon: asyncio.Handle | None = None
+        self._pump: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def serve(self, app: _App, scope: MutableMapping[str, Any]) -> None:
         if scope["type"] == "websocket" or not _has_body(scope):
-            self._asked.set()
-        pump = asyncio.ensure_future(self._pump())
+            self._read_ahead_soon()
         try:
             with self._serving:
                 await app(scope, self.receive, self.send)
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            pump.cancel()
+            for started in (self._timer, self._soon, self._pump):
+                if started is not None:
+                    started.cancel()
 
     async def receive(self) -> _Message:
-        self._asked.set()
+        if self._pump is None and self._end is None and not self._reading:
+            return await self._read()
         while not self._messages:
             if isinstance(self._end, Exception):
                 raise self._end
@@ -109,8 +116,30 @@ class _Connection:
             self._answered = True  # before it is sent: a server then says that the client has gone
         await self._send(message)
 
-    async def _pump(self) -> None:
-        await self._asked.wait()
+    async def _read(self) -> _Message:
+        if self._soon is not None:
+            self._soon.cancel()
+        self._reading = True
+        try:
+            message = await self._receive()
+        except Exception as error:
+            self._ends(error)
+            raise
+        finally:
+            self._reading = False
+            self._read_ahead_soon()  # also when the wait was cancelled
+        if message["type"] in _DISCONNECTS:
+            self._ends(message)
+        return message
+
+    def _read_ahead_soon(self) -> None:
+        self._soon = asyncio.get_running_loop().call_soon(self._read_ahead)
+
+    def _read_ahead(self) -> None:
+        if self._end is None:
+            self._pump = asyncio.ensure_future(self._run_pump())
+
+    async def _run_pump(self) -> None:
         try:
             while True:
                 message = await self._receive()
@@ -123,12 +152,16 @@ class _Connection:
                 while self._messages:
                     self._taken.clear()
                     await self._taken.wait()
-            self._end = message
-            if not self._answered:
-                loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(self._grace_s, self._give_up)
+            self._ends(message)
         except Exception as error:  # noqa: BLE001 - the application gets it, where it asks
-            self._end = error
+            self._ends(error)
+
+    def _ends(self, end: _Message | Exception) -> None:
+        """No message follows."""
+        self._end = end
+        if not isinstance(end, Exception) and not self._answered:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._grace_s, self._give_up)
         self._arrived.set()
 
     def _give_up(self) -> None:

@@ -34,13 +34,16 @@ from .frames import CommandResponse
 from .loaded import functions
 from .problems import Internal, Invalid, Missing, Problem
 from .records import Alias, Answer, Plugin, Principal, Version
+from .registry import LATEST
 from .requests import (
     body,
     chunks,
     field,
+    header,
     json_object,
     nothing_else,
     number,
+    peer_of,
     problem_response,
     route,
     seconds,
@@ -55,7 +58,6 @@ __all__ = ["make_app"]
 _LONGEST_WAIT_S = 60.0
 _LOOK_AGAIN_S = 0.05
 _SMALL_BODY = 4096
-_NO_MORE_READY = 3  # the level of pressure from which on nobody starts guests
 _JSON, _OCTETS = "application/json", "application/octet-stream"
 
 
@@ -122,30 +124,30 @@ class _Doors:
         ]
 
     def _who(self, request: Request, scope: Scope) -> Principal:
-        return self.service.who(token_of(request), scope)
+        return self.service.who(token_of(request), scope, peer_of(request))
 
     def _what(self, request: Request) -> Invocation:
         who = self._who(request, Scope.INVOKE)
-        headers = request.headers
-        left_s = seconds(headers.get("sandhost-deadline"), "Sandhost-Deadline")
+        left_s = seconds(header(request, b"sandhost-deadline"), "Sandhost-Deadline")
+        names = request.path_params
         return Invocation(
             who,
-            request.path_params["plugin"],
-            request.query_params.get("ref", "latest"),
-            request.path_params.get("function", ""),
+            names["plugin"],
+            request.query_params.get("ref", LATEST) if request.scope["query_string"] else LATEST,
+            names.get("function", ""),
             None if left_s is None else time.monotonic() + left_s,
-            headers.get("sandhost-session"),
+            header(request, b"sandhost-session"),
         )
 
     async def _once(
         self, request: Request, who: Principal, meant: bytes, work: Callable[[], Awaitable[Answer]]
     ) -> Response:
         """Answer, with what was answered before if the request's key says that it comes again."""
-        key = request.headers.get("idempotency-key")
+        key = header(request, b"idempotency-key")
         if key is None:
             answer = await work()
         else:
-            session = request.headers.get("sandhost-session", "")
+            session = header(request, b"sandhost-session") or ""
             place = f"{request.method} {request.url.path}?{request.url.query} {session}\n"
             answer = await self.service.once(who, key, place.encode() + meant, work)
         return Response(answer.body, answer.status, media_type=answer.media_type)
@@ -241,6 +243,9 @@ class _Doors:
                 break
             await asyncio.sleep(min(_LOOK_AGAIN_S, left_s))
         answer = _version(version)
+        progress = self.service.deployments.progress(version)
+        if progress is not None:
+            answer["progress"] = progress
         loaded = self.service.versions.get(version)
         if loaded is not None:
             answer["functions"] = {k: str(type_) for k, type_ in functions(loaded.plugin).items()}
@@ -303,10 +308,9 @@ class _Doors:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, _request: Request) -> Response:
-        """It takes requests: it is not stopping, and has memory for them."""
-        level = self.service.host.pressure.level
-        ready = not self.service.stopping and level < _NO_MORE_READY
-        return JSONResponse({"ready": ready, "pressure": level.name.lower()}, 200 if ready else 503)
+        """It takes requests."""
+        ready, pressure = self.service.ready, self.service.host.pressure.level.name.lower()
+        return JSONResponse({"ready": ready, "pressure": pressure}, 200 if ready else 503)
 
 
 def _names(request: Request) -> tuple[str, str]:

@@ -32,8 +32,8 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import NamedTuple
 
 from ..errors import ConfigError
@@ -182,9 +182,8 @@ class Admission:
 
     # ---- from tasks ----
 
-    @asynccontextmanager
-    async def enter(self, tenant: str, deadline_s: float | None = None) -> AsyncIterator[None]:
-        """Wait for a place, not for long, and have it within the block.
+    def enter(self, tenant: str, deadline_s: float | None = None) -> _Visit:
+        """Wait for a place, not for long, and have it within the block of an `async with`.
 
         Args:
             deadline_s: how long the requester will wait for the answer.
@@ -193,29 +192,10 @@ class Admission:
             TooMany: there is more to do than can be done in time; `retry_after_s` says when to come again.
             DeadlinePassed: the requester's time was over before its turn.
         """
-        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        return _Visit(self, tenant, deadline_s)
 
-        def settle(problem: Problem | None) -> None:
-            if settled.done():  # its task was cancelled, and has not run since
-                return
-            if problem is None:
-                settled.set_result(None)
-            else:
-                settled.set_exception(problem)
-
-        request = self.request(tenant, deadline_s, settle)
-        done = False
-        try:
-            self._tick()
-            await settled
-            yield
-            done = True
-        finally:
-            if settled.done() and not settled.cancelled():
-                settled.exception()  # seen, also when the task was cancelled first
-            self.finish(request, done=done)
-
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Look after the lines from now on, while somebody waits. On the event loop."""
         if not self._ticking and self._waiting:
             self._ticking = True
             asyncio.get_running_loop().call_later(_TICK_S, self._ticked)
@@ -223,7 +203,7 @@ class Admission:
     def _ticked(self) -> None:
         self._ticking = False
         self.turn()
-        self._tick()
+        self.tick()
 
     # ---- what that is made of ----
 
@@ -242,6 +222,10 @@ class Admission:
             self._lines[tenant] = line
         deadline_at_s = math.inf if deadline_s is None else now_s + deadline_s
         request = Request(line, now_s, deadline_at_s, settle)
+        if not self._waiting and now_s < deadline_at_s and self._in_flight < self._places():
+            self._let_in(request, now_s)  # as `turn` would
+            line.came(now_s, self._wait_s / 2, at_once=True)
+            return request
         line.waiting.append(request)
         self._waiting += 1
         if now_s >= deadline_at_s:
@@ -345,6 +329,10 @@ class Admission:
             return
         line.waiting.remove(request)
         self._waiting -= 1
+        self._let_in(request, now_s)
+
+    def _let_in(self, request: Request, now_s: float) -> None:
+        line = request.line
         line.in_flight += 1
         line.served += 1 / line.weight
         self._served = line.served
@@ -382,6 +370,45 @@ class Admission:
     def _forget(self, line: _Line) -> None:
         if not line.waiting and not line.in_flight:
             self._lines.pop(line.tenant, None)
+
+
+class _Visit:
+    """One request's time in the service. Most are let in at once, and wait for nothing."""
+
+    __slots__ = ("_admission", "_deadline_s", "_problem", "_request", "_tenant", "_turn")
+
+    def __init__(self, admission: Admission, tenant: str, deadline_s: float | None) -> None:
+        self._admission, self._tenant, self._deadline_s = admission, tenant, deadline_s
+        self._turn: asyncio.Future[None] | None = None
+        self._problem: Problem | None = None
+
+    def _settle(self, problem: Problem | None) -> None:
+        self._problem = problem
+        if self._turn is not None and not self._turn.done():  # else its task was cancelled
+            self._turn.set_result(None)
+
+    async def __aenter__(self) -> None:
+        request = self._request = self._admission.request(
+            self._tenant, self._deadline_s, self._settle
+        )
+        try:
+            if not request.settled:
+                self._turn = asyncio.get_running_loop().create_future()
+                self._admission.tick()
+                await self._turn
+            if self._problem is not None:
+                raise self._problem
+        except BaseException:
+            self._admission.finish(request, done=False)
+            raise
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._admission.finish(self._request, done=error is None)
 
 
 def _problem(why: str, wait_s: float) -> Problem:

@@ -5,33 +5,39 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
-import anyio
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..errors import ConfigError
 from ..limits import Limits
 from .problems import Invalid, Problem, TooLarge
-from .records import Grants, VersionSettings
+from .records import VersionSettings
+from .time_limit import TimeLimit
 
 __all__ = [
     "Endpoint",
+    "announced",
     "body",
     "chunks",
     "field",
+    "header",
     "json_object",
     "nothing_else",
     "number",
+    "peer_of",
     "problem_response",
     "route",
     "seconds",
     "token_of",
+    "too_large",
     "version_settings",
 ]
+
+_HEADERS = "sandhost.headers"
+"""In a request's scope: its headers by their names."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -67,10 +73,37 @@ def problem_response(problem: Problem) -> Response:
     return Response(json.dumps(body), problem.status, headers)
 
 
+def header(request: Request, name: bytes) -> str | None:
+    """Return a header by its name in small letters, the first of several; None when there is none."""
+    found: dict[bytes, bytes] | None = request.scope.get(_HEADERS)
+    if found is None:
+        found = request.scope[_HEADERS] = dict(reversed(request.scope["headers"]))
+    value = found.get(name)
+    return None if value is None else value.decode("latin-1")
+
+
 def token_of(request: Request) -> str | None:
     """Return the bearer token; None when there is none."""
-    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    kind, _, token = (header(request, b"authorization") or "").partition(" ")
     return token.strip() if kind.lower() == "bearer" else None
+
+
+def peer_of(request: Request) -> str:
+    """Return the client's address; empty when there is none."""
+    client = request.scope.get("client")
+    return client[0][:64] if client else ""
+
+
+async def _piece(request: Request, rest_s: float | None) -> tuple[bytes, bool]:
+    """Return the next piece of the body, which may be empty, and whether others follow."""
+    try:
+        with TimeLimit(rest_s):
+            message = await request.receive()
+    except TimeoutError:
+        raise Invalid(f"nothing came of the request's body for {rest_s} s") from None
+    if message["type"] == "http.disconnect":
+        raise Invalid("the request ended before its body did")
+    return message.get("body", b""), message.get("more_body", False)
 
 
 async def chunks(request: Request, rest_s: float | None = _REST_S) -> AsyncIterator[bytes]:
@@ -79,35 +112,45 @@ async def chunks(request: Request, rest_s: float | None = _REST_S) -> AsyncItera
     Args:
         rest_s: the longest time between two pieces of it; None: as long as it takes.
     """
-    pieces = request.stream()
-    while True:
-        try:
-            with anyio.fail_after(rest_s):
-                piece = await anext(pieces)
-        except StopAsyncIteration:
-            return
-        except ClientDisconnect:
-            raise Invalid("the request ended before its body did") from None
-        except TimeoutError:
-            raise Invalid(f"nothing came of the request's body for {rest_s} s") from None
+    more = True
+    while more:
+        piece, more = await _piece(request, rest_s)
         if piece:
             yield piece
 
 
+def announced(request: Request, most: int) -> int | None:
+    """Return how many bytes the body has, if its head says so.
+
+    Raises:
+        TooLarge: more than `most`.
+    """
+    length = header(request, b"content-length") or ""
+    if not length.isdigit():
+        return None
+    if len(length) > 18 or int(length) > most:
+        raise too_large(most)
+    return int(length)
+
+
+def too_large(most: int) -> TooLarge:
+    """Return the problem of a body with more than `most` bytes."""
+    return TooLarge(f"a body has at most {most:,} bytes here", facts={"limit": most})
+
+
 async def body(request: Request, most: int) -> bytes:
     """Return the body, when it has `most` bytes or less."""
-    too_large = TooLarge(f"a body has at most {most:,} bytes here", facts={"limit": most})
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and (len(length) > 18 or int(length) > most):
-        raise too_large
-    pieces, size, until_s = [], 0, time.monotonic() + _BODY_S
-    async for piece in chunks(request):
+    announced(request, most)
+    piece, more = await _piece(request, _REST_S)
+    pieces, size, until_s = [piece], len(piece), time.monotonic() + _BODY_S
+    while more and size <= most:
+        piece, more = await _piece(request, _REST_S)
+        pieces.append(piece)
         size += len(piece)
-        if size > most:
-            raise too_large
         if time.monotonic() > until_s:
             raise Invalid(f"the request's body took more than {_BODY_S:g} s")
-        pieces.append(piece)
+    if size > most:
+        raise too_large(most)
     return b"".join(pieces)
 
 
@@ -115,10 +158,13 @@ def _no_number(word: str) -> NoReturn:
     raise ValueError(word)
 
 
+_decode = json.JSONDecoder(parse_constant=_no_number).decode
+
+
 def json_object(text: bytes) -> dict[str, Any]:
     """Return the JSON object that a body is; an empty one is {}."""
     try:
-        value = json.loads(text, parse_constant=_no_number) if text else {}
+        value = _decode(text.decode()) if text else {}
     except (ValueError, RecursionError):
         raise Invalid("the body is no JSON") from None
     if not isinstance(value, dict):
@@ -183,13 +229,4 @@ def version_settings(query: list[tuple[str, str]], default: Limits) -> VersionSe
             key, _, env[key] = value.partition("=")
         else:
             raise Invalid(f"a version has no setting {name[:40]!r}")
-    if any("\0" in text for text in (*argv, *env, *env.values())):
-        raise Invalid("WASI arguments and names have no NUL")
-    return VersionSettings(_limits(default, limits), Grants(tuple(argv), tuple(env.items())), warm)
-
-
-def _limits(default: Limits, asked: Mapping[str, Any]) -> Limits:
-    try:
-        return Limits(**{**default._asdict(), **asked})
-    except ConfigError as error:
-        raise Invalid(str(error)) from None
+    return VersionSettings.wanted(default, limits, argv, env, warm)

@@ -12,9 +12,9 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
+from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 import anyio
@@ -29,19 +29,23 @@ from ..plugin import Plugin
 from ..tenants import Quotas, Tenant
 from ..wasi import Wasi
 from .bag import Bags
+from .compiler import Compilers
 from .config import Settings
+from .deployments import Deployments
 from .loaded import Loaded, Versions, origin_of, signature
 from .overload import Admission
 from .problems import (
+    Conflict,
     DeadlinePassed,
     Denied,
     GuestFailed,
     Invalid,
     Missing,
-    Problem,
     Unavailable,
+    Unknown,
     problem_of,
 )
+from .refusals import Refusal, Refusals
 from .registry import Answer, Principal, Registry, Version, VersionSettings
 from .sessions import Sessions
 from .threads import in_thread
@@ -52,10 +56,10 @@ __all__ = ["Invocation", "Service"]
 
 _T = TypeVar("_T")
 _LOGGER = "sandhost.serve"
-_COMPILERS = 2
-"""Modules that are compiled at once; wasmtime uses several threads for each. Arbitrary."""
 _STOPPED_RETRY_S = 1.0
 _SWEEP_EVERY_S = 3600.0
+_NO_MORE_READY = 3  # the level of pressure from which on nobody starts guests
+_TELL_EVERY_S = 60.0
 
 
 class Invocation(NamedTuple):
@@ -78,9 +82,12 @@ class Invocation(NamedTuple):
 class Service:
     """Plugins of many tenants, and what they are asked to do. Made and used on one event loop."""
 
-    def __init__(self, settings: Settings, host: Host, registry: Registry) -> None:
+    def __init__(
+        self, settings: Settings, host: Host, registry: Registry, compilers: Compilers
+    ) -> None:
         self.settings, self.host, self.registry = settings, host, registry
-        self.versions = Versions(host)
+        self.versions = Versions(host, warm_s=settings.compile_time)
+        self.deployments = Deployments(settings, registry, self.versions, compilers, self.tenant)
         self.admission = Admission(
             wait_s=settings.queue_time,
             pressure=lambda: int(host.pressure.level),
@@ -89,9 +96,9 @@ class Service:
         self.sessions = Sessions(settings.session_idle)
         self.bags = Bags()
         """What each request holds; all doors share it."""
+        self.refusals = Refusals()
         self.stopping = False
         self._tenants: dict[str, Tenant] = {}
-        self._compilers = ThreadPoolExecutor(_COMPILERS, "sandhost-compile")
         self._background: set[asyncio.Task[None]] = set()
         self._working: dict[tuple[str, str], asyncio.Future[None]] = {}
         """By tenant and idempotency key: answers on their way."""
@@ -102,8 +109,8 @@ class Service:
         """Go on with what a stop has interrupted."""
         self._in_background(self.sessions.run())
         self._in_background(self._sweep())
-        for version in self.registry.unfinished():
-            self._in_background(self._compile(version))
+        self._in_background(self._tell_refusals())
+        self.deployments.start()
 
     async def _sweep(self) -> None:
         while True:
@@ -113,20 +120,25 @@ class Service:
             except OSError:  # the disk's fault; the next time is soon enough
                 get_logger(_LOGGER).exception("modules that no version names could not be removed")
 
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests: it is not stopping, and has memory for them."""
+        return not self.stopping and self.host.pressure.level < _NO_MORE_READY
+
     def stop(self) -> None:
         """Take nothing new. What runs goes on."""
         self.stopping = True
 
     async def drain(self) -> None:
-        """Close every guest; for after the doors are closed. Waits for modules that are compiled just now."""
+        """Close every guest; for after the doors are closed."""
         self.stop()
         await self.sessions.drain()
         await self.bags.idle()
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await asyncio.to_thread(self._compilers.shutdown, cancel_futures=True)
-        self.versions.close()
+        await self._tell_refusals_now()
+        await self.deployments.close()
 
     def _in_background(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -139,45 +151,70 @@ class Service:
 
     # ---- who may ----
 
-    def who(self, token: str | None, scope: Scope) -> Principal:
+    def who(self, token: str | None, scope: Scope, peer: str = "") -> Principal:
         """Return whose token it is.
+
+        Args:
+            peer: address of the client, for the audit log.
 
         Raises:
             Unknown, Denied: nobody's; it is not for this.
         """
-        principal = self.registry.who(token or "")
+        try:
+            principal = self.registry.who(token or "")
+        except Unknown as problem:
+            once = self.registry.known_once(token or "")
+            self.refusals.note(Refusal(problem.code, "", once, peer))
+            raise
         if scope not in principal.scopes:
-            raise Denied(f"the token has not the scope {scope.value!r}")
+            denied = Denied(f"the token has not the scope {scope.value!r}")
+            self.refusals.note(Refusal(denied.code, principal.tenant, principal.token_id, peer))
+            raise denied
         return principal
 
+    async def _tell_refusals(self) -> None:
+        while True:
+            await asyncio.sleep(_TELL_EVERY_S)
+            await self._tell_refusals_now()
+
+    async def _tell_refusals_now(self) -> None:
+        refusals = self.refusals.take()
+        if refusals:
+            try:
+                await in_thread(lambda: self.registry.audit_refusals(refusals))
+            except Exception as error:  # the disk's fault; the next ones may be written
+                log = get_logger(_LOGGER)
+                log.error("refusals could not be audited", count=len(refusals), exc_info=error)
+
     def tenant(self, name: str) -> Tenant:
-        """Return the tenant as the host knows it, made at its first request with its quotas of then."""
+        """Return the tenant as the host knows it, made at its first request."""
         tenant = self._tenants.get(name)
         if tenant is None:
-            quotas = self.quotas_in_force(name)
+            quotas = self.settings.quotas(self.registry.tenant(name).quotas)
             tenant = self._tenants[name] = self.host.tenant(name, **quotas._asdict())
         return tenant
 
-    def quotas_in_force(self, name: str) -> Quotas:
-        """Return a tenant's quotas as they hold: those it had at its first request to this process."""
-        tenant = self._tenants.get(name)
-        if tenant is not None:
-            return tenant.quotas
-        return self.settings.quotas(self.registry.tenant(name).quotas)
+    async def put_tenant(self, who: Principal, name: str, quotas: Quotas) -> bool:
+        """Add a tenant, or have these quotas hold in place of those it had, from now on; tell whether it is new."""
+
+        def put() -> bool:
+            try:
+                self.registry.add_tenant(name, quotas)
+            except Conflict:
+                self.registry.update_tenant(name, quotas)
+                return False
+            return True
+
+        try:
+            return await self.change(who, "tenant.put", name, put)
+        finally:  # also when nobody waits for the answer any more
+            known = self._tenants.get(name)
+            if known is not None:
+                known.set_quotas(self.settings.quotas(self.registry.tenant(name).quotas))
 
     async def change(self, who: Principal, action: str, subject: str, work: Callable[[], _T]) -> _T:
         """Have the registry changed by `work`, and the audit log say so, or that it was refused."""
-
-        def both() -> _T:
-            try:
-                result = work()
-            except Problem as problem:
-                self.registry.audit(who, action, subject, problem.code)
-                raise
-            self.registry.audit(who, action, subject)
-            return result
-
-        return await in_thread(both)
+        return await in_thread(lambda: self.registry.change(who, action, subject, work))
 
     # ---- plugins ----
 
@@ -205,8 +242,9 @@ class Service:
             module: what `receive` returned.
 
         Raises:
-            TooMany: the tenant has as many versions as it may.
+            TooMany: the tenant has as many versions as it may, or as many that wait to be compiled.
         """
+        self.deployments.check_room(who.tenant)
         digest, size = module
         version = await self.change(
             who,
@@ -214,7 +252,7 @@ class Service:
             plugin,
             lambda: self.registry.add_version(who.tenant, plugin, digest, size, settings),
         )
-        self._in_background(self._compile(version))
+        self.deployments.begin(version)
         return version
 
     async def remove(self, who: Principal, plugin: str, number: int) -> None:
@@ -228,56 +266,41 @@ class Service:
         )
         self.versions.drop(version)
 
-    async def _compile(self, version: Version) -> None:
-        names = version.tenant, version.plugin, version.number
-        try:
-            await self._load(version)
-        except Missing:
-            return  # it was removed meanwhile
-        except Exception as error:  # a module may fail in any way; its owner is told
-            why = problem_of(error).detail
-            log = get_logger(_LOGGER)
-            if isinstance(error, SandhostError):
-                log.info("a plugin cannot be loaded", version=names, why=str(error))
-            else:
-                log.error("a plugin could not be loaded", version=names, exc_info=error)
-            with contextlib.suppress(Missing):
-                await in_thread(lambda: self.registry.mark_failed(*names, why))
-        else:
-            with contextlib.suppress(Missing):
-                await in_thread(lambda: self.registry.mark_ready(*names))
-
     async def loaded(self, version: Version) -> Loaded:
         """Return a version that is ready, loading it if this process has not yet."""
-        return self.versions.get(version) or await self._load(version)
-
-    async def _load(self, version: Version) -> Loaded:
-        tenant = self.tenant(version.tenant)
-        loop = asyncio.get_running_loop()
-        loaded = await loop.run_in_executor(
-            self._compilers,
-            lambda: self.versions.load(
-                version, tenant, lambda: self.registry.blobs.read(version.digest)
-            ),
-        )
-        try:
-            self.registry.version(version.tenant, version.plugin, version.number)
-        except Missing:
-            self.versions.drop(version)
-            raise
-        return loaded
+        return self.versions.get(version) or await self.deployments.load(version)
 
     # ---- invoking ----
 
     async def call(self, what: Invocation, arguments: object) -> list[object]:
         """Call a function with numbers, in JSON."""
+        return await self.call_with(
+            what, lambda type_: from_json(what.function, type_, arguments), to_json
+        )
 
-        async def work(guest: Guest) -> list[object]:
-            type_ = signature(guest.plugin, what.function)
-            values = from_json(what.function, type_, arguments)
-            return to_json(type_, await guest.call_async(what.function, *values))
+    async def call_with(
+        self,
+        what: Invocation,
+        arguments: Callable[[FuncType], Sequence[int | float | bytes]],
+        results: Callable[[FuncType, object], _T],
+    ) -> _T:
+        """Call a function with numbers.
 
-        return await self._with_guest(what, work)
+        Args:
+            arguments: returns what `Guest.call` takes, or raises Invalid.
+            results: makes the answer of what it returns.
+        """
+        if what.session is not None:
+            async with self._guest_of(what) as guest:
+                type_ = signature(guest.plugin, what.function)
+                returned = await guest.call_async(what.function, *arguments(type_))
+                return results(type_, returned)
+        with self._answering(what):
+            loaded, tenant = await self._wanted(what)
+            async with self.admission.enter(tenant.name, what.left_s()):
+                type_ = signature(loaded.plugin, what.function)
+                values = list(arguments(type_))
+                return results(type_, await loaded.call(tenant, what.function, values))
 
     async def call_bytes(self, what: Invocation, body: bytes) -> bytes:
         """Call a function that takes and returns bytes.
@@ -285,8 +308,7 @@ class Service:
         The guest exports `alloc(i32) -> i32`, and the function is `(i32, i32) -> i64`: address and
         length in, address << 32 | length out.
         """
-
-        async def work(guest: Guest) -> bytes:
+        async with self._guest_of(what) as guest:
             _check_bytes_call(guest.plugin, what.function)
             at = await guest.call_async("alloc", len(body)) & 0xFFFFFFFF
             guest.memory.write(at, body)
@@ -295,8 +317,6 @@ class Service:
             if length > self.settings.body_limit:
                 raise GuestFailed(f"the plugin returned {length:,} bytes, more than are taken")
             return guest.memory.read(packed >> 32 & 0xFFFFFFFF, length)
-
-        return await self._with_guest(what, work)
 
     async def run(
         self,
@@ -312,84 +332,61 @@ class Service:
             begun: called when it has been let in, and its guest is there.
         """
         stdin, stdout, stderr = streams
-
-        async def work(loaded: Loaded) -> int:
-            if not loaded.is_command:
-                raise Invalid("the plugin is no command: it has no _start, or uses no WASI")
-            wasi = Wasi(
-                [what.plugin, *loaded.grants.argv, *argv],
-                dict(loaded.grants.env),
-                stdin,
-                stdout,
-                stderr,
-            )
-            async with loaded.spawn(self.tenant(what.who.tenant), wasi) as guest:
-                begun()
-                try:
-                    await guest.call_async("_start")
-                except GuestExit as error:
-                    return error.status
-                return 0
-
         try:
-            return await self._admitted(what, work)
+            with self._answering(what):
+                loaded, tenant = await self._wanted(what)
+                if not loaded.is_command:
+                    raise Invalid("the plugin is no command: it has no _start, or uses no WASI")
+                argv = [what.plugin, *loaded.grants.argv, *argv]
+                wasi = Wasi(argv, dict(loaded.grants.env), stdin, stdout, stderr)
+                async with (
+                    self.admission.enter(tenant.name, what.left_s()),
+                    loaded.spawn(tenant, wasi) as guest,
+                ):
+                    begun()
+                    try:
+                        await guest.call_async("_start")
+                    except GuestExit as error:
+                        return error.status
+                    return 0
         finally:
             await stdout.aclose()
             await stderr.aclose()
 
-    async def _with_guest(self, what: Invocation, work: Callable[[Guest], Awaitable[_T]]) -> _T:
-        name = what.session
-        if name is not None:
-            return await self._within(what, lambda: self._in_session(what, name, work))
+    @contextlib.asynccontextmanager
+    async def _guest_of(self, what: Invocation) -> AsyncIterator[Guest]:
+        """Have the session's guest, or a fresh one, within the block."""
+        with self._answering(what):
+            if what.session is None:
+                loaded, tenant = await self._wanted(what)
+                async with (
+                    self.admission.enter(tenant.name, what.left_s()),
+                    loaded.spawn(tenant) as guest,
+                ):
+                    yield guest
+                return
+            async with self.sessions.use(what.session, what.who.tenant) as guest:
+                if not guest.plugin.name.startswith(origin_of(what.who.tenant, what.plugin)):
+                    raise Missing("there is no such session")
+                async with self.admission.enter(what.who.tenant, what.left_s()):
+                    yield guest
 
-        async def fresh(loaded: Loaded) -> _T:
-            async with loaded.spawn(self.tenant(what.who.tenant)) as guest:
-                return await work(guest)
+    async def _wanted(self, what: Invocation) -> tuple[Loaded, Tenant]:
+        version = self.registry.resolve(what.who.tenant, what.plugin, what.ref)
+        return await self.loaded(version), self.tenant(what.who.tenant)
 
-        return await self._admitted(what, fresh)
-
-    async def _in_session(
-        self, what: Invocation, name: str, work: Callable[[Guest], Awaitable[_T]]
-    ) -> _T:
-        tenant = what.who.tenant
-        async with self.sessions.use(name, tenant) as guest:
-            if not guest.plugin.name.startswith(origin_of(tenant, what.plugin)):
-                raise Missing("there is no such session")
-            async with self.admission.enter(tenant, what.left_s()):
-                return await work(guest)
-
-    async def _admitted(self, what: Invocation, work: Callable[[Loaded], Awaitable[_T]]) -> _T:
-        async def inner() -> _T:
-            loaded = await self.loaded(
-                self.registry.resolve(what.who.tenant, what.plugin, what.ref)
-            )
-            async with self.admission.enter(what.who.tenant, what.left_s()):
-                return await work(loaded)
-
-        return await self._within(what, inner)
-
-    async def _within(self, what: Invocation, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Do the work in the request's time; what goes wrong in it is the requester's problem."""
+    def _answering(self, what: Invocation) -> _Answering:
         self._check_running()
-        try:
-            with anyio.move_on_after(what.left_s()):
-                return await work()
-        except OutOfBounds as error:
-            raise GuestFailed(f"the plugin gave an address outside its memory: {error}") from error
-        except (SandhostError, TypeError, OverflowError) as error:
-            raise problem_of(error) from error
-        raise DeadlinePassed("the request's time was over")
+        return _Answering(what)
 
     # ---- sessions ----
 
     async def open_session(self, what: Invocation) -> str:
         """Start a guest that is kept between calls; return what to call it."""
-
-        async def start(loaded: Loaded) -> str:
-            tenant = self.tenant(what.who.tenant)
-            return await self.sessions.open(tenant.name, lambda: loaded.spawn(tenant))
-
-        return await self._admitted(what, start)
+        with self._answering(what):
+            loaded, tenant = await self._wanted(what)
+            async with self.admission.enter(tenant.name, what.left_s()):
+                return await self.sessions.open(tenant.name, lambda: loaded.spawn(tenant))
 
     async def close_session(self, who: Principal, session: str) -> None:
         """End it."""
@@ -424,6 +421,34 @@ class Service:
         finally:
             del self._working[at]
             mine.set_result(None)
+
+
+class _Answering:
+    """A request's work, within its time; what goes wrong in it is the requester's problem."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, what: Invocation) -> None:
+        left_s = what.left_s()
+        self._scope = None if left_s is None else anyio.move_on_after(left_s)
+
+    def __enter__(self) -> None:
+        if self._scope is not None:
+            self._scope.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        scope = self._scope
+        if scope is not None and scope.__exit__(kind, error, traceback):
+            raise DeadlinePassed("the request's time was over")
+        if isinstance(error, OutOfBounds):
+            raise GuestFailed(f"the plugin gave an address outside its memory: {error}") from error
+        if isinstance(error, (SandhostError, TypeError, OverflowError)):
+            raise problem_of(error) from error
 
 
 def _check_bytes_call(plugin: Plugin, function: str) -> None:

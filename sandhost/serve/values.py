@@ -9,6 +9,7 @@ References are nothing that JSON could hold.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from .problems import Invalid
 __all__ = ["from_json", "to_json"]
 
 _KINDS = frozenset(("i32", "i64", "f32", "f64", "v128"))
+_BOUNDS = {"i32": (-(1 << 31), 1 << 32), "i64": (-(1 << 63), 1 << 64)}
 _V128 = re.compile("[0-9a-fA-F]{32}")
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -30,9 +32,7 @@ def from_json(name: str, signature: FuncType, arguments: object) -> list[int | f
         Invalid: there are too many or too few, or one does not fit its type; or the function takes
             or returns what JSON cannot hold.
     """
-    for kind in (*signature.params, *signature.results):
-        if kind not in _KINDS:
-            raise Invalid(f"{name} is {signature}: there is no {kind} in JSON")
+    _check_kinds(name, signature)
     if not isinstance(arguments, list):
         raise Invalid('"arguments" is a list')
     if len(arguments) != len(signature.params):
@@ -43,10 +43,17 @@ def from_json(name: str, signature: FuncType, arguments: object) -> list[int | f
     ]
 
 
+@functools.lru_cache(maxsize=1024)  # looked up with each request
+def _check_kinds(name: str, signature: FuncType) -> None:
+    for kind in (*signature.params, *signature.results):
+        if kind not in _KINDS:
+            raise Invalid(f"{name} is {signature}: there is no {kind} in JSON")
+
+
 def _argument(at: int, kind: str, value: object) -> int | float | bytes:
-    if kind in ("i32", "i64") and isinstance(value, int) and not isinstance(value, bool):
-        bits = int(kind[1:])
-        if -(1 << bits - 1) <= value < 1 << bits:
+    bounds = _BOUNDS.get(kind)
+    if bounds is not None and isinstance(value, int) and not isinstance(value, bool):
+        if bounds[0] <= value < bounds[1]:
             return value
         raise Invalid(f"argument {at}: {hex(value)[:40]} does not fit {kind}")
     if kind in ("f32", "f64"):
