@@ -123,6 +123,37 @@ ROWS: dict[str, Sequence[Panel]] = {
             ],
         ),
     ),
+    "Service": (
+        Panel(
+            "Requests",
+            "Of `sandhost serve`: let in and refused, a second. Without a service these stay empty.",
+            "ops",
+            [
+                (rate("sandhost_serve_requests_admitted_total"), "let in"),
+                (rate("sandhost_serve_requests_refused_total", "why"), "refused: {{why}}"),
+            ],
+        ),
+        Panel(
+            "In service",
+            "The limit moves with what the machine can do; who waits comes after it.",
+            "short",
+            [
+                ("sum(sandhost_serve_requests_in_flight$$)", "in service"),
+                ("sum(sandhost_serve_requests_limit$$)", "limit"),
+                ("sum(sandhost_serve_requests_waiting$$)", "waiting"),
+                ("sum(sandhost_serve_bags_live$$)", "not over"),
+            ],
+        ),
+        Panel(
+            "Sessions",
+            "Guests that stay between calls.",
+            "short",
+            [
+                ("sum(sandhost_serve_sessions_live$$)", "open"),
+                ("sum(sandhost_serve_sessions_in_use$$)", "with a call in them"),
+            ],
+        ),
+    ),
     "Memory": (
         Panel(
             "Where it is",

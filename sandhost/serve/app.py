@@ -35,6 +35,7 @@ from .config import Settings
 from .console import console_routes
 from .gate import Gate
 from .http import make_app
+from .notify import keep_watched, notify, stopping
 from .observed import observe_routes
 from .problems import Invalid
 from .registry import Registry
@@ -171,13 +172,16 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
         port = await rpc.start(settings.grpc_host, settings.grpc_port)
         say(f"listening on grpc://{_address(settings.grpc_host, port)}")
     ending = asyncio.ensure_future(_end_on_signal(service, server, rpc))
+    notify("READY=1")
+    watched = asyncio.ensure_future(keep_watched())
     try:
         await server.serve(sockets=[listener])
     finally:
         if rpc is not None:
             await rpc.stop(settings.drain_time)  # which the signal has begun
         ending.cancel()
-        await asyncio.gather(ending, return_exceptions=True)
+        watched.cancel()
+        await asyncio.gather(ending, watched, return_exceptions=True)
 
 
 def _spare_what_is_loaded() -> None:
@@ -197,6 +201,7 @@ async def _end_on_signal(service: Service, server: uvicorn.Server, rpc: RpcServe
         loop.add_signal_handler(number, signals.put_nowait, None)
     await signals.get()
     get_logger("sandhost.serve").info("stopping")
+    stopping(service.settings.drain_time)
     service.stop()
     notice_s = min(_NOTICE_S, service.settings.drain_time / 4)
     with contextlib.suppress(asyncio.TimeoutError):

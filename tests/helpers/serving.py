@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +141,13 @@ def in_desk(data: Path, test: Callable[[Desk], Any], **settings: Any) -> None:
 class Child:
     """`sandhost serve` in a process of its own, on free ports."""
 
-    def __init__(self, data: Path, *arguments: str) -> None:
+    def __init__(self, data: Path, *arguments: str, under: Sequence[str] = ()) -> None:
         self.output = data.parent / f"{data.name}-{time.monotonic_ns()}.txt"
         words = [*_FREE_PORTS, "--data", str(data), *arguments]  # of two of a kind the last counts
         environment = {**os.environ, "SANDHOST_ADMIN_TOKEN": ADMIN}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sandhost", "serve", *words],
+                [*under, sys.executable, "-m", "sandhost", "serve", *words],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
@@ -193,9 +193,9 @@ class Child:
 
 
 @contextlib.contextmanager
-def child(data: Path, *arguments: str) -> Iterator[Child]:
-    """Have a child; it is killed at the end, if it is still there."""
-    one = Child(data, *arguments)
+def child(data: Path, *arguments: str, under: Sequence[str] = ()) -> Iterator[Child]:
+    """Have a child, started by the command `under` if there is one; it is killed at the end, if it is still there."""
+    one = Child(data, *arguments, under=under)
     try:
         yield one
     finally:

@@ -322,6 +322,25 @@ def test_a_kill_in_the_middle_of_an_upload_leaves_nothing_half_there(data):
         assert one.end() == 0, one.said()
 
 
+def test_the_service_manager_hears_of_the_beginning_and_the_end(data, monkeypatch):
+    address = str(data.parent / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(30)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        monkeypatch.setenv("WATCHDOG_USEC", "400000")
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+        with child(data, "--drain-time", "2 s") as one:
+            assert httpx.get(f"{one.url}/readyz").status_code == 200
+            assert manager.recv(4096) == b"READY=1"
+            assert {manager.recv(4096) for _ in range(3)} == {b"WATCHDOG=1"}
+            one.process.send_signal(signal.SIGTERM)
+            while (said := manager.recv(4096)) == b"WATCHDOG=1":
+                pass
+            assert said == b"STOPPING=1\nEXTEND_TIMEOUT_USEC=7000000"
+            assert one.process.wait(30) == 0
+
+
 # ---- the command ----
 
 
