@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,7 +22,8 @@ from pathlib import Path
 from time import thread_time_ns
 from typing import Any
 
-from common import HERE, RESULTS, Claim, Row, in_turn, median
+import unwatched
+from common import RESULTS, Claim, Row, in_turn, median
 
 import sandhost
 from sandhost.bench.machine import describe
@@ -164,54 +163,16 @@ def worker() -> None:
         print(*(median([_cycle(plugin, pages, 1000) for _ in range(15)]) for pages in (0, 16)))
 
 
-def _has_probes(module: Path) -> bool:
-    readelf = shutil.which("readelf")
-    if readelf is None:
-        return False
-    notes = subprocess.run([readelf, "-n", module], capture_output=True, text=True, check=False)
-    return "Provider: sandhost" in notes.stdout
-
-
-def _without_probes(folder: Path) -> None:
-    """Copy the package there, with a module that is built without probes."""
-    package = Path(sandhost.__file__).parent
-    shutil.copytree(package, folder / "sandhost")
-    build = folder / "build"
-    options = ["-DCMAKE_C_FLAGS=-DSANDHOST_NO_PROBES", f"-DPython_EXECUTABLE={sys.executable}"]
-    for command in (
-        ["cmake", "-S", HERE.parent / "native", "-B", build, *options],
-        ["cmake", "--build", build, "--parallel"],
-    ):
-        subprocess.run(command, check=True, capture_output=True)
-    name = "_native.abi3.so"
-    shutil.copy(build / name, folder / "sandhost" / name)
-
-
 def probes(quick: bool) -> Row | None:
     """The same life with probes compiled in, which nobody is attached to, and without."""
-    installed = Path(sandhost.__file__).parent
-    if not _has_probes(installed / "_native.abi3.so") or not shutil.which("cmake"):
+    if not unwatched.has_probes() or not shutil.which("cmake"):
         print("no probes in the installed module, or no cmake: not measured")
         return None
     with tempfile.TemporaryDirectory() as scratch:
-        _without_probes(Path(scratch))
-
-        def in_process(path: str) -> Callable[[], list[float]]:
-            environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
-            code = f"import sys; sys.path.append({str(HERE)!r}); import events; events.worker()"
-
-            def run() -> list[float]:
-                command = [sys.executable, "-c", code]
-                done = subprocess.run(
-                    command, env=environment, check=True, capture_output=True, text=True
-                )
-                return [float(word) for word in done.stdout.split()]
-
-            return run
-
+        without = unwatched.package(Path(scratch), histograms=True)
         contenders = {
-            "without": in_process(scratch),
-            "with": in_process(str(installed.parent)),
+            "without": unwatched.in_process(without, "events.worker()"),
+            "with": unwatched.in_process(unwatched.INSTALLED.parent, "events.worker()"),
         }
         results = in_turn(contenders, 3 if quick else 15)
     detail: dict[str, Any] = {}

@@ -8,7 +8,10 @@ time for each cycle of the block, in which is all that watching takes, also in o
 of nothing beside it; the median of the ratios counts. "nothing, again" is how far two equal blocks are
 apart. Metrics are scraped and exported twenty times a second, and a twentieth of what that costs is what
 once a second costs. The same by the clock stands beside it; on a busy machine it says more about the
-machine. Exits with 1 while a figure is missed.
+machine. "Everything" compares processes: the installed module, with metrics scraped every second and what goes
+wrong logged, or all events read, with one that is built here without probes, histograms and their looks at the clock
+(it needs cmake). Of who reads all events the thread with the guests counts: making an object of each of some 370,000
+events a second is the reader's wish. Exits with 1 while a figure is missed.
 """
 
 from __future__ import annotations
@@ -16,14 +19,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import perf_counter, perf_counter_ns, process_time_ns, sleep
+from time import perf_counter, perf_counter_ns, process_time_ns, sleep, thread_time_ns
 from typing import Any
 
+import unwatched
 from common import RESULTS, Claim, Row, in_turn, summary_us
 from opentelemetry import trace
 from opentelemetry.metrics import NoOpMeterProvider
@@ -39,6 +46,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NoOpTracerProvider
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from unwatched import INSTALLED
 
 import sandhost
 from sandhost.bench.machine import describe
@@ -63,11 +71,11 @@ while True:
 
 
 class Scraper:
-    """A process that scrapes twenty times a second, while it is asked to."""
+    """A process that scrapes so many times a second, while it is asked to."""
 
-    def __init__(self) -> None:
+    def __init__(self, times: float = _TIMES) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _SCRAPER, str(1 / _TIMES)],
+            [sys.executable, "-c", _SCRAPER, str(1 / times)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -221,6 +229,108 @@ def watched(name: str, work: Callable[[sandhost.Plugin], None], quick: bool) -> 
     return Row(name, "means of blocks side by side; median of the ratios", claims, detail)
 
 
+# ---- everything at once ----
+
+
+@contextlib.contextmanager
+def events_read(host: sandhost.Host) -> Iterator[None]:
+    """All ordinary kinds, read by a thread."""
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.wait(0.02):
+            host.events.read()
+
+    host.events.enable()
+    thread = threading.Thread(target=read)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+    host.events.disable()
+
+
+TROUBLE = ("trap", "refused", "deadline", "cancel", "quarantine")
+"""What an operator has logged."""
+
+
+def everything_worker(seconds: float, how: str) -> None:
+    """Print the mean µs of CPU time for a cycle, of its thread and of the process: for 0 pages, and for 16.
+
+    Args:
+        how: "not", "logged": scraped, and trouble is logged, or "read": scraped, and all events are read.
+    """
+    with sandhost.Host(max_guests=256) as host, contextlib.ExitStack() as others:
+        plugin = host.load(guest_bytes("bench"))
+        for k in range(100):
+            others.enter_context(plugin.spawn(tenant=f"t{k % 20}"))
+        if how != "not":
+            scraper = Scraper(1)
+            others.callback(scraper.close)
+            others.enter_context(scraper.prometheus(host))
+        if how == "logged":
+            host.events.log(dict.fromkeys(TROUBLE, "warning"))
+        if how == "read":
+            others.enter_context(events_read(host))
+        for pages in (0, 16):
+            dirtying(plugin, pages, 1.0)  # the first scrape is dearer
+            print(*dirtying(plugin, pages, seconds))
+
+
+def dirtying(plugin: sandhost.Plugin, pages: int, seconds: float) -> tuple[float, float]:
+    done, thread_began, began = 0, thread_time_ns(), process_time_ns()
+    until = perf_counter() + seconds
+    while perf_counter() < until:
+        for _ in range(100):
+            with plugin.spawn(tenant="t1") as guest:
+                guest.call("dirty", pages)
+        done += 100
+    thread, process = thread_time_ns() - thread_began, process_time_ns() - began
+    return thread / done / 1000, process / done / 1000
+
+
+def everything(quick: bool) -> Row | None:
+    """Metrics, events, histograms and probes, beside a module that has none of them."""
+    if not shutil.which("cmake"):
+        print("no cmake: everything at once is not measured")
+        return None
+    seconds, rounds = (2.0, 3) if quick else (3.0, 15)
+    with tempfile.TemporaryDirectory() as scratch:
+        bare = unwatched.package(Path(scratch), histograms=False)
+        ways = {
+            "bare": (bare, "not"),
+            "installed": (INSTALLED.parent, "not"),
+            "logged": (INSTALLED.parent, "logged"),
+            "read": (INSTALLED.parent, "read"),
+        }
+        contenders = {
+            name: unwatched.in_process(path, f"observing.everything_worker({seconds}, {how!r})")
+            for name, (path, how) in ways.items()
+        }
+        taken = in_turn(contenders, rounds)
+    claims = []
+    detail: dict[str, Any] = {"rounds": rounds, "seconds a process": seconds}
+    for number, what in enumerate(
+        f"{pages} pages, {whose}" for pages in (0, 16) for whose in ("its thread", "the process")
+    ):
+        us = {name: [run[number] for run in runs] for name, runs in taken.items()}
+        shares = {
+            name: statistics.median([x / y for x, y in zip(us[name], us["bare"])])
+            for name in list(ways)[1:]
+        }
+        detail[what] = {
+            **{f"{name}, us": statistics.median(each) for name, each in us.items()},
+            **{f"{name}, to bare": share for name, share in shares.items()},
+        }
+        for name, title in (
+            ("logged", "metrics, histograms, probes, trouble logged"),
+            ("read", "the same, and every event read"),
+        ):
+            if name == "logged" or what.endswith("thread"):
+                claims.append(Claim(f"{title}: {what}", shares[name], "× bare", _MOST))
+    return Row("Everything at once", "CPU time, processes in turn", claims, detail)
+
+
 def by_itself(quick: bool) -> Row:
     """What watching takes while nothing else happens: exact, whatever the machine does meanwhile."""
     scraper = Scraper()
@@ -275,8 +385,9 @@ def scrape(quick: bool) -> Row:
     )
 
 
-ROWS = {
+ROWS: dict[str, Callable[[bool], Row | None]] = {
     "scrape": scrape,
+    "everything": everything,
     "by_itself": by_itself,
     "cycle": lambda quick: watched("Spawn, call, close", cycle, quick),
     "plugin_call": lambda quick: watched("plugin.call", plugin_call, quick),
@@ -291,7 +402,8 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=Path, default=RESULTS / "observing.json")
     given = parser.parse_args()
     began = perf_counter()
-    rows = [ROWS[name](given.quick) for name in given.only]
+    found = [ROWS[name](given.quick) for name in given.only]
+    rows = [row for row in found if row is not None]
     for row in rows:
         print(f"{row.what}: {'reached' if row.reached else 'MISSED'}")
         for claim in row.claims:

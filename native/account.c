@@ -72,6 +72,9 @@ static bool add(shi_account *account, uint64_t units) {
     return add_up_to(account, units, account->limit);
   }
   uint64_t peak = shi_account_peak(account), limit = atomic_load(&account->limit);
+  if (atomic_load(&account->used) > limit) { /* it was lowered: credit would let in again what has gone */
+    return add_without_credits(account, units);
+  }
   return take_credit(&credits->copies[shi_copy()].units, units) ||
          add_up_to(account, units, peak < limit ? peak : limit) || add_without_credits(account, units);
 }

@@ -7,7 +7,8 @@
  *            the limit
  *   refund   becomes the thread's own credit, unless somebody is just taking the credits back
  *
- * What is credit stays in `used`, so a charge out of it passes nothing; and nobody is refused while there is credit.
+ * What is credit stays in `used`, so a charge out of it passes nothing where `used` is within the limit. Where a limit was
+ * lowered below it, all credits go back first. And nobody is refused while there is credit.
  */
 #ifndef SANDHOST_ACCOUNT_H
 #define SANDHOST_ACCOUNT_H

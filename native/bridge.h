@@ -93,7 +93,8 @@ struct sh_tenant {
   shi_account guests; /* live ones */
   shi_credits guest_credits;
   shi_bucket starts, cpu; /* CPU time in nanoseconds */
-  uint64_t memory_limit; /* while the host does not lower it */
+  pthread_mutex_t limiting; /* held to set the limit of `account`: the lower one of these two */
+  uint64_t memory_limit, memory_share; /* its quota; what the host leaves it while memory is short, else UINT64_MAX */
   _Atomic uint64_t refusing_ns; /* no new guests of its own; as the host's */
   shi_counters counters;
   uint32_t id;

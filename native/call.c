@@ -15,6 +15,7 @@ static const uint64_t signals_every_ns = 50000000;
 
 bool shi_guest_may_go_on(shi_guest *guest) {
   uint64_t now = shi_now_ns();
+  shi_cpu_charge(guest);
   if (atomic_load(&shi_exiting) || shi_guest_cancelled(guest)) {
     guest->stop = shi_guest_cancelled_for(guest);
   } else if (!shi_cpu_left(guest, now)) {

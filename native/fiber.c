@@ -60,6 +60,10 @@ bool shi_fiber_park(shi_guest *guest, shi_wait *wait) {
       wait->step = SH_STEP_DONE;
       continue;
     }
+    if (wait->order == SHI_TELL) {
+      shi_stack_tell(guest);
+      continue;
+    }
     goes_on = wait->order == SHI_GO_ON;
     break;
   }
@@ -142,6 +146,19 @@ enum shi_outcome shi_fiber_poll(shi_guest *guest) {
   shi_ticker_leave(ticker);
   shi_creator_expect(NULL);
   return ended ? SHI_ENDED : fiber->parked ? SHI_AT_REST : SHI_YIELDED;
+}
+
+void shi_fiber_tell(shi_guest *guest) {
+  shi_fiber *fiber = guest->fiber;
+  if (!fiber->parked || fiber->outcome != SHI_NOT_POLLED) return; /* it has something to say to who drives it first */
+  shi_wait *wait = fiber->innermost;
+  enum shi_order order = wait->order;
+  wait->order = SHI_TELL;
+  enum shi_outcome outcome = shi_fiber_poll(guest);
+  if (outcome == SHI_AT_REST)
+    wait->order = order;
+  else
+    fiber->outcome = outcome; /* wasmtime could not leave its stack again: its driver will see */
 }
 
 /* ---- beginning and end --------------------------------------------------------------------------------------------- */

@@ -41,7 +41,7 @@ typedef struct shi_job {
   uint64_t begun_ns;
 } shi_job;
 
-enum shi_order { SHI_GO_ON, SHI_CALL, SHI_STOP };
+enum shi_order { SHI_GO_ON, SHI_CALL, SHI_STOP, SHI_TELL };
 
 /* What a parked call waits for; lives in the frame that waits. */
 typedef struct shi_wait {
@@ -94,6 +94,8 @@ bool shi_fiber_breathe(shi_guest *guest);
 /* A new fiber for an entered guest, with a job to run; not polled yet. */
 int shi_fiber_begin(shi_guest *guest, shi_job *job, sh_port *port);
 enum shi_outcome shi_fiber_poll(shi_guest *guest);
+/* The guest is looked at: its call tells its stack (stacks.c), and waits on. */
+void shi_fiber_tell(shi_guest *guest);
 void shi_fiber_leave(shi_guest *guest); /* it has ended, or is left in the middle: its frames unwind */
 
 /* A guest has ended, and so has its store: the stack goes back with the rest. */

@@ -54,7 +54,7 @@ int shi_guest_enter(uint64_t id, shi_guest **out) {
   } else if (generation_of(expected) != id >> 32 || phase_of(expected) == SHI_FREE ||
              phase_of(expected) == SHI_CLOSING) {
     return fail_closed();
-  } else if (phase_of(expected) == SHI_PARKED) {
+  } else if (shi_phase_shown(expected) == SHI_PARKED) {
     return shi_fail(SH_BUSY,
                     "a call of the guest waits; from inside its host functions, `await guest.call_async(...)`");
   } else if (atomic_load(&guest->owner) != self) {
@@ -86,22 +86,42 @@ void shi_guest_park(shi_guest *guest) {
 void shi_guest_set_cancelled(shi_guest *guest) { atomic_fetch_or(&guest->state, SHI_CANCEL); }
 void shi_guest_uncancel(shi_guest *guest) { atomic_fetch_and(&guest->state, ~(uint64_t)SHI_CANCEL); }
 
+/* Takes a parked guest; `bits` go beside RUNNING. */
+static int unpark(uint64_t id, shi_guest *guest, uint64_t bits) {
+  uint64_t state = atomic_load(&guest->state);
+  for (;;) {
+    if (generation_of(state) != id >> 32 || phase_of(state) == SHI_FREE || phase_of(state) == SHI_CLOSING)
+      return fail_closed();
+    if (phase_of(state) == SHI_RUNNING && state & SHI_LOOKED_AT) {
+      pthread_mutex_lock(&guest->mutex);
+      pthread_mutex_unlock(&guest->mutex);
+      state = atomic_load(&guest->state);
+      continue;
+    }
+    if (phase_of(state) == SHI_RUNNING) return shi_fail(SH_BUSY, "the guest's call is on its way");
+    if (phase_of(state) != SHI_PARKED) return shi_fail(SH_ARGUMENT, "no call of the guest waits");
+    uint64_t running = state_of(id >> 32, SHI_RUNNING) | (state & SHI_CANCEL) | bits;
+    if (atomic_compare_exchange_weak(&guest->state, &state, running)) break;
+  }
+  atomic_store(&guest->owner, (uintptr_t)&shi_thread_in_guest);
+  if (guest->holder) shi_holder_call_goes_on(guest->holder);
+  return SH_OK;
+}
+
 int shi_guest_claim(uint64_t id, shi_guest **out) {
   if (atomic_load_explicit(&shi_forked, memory_order_relaxed)) return fail_forked();
   shi_guest *guest = shi_guest_at((uint32_t)id);
-  if (!guest) return fail_closed();
-  uint64_t state = atomic_load(&guest->state);
-  do {
-    if (generation_of(state) != id >> 32 || phase_of(state) == SHI_FREE || phase_of(state) == SHI_CLOSING)
-      return fail_closed();
-    if (phase_of(state) == SHI_RUNNING) return shi_fail(SH_BUSY, "the guest's call is on its way");
-    if (phase_of(state) != SHI_PARKED) return shi_fail(SH_ARGUMENT, "no call of the guest waits");
-  } while (
-      !atomic_compare_exchange_weak(&guest->state, &state, state_of(id >> 32, SHI_RUNNING) | (state & SHI_CANCEL)));
-  atomic_store(&guest->owner, (uintptr_t)&shi_thread_in_guest);
-  if (guest->holder) shi_holder_call_goes_on(guest->holder);
-  *out = guest;
-  return SH_OK;
+  int status = guest ? unpark(id, guest, 0) : fail_closed();
+  if (status == SH_OK) *out = guest;
+  return status;
+}
+
+bool shi_guest_look_at(shi_guest *guest) {
+  uint64_t state = atomic_load(&guest->state), id = generation_of(state) << 32 | guest->index;
+  if (phase_of(state) != SHI_PARKED) return false;
+  if (unpark(id, guest, SHI_LOOKED_AT) == SH_OK) return true;
+  shi_error_forget(); /* it has gone on just now */
+  return false;
 }
 
 /* ---- spawn --------------------------------------------------------------------------------------------------------- */

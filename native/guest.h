@@ -19,6 +19,9 @@ enum shi_phase { SHI_FREE, SHI_IDLE, SHI_RUNNING, SHI_CLOSING, SHI_PARKED };
 
 /* Set beside RUNNING and PARKED: the call is to end. In the same word, so that it neither misses the call nor meets the next. */
 enum { SHI_CANCEL = 0x100 };
+/* Set beside RUNNING: the guest waits on, and somebody looks at its stack, under its `mutex` (stacks.c). Who wants to go on
+ * with the call, or to end it, waits for that. */
+enum { SHI_LOOKED_AT = 0x200 };
 
 typedef struct {
   uint8_t *bytes;
@@ -122,6 +125,12 @@ void shi_guest_leave(shi_guest *guest);
 void shi_guest_park(shi_guest *guest);
 /* Takes a parked guest. SH_BUSY: its call is on its way. */
 int shi_guest_claim(uint64_t id, shi_guest **out);
+/* Takes a guest that the caller holds, if it is parked, until the caller parks it again. Others see one that waits. */
+bool shi_guest_look_at(shi_guest *guest);
+/* What of a state tells what the guest does: for one that is looked at, PARKED. */
+static inline enum shi_phase shi_phase_shown(uint64_t state) {
+  return state & SHI_LOOKED_AT ? SHI_PARKED : (enum shi_phase)(state & 0xff);
+}
 /* Of the caller's own guest: the call in progress is to end at its next look; or the mark was for another, and goes. */
 void shi_guest_set_cancelled(shi_guest *guest);
 void shi_guest_uncancel(shi_guest *guest);

@@ -165,6 +165,7 @@ static void free_host(sh_host *host) {
     host->tenants = tenant->next;
     shi_credits_destroy(&tenant->credits);
     shi_credits_destroy(&tenant->guest_credits);
+    pthread_mutex_destroy(&tenant->limiting);
     free(tenant);
   }
   free_struct(host);
@@ -183,32 +184,42 @@ uint64_t sh_host_trim(sh_host *host, uint64_t idle_ns) {
   return shi_pool_trim(host->pool, idle_ns) + (stacks ? shi_pool_trim(stacks, idle_ns) : 0);
 }
 
-static shi_bucket bucket(double per_s, double burst) {
-  return (shi_bucket){.cost_ns = per_s > 0 ? 1e9 / per_s : 0,
-                      .burst_ns = per_s > 0 && burst / per_s < 1e9 ? (uint64_t)(burst / per_s * 1e9) : UINT64_MAX / 4};
-}
-
 sh_tenant *sh_tenant_new(sh_host *host, const sh_tenant_limits *limits) {
   sh_tenant *tenant = calloc(1, sizeof *tenant);
   if (!tenant) return shi_fail_no_memory(), NULL;
   shi_credits_init(&tenant->credits);
   shi_credits_init(&tenant->guest_credits);
+  pthread_mutex_init(&tenant->limiting, NULL);
   const enum shi_account_level level = SHI_ACCOUNT_TENANT;
-  tenant->account =
-      (shi_account){.parent = &host->account, .limit = limits->memory, .level = level, .credits = &tenant->credits};
-  tenant->handles = (shi_account){.parent = &host->handles, .limit = limits->handles, .level = level};
-  tenant->handle_bytes = (shi_account){.parent = &host->handle_bytes, .limit = limits->handle_bytes, .level = level};
-  tenant->guests = (shi_account){
-      .parent = &host->guests, .limit = limits->guests, .level = level, .credits = &tenant->guest_credits};
-  tenant->memory_limit = limits->memory;
-  tenant->starts = bucket(limits->starts_per_s, (double)limits->starts_burst);
-  tenant->cpu = bucket(limits->cpus * 1e9, (double)limits->cpu_burst_ns);
+  tenant->account = (shi_account){.parent = &host->account, .level = level, .credits = &tenant->credits};
+  tenant->handles = (shi_account){.parent = &host->handles, .level = level};
+  tenant->handle_bytes = (shi_account){.parent = &host->handle_bytes, .level = level};
+  tenant->guests = (shi_account){.parent = &host->guests, .level = level, .credits = &tenant->guest_credits};
+  tenant->memory_share = UINT64_MAX;
+  sh_tenant_set_limits(tenant, limits);
   pthread_mutex_lock(&host->mutex);
   tenant->id = host->tenants ? host->tenants->id + 1 : 1;
   tenant->next = host->tenants;
   host->tenants = tenant;
   pthread_mutex_unlock(&host->mutex);
   return tenant;
+}
+
+static void limit_memory(sh_tenant *tenant) {
+  uint64_t quota = tenant->memory_limit, share = tenant->memory_share;
+  shi_account_set_limit(&tenant->account, share < quota ? share : quota);
+}
+
+void sh_tenant_set_limits(sh_tenant *tenant, const sh_tenant_limits *limits) {
+  pthread_mutex_lock(&tenant->limiting);
+  tenant->memory_limit = limits->memory;
+  limit_memory(tenant);
+  shi_account_set_limit(&tenant->handles, limits->handles);
+  shi_account_set_limit(&tenant->handle_bytes, limits->handle_bytes);
+  shi_account_set_limit(&tenant->guests, limits->guests);
+  shi_bucket_set(&tenant->starts, limits->starts_per_s, (double)limits->starts_burst);
+  shi_bucket_set(&tenant->cpu, limits->cpus * 1e9, (double)limits->cpu_burst_ns);
+  pthread_mutex_unlock(&tenant->limiting);
 }
 
 uint32_t sh_tenant_id(const sh_tenant *tenant) { return tenant->id; }
@@ -235,7 +246,10 @@ void sh_host_refuse(sh_host *host, uint64_t retry_ns) { atomic_store(&host->refu
 
 void sh_tenant_refuse(sh_tenant *tenant, uint64_t retry_ns, uint64_t memory) {
   atomic_store(&tenant->refusing_ns, retry_ns);
-  shi_account_set_limit(&tenant->account, memory < tenant->memory_limit ? memory : tenant->memory_limit);
+  pthread_mutex_lock(&tenant->limiting);
+  tenant->memory_share = memory;
+  limit_memory(tenant);
+  pthread_mutex_unlock(&tenant->limiting);
 }
 
 void sh_host_watch(sh_host *host, const char *cgroup, const char *stall) {

@@ -8,7 +8,7 @@
 #include "heap.h"
 
 sh_guest_row shi_guest_row(shi_guest *guest, uint64_t id, uint64_t now_ns) {
-  enum shi_phase phase = (enum shi_phase)(atomic_load(&guest->state) & 0xff);
+  enum shi_phase phase = shi_phase_shown(atomic_load(&guest->state));
   const shi_holder *holder = atomic_load(&guest->holder);
   return (sh_guest_row){
       .guest = id,

@@ -8,18 +8,35 @@
 
 /* ---- a bucket ------------------------------------------------------------------------------------------------------ */
 
+void shi_bucket_set(shi_bucket *bucket, double per_s, double burst) {
+  double cost_ns = per_s > 0 ? 1e9 / per_s : 0;
+  uint64_t burst_ns = per_s > 0 && burst / per_s < 1e9 ? (uint64_t)(burst / per_s * 1e9) : UINT64_MAX / 4;
+  if (cost_ns == atomic_load(&bucket->cost_ns) && burst_ns == atomic_load(&bucket->burst_ns)) return;
+  atomic_store(&bucket->burst_ns, burst_ns);
+  atomic_store(&bucket->cost_ns, cost_ns);
+  atomic_store(&bucket->full_ns, 0); /* what was owed was owed at another price */
+}
+
+bool shi_bucket_limits(const shi_bucket *bucket) {
+  return atomic_load_explicit(&bucket->cost_ns, memory_order_relaxed) > 0;
+}
+
+static uint64_t burst_of(const shi_bucket *bucket) {
+  return atomic_load_explicit(&bucket->burst_ns, memory_order_relaxed);
+}
+
 /* When it would be full if `units` were taken now. */
 static uint64_t full_after(const shi_bucket *bucket, uint64_t full_ns, uint64_t now_ns, uint64_t units) {
-  double cost = bucket->cost_ns * (double)units;
+  double cost = atomic_load_explicit(&bucket->cost_ns, memory_order_relaxed) * (double)units;
   uint64_t from = full_ns > now_ns ? full_ns : now_ns;
   return cost < (double)(UINT64_MAX / 2 - from) ? from + (uint64_t)cost : UINT64_MAX / 2;
 }
 
 uint64_t shi_bucket_take(shi_bucket *bucket, uint64_t now_ns, uint64_t units) {
-  uint64_t full = atomic_load(&bucket->full_ns), after;
+  uint64_t full = atomic_load(&bucket->full_ns), burst_ns = burst_of(bucket), after;
   do {
     after = full_after(bucket, full, now_ns, units);
-    if (after - now_ns > bucket->burst_ns) return after - now_ns - bucket->burst_ns;
+    if (after - now_ns > burst_ns) return after - now_ns - burst_ns;
   } while (!atomic_compare_exchange_weak(&bucket->full_ns, &full, after));
   return 0;
 }
@@ -35,8 +52,8 @@ void shi_bucket_charge(shi_bucket *bucket, uint64_t now_ns, uint64_t units) {
 }
 
 uint64_t shi_bucket_wait(const shi_bucket *bucket, uint64_t now_ns) {
-  uint64_t full = atomic_load(&bucket->full_ns);
-  return full > now_ns && full - now_ns > bucket->burst_ns ? full - now_ns - bucket->burst_ns : 0;
+  uint64_t full = atomic_load(&bucket->full_ns), burst_ns = burst_of(bucket);
+  return full > now_ns && full - now_ns > burst_ns ? full - now_ns - burst_ns : 0;
 }
 
 /* ---- refusals ------------------------------------------------------------------------------------------------------- */
@@ -52,7 +69,7 @@ static int refuse(sh_host *host, sh_tenant *tenant, uint64_t wait_ns, const char
 
 static shi_bucket *bucket_of(const shi_guest *guest) {
   sh_tenant *tenant = guest->tenant;
-  return tenant && tenant->cpu.cost_ns > 0 ? &tenant->cpu : NULL;
+  return tenant && shi_bucket_limits(&tenant->cpu) ? &tenant->cpu : NULL;
 }
 
 void shi_cpu_begins(shi_guest *guest) {
@@ -61,24 +78,23 @@ void shi_cpu_begins(shi_guest *guest) {
 
 void shi_cpu_charge(shi_guest *guest) {
   shi_bucket *bucket = bucket_of(guest);
-  if (!bucket || !guest->cpu_from_ns) return;
-  uint64_t to_ns = shi_thread_cpu_ns(), used = to_ns - guest->cpu_from_ns;
+  if (__builtin_expect(bucket == NULL, 1)) return;
+  uint64_t from_ns = guest->cpu_from_ns, to_ns = shi_thread_cpu_ns(), used = to_ns - from_ns;
   guest->cpu_from_ns = to_ns;
+  if (!from_ns) return; /* the quota is younger than the call */
   shi_bucket_charge(bucket, shi_now_ns(), used);
   shi_count(&guest->tenant->counters, SHI_TENANT_CPU_NS, used);
 }
 
 void shi_cpu_ends(shi_guest *guest) {
-  if (__builtin_expect(bucket_of(guest) == NULL, 1)) return;
+  if (__builtin_expect(guest->cpu_from_ns == 0, 1)) return;
   shi_cpu_charge(guest);
   guest->cpu_from_ns = 0;
 }
 
-bool shi_cpu_left(shi_guest *guest, uint64_t now_ns) {
-  shi_bucket *bucket = bucket_of(guest);
-  if (__builtin_expect(bucket == NULL, 1)) return true;
-  shi_cpu_charge(guest);
-  return shi_bucket_wait(bucket, now_ns) == 0;
+bool shi_cpu_left(const shi_guest *guest, uint64_t now_ns) {
+  const shi_bucket *bucket = bucket_of(guest);
+  return __builtin_expect(bucket == NULL, 1) || shi_bucket_wait(bucket, now_ns) == 0;
 }
 
 int shi_cpu_refuse(shi_guest *guest, uint64_t now_ns) {
@@ -104,9 +120,9 @@ int shi_quota_check(sh_host *host, sh_tenant *tenant, uint64_t now_ns) {
   if (__builtin_expect(wait_ns != 0, 0))
     return refuse_under_pressure(host, tenant, wait_ns,
                                  "the host is short of memory and the tenant has more than its share of it");
-  wait_ns = tenant->cpu.cost_ns > 0 ? shi_bucket_wait(&tenant->cpu, now_ns) : 0;
+  wait_ns = shi_bucket_limits(&tenant->cpu) ? shi_bucket_wait(&tenant->cpu, now_ns) : 0;
   if (wait_ns) return refuse(host, tenant, wait_ns, "CPU time");
-  wait_ns = tenant->starts.cost_ns > 0 ? shi_bucket_take(&tenant->starts, now_ns, 1) : 0;
+  wait_ns = shi_bucket_limits(&tenant->starts) ? shi_bucket_take(&tenant->starts, now_ns, 1) : 0;
   return wait_ns ? refuse(host, tenant, wait_ns, "guests started in a second") : SH_OK;
 }
 

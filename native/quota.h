@@ -14,11 +14,17 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* A use that meets a change of the quota is held against a mixture of both: it is one use. */
 typedef struct {
   _Atomic uint64_t full_ns;
-  uint64_t burst_ns;
-  double cost_ns; /* of one unit; 0: there is no quota */
+  _Atomic uint64_t burst_ns;
+  _Atomic double cost_ns; /* of one unit; 0: there is no quota */
 } shi_bucket;
+
+/* Gives it `per_s` units a second, `burst` of them at once; 0: no quota. A change fills it; the same again does nothing.
+ * One thread at a time. */
+void shi_bucket_set(shi_bucket *bucket, double per_s, double burst);
+bool shi_bucket_limits(const shi_bucket *bucket);
 
 /* Takes `units` if the bucket has them. Returns 0, or after how many nanoseconds it will. */
 uint64_t shi_bucket_take(shi_bucket *bucket, uint64_t now_ns, uint64_t units);
@@ -36,7 +42,7 @@ void shi_cpu_begins(struct shi_guest *guest);
 void shi_cpu_charge(struct shi_guest *guest);
 void shi_cpu_ends(struct shi_guest *guest);
 /* Whether the tenant may go on; and the error, when it may not. */
-bool shi_cpu_left(struct shi_guest *guest, uint64_t now_ns);
+bool shi_cpu_left(const struct shi_guest *guest, uint64_t now_ns);
 int shi_cpu_refuse(struct shi_guest *guest, uint64_t now_ns);
 
 /* Whether a guest of that tenant may start: 0, or a status with its error recorded. */

@@ -188,6 +188,9 @@ typedef struct {
   uint64_t cpu_burst_ns;  /* CPU time at once */
 } sh_tenant_limits;
 sh_tenant *sh_tenant_new(sh_host *host, const sh_tenant_limits *limits); /* freed with the host */
+/* From now on. What is in use above a lower limit stays, and lets nothing more in; calls go on. A quota in a time begins
+ * anew, as if nothing had been used, if it is another. */
+void sh_tenant_set_limits(sh_tenant *tenant, const sh_tenant_limits *limits);
 /* The same for one tenant, whose guests' memories grow to no more than `memory` bytes meanwhile. 0, UINT64_MAX: no longer. */
 void sh_tenant_refuse(sh_tenant *tenant, uint64_t retry_ns, uint64_t memory);
 typedef struct {
@@ -607,8 +610,8 @@ uint32_t sh_capture_edges(const sh_capture *capture, uint64_t cell, uint32_t *ce
 uint32_t sh_capture_holder(const sh_capture *capture, uint64_t cell, uint32_t *root);
 void sh_capture_free(sh_capture *capture);
 
-/* The wasm stacks of guests that compute: each is asked, and tells at its next look at the clock, within `patience_ns` or
- * not at all. NULL: see sh_take_error. */
+/* The wasm stacks of guests in calls: each is asked, and tells at once if it waits on a fiber, else at its next look at the
+ * clock, within `patience_ns` or not at all. NULL: see sh_take_error. */
 typedef struct sh_stacks sh_stacks;
 sh_stacks *sh_stacks_take(sh_host *host, uint64_t patience_ns);
 /* Of plugin `k`: a profile as Firefox's profiler reads it, JSON of wasmtime's, of which sample `i` is of `guests[i]`.

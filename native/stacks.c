@@ -1,8 +1,9 @@
-/* The wasm stacks of guests that compute, as wasmtime's profiler of guests sees them.
+/* The wasm stacks of guests in calls, as wasmtime's profiler of guests sees them.
  *
  * It can look at a stack only from the thread that runs on it, in the middle of the call. So a guest is asked (`asked`
- * points to its plugin's sheet), and tells when it looks at its epoch, within a tick: it adds itself to the sheet. Who is
- * in a host function does not look; who asked goes on without him after a while.
+ * points to its plugin's sheet), and adds itself to the sheet: if it computes when it looks at its epoch, within a tick;
+ * if it waits on a fiber at once, since who asks polls the fiber for that. Who is in a host function that does not wait
+ * on a fiber does not look; who asked goes on without him after a while.
  *
  * A sheet has one profiler of wasmtime's, which keeps the samples in order. All of it is under the host's `stacks_told`.
  * Making a profiler reads the names of all functions of the module: who asks does that, before it asks.
@@ -11,7 +12,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "guest.h"
+#include "fiber.h"
 
 typedef struct shi_asked {
   const sh_plugin *plugin; /* compared only */
@@ -73,6 +74,12 @@ static bool ask(sh_stacks *stacks, shi_guest *guest) {
   return told != NULL;
 }
 
+static void tell_waiting(shi_guest *guest) {
+  if (!shi_guest_look_at(guest)) return;
+  shi_fiber_tell(guest);
+  shi_guest_park(guest);
+}
+
 static bool ask_all(sh_stacks *stacks, sh_host *host) {
   uint32_t size = shi_guest_table_size();
   bool done = true;
@@ -80,8 +87,10 @@ static bool ask_all(sh_stacks *stacks, sh_host *host) {
     shi_guest *guest = shi_guest_at(index);
     if (atomic_load_explicit(&guest->host, memory_order_relaxed) != host || !shi_guest_hold(shi_guest_id(guest)))
       continue;
-    bool runs = (atomic_load(&guest->state) & 0xff) == SHI_RUNNING;
-    if (runs && atomic_load_explicit(&guest->host, memory_order_relaxed) == host) done = ask(stacks, guest);
+    enum shi_phase phase = shi_phase_shown(atomic_load(&guest->state));
+    bool in_call = phase == SHI_RUNNING || phase == SHI_PARKED;
+    if (in_call && atomic_load_explicit(&guest->host, memory_order_relaxed) == host) done = ask(stacks, guest);
+    if (done && phase == SHI_PARKED) tell_waiting(guest);
     shi_guest_let_go(guest);
   }
   return done;

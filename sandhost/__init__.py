@@ -55,7 +55,7 @@ from .govern.stats import Latency, MemStats, NodeStats
 from .host import Host
 from .limits import Limits
 from .regions import Reclaim
-from .tenants import Tenant
+from .tenants import Quotas, Tenant
 from .wasi import Dir, Wasi
 
 if typing.TYPE_CHECKING:
@@ -116,6 +116,7 @@ __all__ = [
     "PoolEmpty",
     "PoolStats",
     "QuotaExceeded",
+    "Quotas",
     "Reclaim",
     "RegionFullError",
     "SandhostError",

@@ -301,6 +301,8 @@ class Host(Closing):
     ) -> Tenant:
         """Return the tenant of this name; the first call makes it, with its quotas. None: no quota.
 
+        `Tenant.set_quotas` changes them later.
+
         Args:
             memory_limit: bytes that its guests' memories may have committed.
             handles: handles that its guests may hold at once.
@@ -328,15 +330,14 @@ class Host(Closing):
             with self._lock:
                 tenant = self._tenants.get(name)
                 if tenant is None:
-                    if wanted.memory_limit is None:
-                        wanted = Quotas(self._tenant_memory, *wanted[1:])
-                    tenant = self._tenants[name] = Tenant(name, wanted, self.native)
+                    tenant = Tenant(name, wanted, self.native, self._tenant_memory)
+                    self._tenants[name] = tenant
                     self._tenant_names[tenant.id] = name
         other = wanted.differs_from(tenant.quotas)
         if other is not None:
             raise ConfigError(
                 f"tenant {name!r} exists with {other}={getattr(tenant.quotas, other)}, "
-                f"not {getattr(wanted, other)}"
+                f"not {getattr(wanted, other)}: its set_quotas() changes them"
             )
         return tenant
 

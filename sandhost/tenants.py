@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any, NamedTuple
 
 from ._ffi import failure, ffi, lib
@@ -24,7 +25,7 @@ class _Fields(NamedTuple):
 
 
 class Quotas(_Fields):
-    """What the guests of one tenant may use together; see `Host.tenant`. None: no quota.
+    """What the guests of one tenant may use together; `Host.tenant` has what each means. None: no quota.
 
     Raises:
         ConfigError: a value cannot be meant.
@@ -92,31 +93,41 @@ class TenantStats(NamedTuple):
 
 
 class Tenant:
-    """Whose guests share quotas. Made by `host.tenant(name)`."""
+    """Whose guests share quotas. Made by `host.tenant(name)`.
 
-    __slots__ = ("_host", "id", "name", "native", "quotas")
+    Args:
+        memory: memory limit where the quotas have none; None: no limit.
+    """
 
-    def __init__(self, name: str, quotas: Quotas, host: Any) -> None:
-        self.name, self.quotas = name, quotas
-        limits = ffi.new(
-            "sh_tenant_limits *",
-            {
-                "memory": _or_unlimited(quotas.memory_limit),
-                "handles": _or_unlimited(quotas.handles),
-                "handle_bytes": _or_unlimited(quotas.handle_memory),
-                "guests": _or_unlimited(quotas.guests),
-                # What was not used of the last second may be used at once.
-                "starts_per_s": quotas.spawns_per_s or 0.0,
-                "starts_burst": max(1, math.ceil(quotas.spawns_per_s or 0)),
-                "cpus": quotas.cpus or 0.0,
-                "cpu_burst_ns": round((quotas.cpus or 0) * 1e9),
-            },
-        )
-        self.native = lib.sh_tenant_new(host, limits)
+    __slots__ = ("_changing", "_host", "_memory", "id", "name", "native", "quotas")
+
+    def __init__(self, name: str, quotas: Quotas, host: Any, memory: int | None = None) -> None:
+        self.name, self._memory = name, memory
+        self.quotas = self._complete(quotas)
+        """What holds now."""
+        self.native = lib.sh_tenant_new(host, _limits(self.quotas))
         if not self.native:
             raise failure()
         self.id = int(lib.sh_tenant_id(self.native))
         self._host = host  # the native one: it owns `native`
+        self._changing = threading.Lock()
+
+    def set_quotas(self, quotas: Quotas) -> None:
+        """Have these quotas hold in place of those before, from now on.
+
+        A lower one ends no guest and no call: what is in use above it stays, and lets nothing more in. CPU
+        time and starts are counted afresh where their quota is another; a call that runs is held to it too.
+
+        Raises:
+            ConfigError: a value cannot be meant.
+        """
+        wanted = self._complete(Quotas(*quotas))
+        with self._changing:
+            lib.sh_tenant_set_limits(self.native, _limits(wanted))
+            self.quotas = wanted
+
+    def _complete(self, quotas: Quotas) -> Quotas:
+        return quotas if quotas.memory_limit is not None else Quotas(self._memory, *quotas[1:])
 
     @property
     def memory_limit(self) -> int | None:
@@ -146,6 +157,23 @@ class Tenant:
 
     def __repr__(self) -> str:
         return f"<sandhost.Tenant {self.name!r}>"
+
+
+def _limits(quotas: Quotas) -> Any:
+    return ffi.new(
+        "sh_tenant_limits *",
+        {
+            "memory": _or_unlimited(quotas.memory_limit),
+            "handles": _or_unlimited(quotas.handles),
+            "handle_bytes": _or_unlimited(quotas.handle_memory),
+            "guests": _or_unlimited(quotas.guests),
+            # What was not used of the last second may be used at once.
+            "starts_per_s": quotas.spawns_per_s or 0.0,
+            "starts_burst": max(1, math.ceil(quotas.spawns_per_s or 0)),
+            "cpus": quotas.cpus or 0.0,
+            "cpu_burst_ns": round((quotas.cpus or 0) * 1e9),
+        },
+    )
 
 
 def _or_unlimited(value: int | None) -> int:

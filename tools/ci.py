@@ -35,6 +35,8 @@ NOT_SANITIZED = (
     "serve_process",
     "serve_kill",
     "serve_loaded",
+    "serve_rpc",
+    "serve_rpc_process",
 )
 """Of these: what measures this process's memory or time, runs other servers, or is Python alone."""
 

@@ -1,4 +1,4 @@
-"""`sandhost serve`: plugins of many tenants behind HTTP."""
+"""`sandhost serve`: plugins of many tenants behind HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -35,16 +35,25 @@ def _options_of_settings(command: _Command) -> _Command:
 @click.command()
 @click.option("--config", metavar="FILE", help="A TOML file of settings, named as the options are.")
 @click.option("--http", metavar="HOST:PORT", help="Short for --http-host and --http-port.")
+@click.option(
+    "--grpc",
+    metavar="HOST:PORT",
+    help='Short for --grpc-host and --grpc-port. "none": without gRPC.',
+)
 @_options_of_settings
-def serve(config: str | None, http: str | None, **settings: str | None) -> int:
-    """Serve plugins of many tenants over HTTP, until SIGTERM or Ctrl-C.
+def serve(config: str | None, http: str | None, grpc: str | None, **settings: str | None) -> int:
+    """Serve plugins of many tenants over HTTP and gRPC, until SIGTERM or Ctrl-C.
 
     Each setting can stand in the file, in the environment (--http-port is SANDHOST_HTTP_PORT), or here; the
     last counts.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     if http is not None:
-        given["http_host"], given["http_port"] = _address(http)
+        given["http_host"], given["http_port"] = _address("--http", http)
+    if grpc == "none":
+        given["grpc_port"] = grpc
+    elif grpc is not None:
+        given["grpc_host"], given["grpc_port"] = _address("--grpc", grpc)
     wanted = Settings.load(config, given)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -54,9 +63,9 @@ def serve(config: str | None, http: str | None, **settings: str | None) -> int:
     return live(wanted, click.echo)
 
 
-def _address(text: str) -> tuple[str, str]:
+def _address(flag: str, text: str) -> tuple[str, str]:
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port:
-        raise ConfigError(f"--http: {text!r:.80} is no address: write HOST:PORT")
+        raise ConfigError(f"{flag}: {text!r:.80} is no address: write HOST:PORT")
     return host, port

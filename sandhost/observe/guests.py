@@ -31,9 +31,9 @@ _MOST_SHOWN = 120
 def guests_profile(host: Host, *, ages: bool = True) -> Profile:
     """Return all guests as a profile: how many, the memory they have committed, and their handles.
 
-    The stack is tenant, plugin, what it does ("idle", "running", "waiting"), and below that its wasm functions if it
-    computes, or the host function that it is in or waits for. Stacks are told by the guests themselves, at their next
-    look at the clock: some ms later than the rest.
+    The stack is tenant, plugin, what it does ("idle", "running", "waiting"), and below that its wasm functions, if it
+    computes or waits in a call that can wait, and the host function that it is in or waits for. Stacks are told by the
+    guests themselves, those that compute at their next look at the clock: some ms later than the rest.
 
     Args:
         ages: False leaves out the tag that makes two profiles of the same guests differ.
@@ -58,9 +58,10 @@ def _name(text: str) -> str:
 def _stack_of(row: GuestRow, stacks: dict[int, tuple[str, ...]]) -> tuple[str, ...]:
     tenant = () if row.tenant is None else (f"tenant {_name(row.tenant)}",)
     outer = (*tenant, f"plugin {_name(row.plugin)}", row.doing)
-    if row.id in stacks:
-        return (*outer, *stacks[row.id])
     if row.doing == "idle":
+        return outer
+    outer += stacks.get(row.id, ())
+    if row.doing == "running" and row.id in stacks:
         return outer
     name = ffi.new("char[]", 256)
     lib.sh_guest_inside(row.id, name, len(name))

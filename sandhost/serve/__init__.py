@@ -4,8 +4,10 @@ app                   what the process is put together of, and its life
 http, rpc, console    how requests come in; admin and observed are routes for the operator
 requests, frames, wire   how they are read, a command's streams, and what a client may not do
 service               what a request does: upload, invoke, sessions (loaded: by which plugin; values: with what)
+deployments           how a version gets ready: turns, and the compiler, in processes of its own
 overload, sessions    who may come in, and who stays; concurrency, how many at once
 registry              what is known: tenants, tokens, plugins, versions, aliases (records: as what)
+refusals              whose tokens were none
 store, blobs          where that survives a restart (database, schema, migrations: in SQLite)
 bodies                large ones, in buffers of a pool
 time_limit, threads   of what a task waits for

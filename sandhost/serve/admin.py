@@ -22,9 +22,19 @@ from starlette.routing import Route
 
 from ..errors import ConfigError
 from ..tenants import Quotas
-from .problems import Conflict, Invalid
+from .problems import Invalid
 from .records import Principal, Tenant, Token
-from .requests import body, field, json_object, nothing_else, number, route, seconds, token_of
+from .requests import (
+    body,
+    field,
+    json_object,
+    nothing_else,
+    number,
+    peer_of,
+    route,
+    seconds,
+    token_of,
+)
 from .service import Service
 from .threads import in_thread
 from .tokens import Scope, digest_of, token_id
@@ -58,17 +68,17 @@ class _Desk:
         self.registry = service.registry
 
     def _who(self, request: Request) -> Principal:
-        return self.service.who(token_of(request), Scope.ADMIN)
+        return self.service.who(token_of(request), Scope.ADMIN, peer_of(request))
 
     async def tenants(self, request: Request) -> Response:
         """All of them."""
         self._who(request)
-        return JSONResponse({"tenants": [self._shown(t) for t in self.registry.tenants()]})
+        return JSONResponse({"tenants": [_shown(t) for t in self.registry.tenants()]})
 
     async def tenant(self, request: Request) -> Response:
         """One."""
         self._who(request)
-        return JSONResponse(self._shown(self.registry.tenant(request.path_params["tenant"])))
+        return JSONResponse(_shown(self.registry.tenant(request.path_params["tenant"])))
 
     async def put_tenant(self, request: Request) -> Response:
         """Add one, or give it these quotas in place of those it had."""
@@ -76,24 +86,8 @@ class _Desk:
         record = json_object(await body(request, _BODY))
         quotas = _quotas(field(record, "quotas", dict, {}))
         nothing_else(record)
-
-        def add() -> int:
-            try:
-                self.registry.add_tenant(name, quotas)
-            except Conflict:
-                self.registry.update_tenant(name, quotas)
-                return 200
-            return 201
-
-        status = await self.service.change(who, "tenant.put", name, add)
-        return JSONResponse(self._shown(self.registry.tenant(name)), status)
-
-    def _shown(self, tenant: Tenant) -> dict[str, Any]:
-        return {
-            "tenant": tenant.name,
-            "quotas": _given(tenant.quotas),
-            "in_force": _given(self.service.quotas_in_force(tenant.name)),
-        }
+        is_new = await self.service.put_tenant(who, name, quotas)
+        return JSONResponse(_shown(self.registry.tenant(name)), 201 if is_new else 200)
 
     async def tokens(self, request: Request) -> Response:
         """What is known of a tenant's tokens."""
@@ -166,8 +160,9 @@ def _quotas(given: dict[str, Any]) -> Quotas:
         raise Invalid(str(error)) from None
 
 
-def _given(quotas: Quotas) -> dict[str, Any]:
-    return {name: value for name, value in quotas._asdict().items() if value is not None}
+def _shown(tenant: Tenant) -> dict[str, Any]:
+    own = {name: value for name, value in tenant.quotas._asdict().items() if value is not None}
+    return {"tenant": tenant.name, "quotas": own}
 
 
 def _scopes(words: list[Any]) -> list[Scope]:

@@ -1,10 +1,11 @@
 """The process of `sandhost serve`: what it is put together of, and its life from first to last.
 
 settings ─► Store ─► Registry ─┐
-         └► Host ──────────────┴► Service ─► routes ─► uvicorn          one event loop, uvloop's
+         └► Host ──────────────┴► Service ─┬► routes ─► uvicorn         one event loop, uvloop's
+                                           └► RpcServer
 
 SIGTERM, SIGINT   /readyz says 503 and work is refused, for _NOTICE_S: balancers look away
-                  no more connections; requests end, within `drain_time`, or are cancelled
+                  no more connections on either door; requests end, within `drain_time`, or are cancelled
                   sessions and guests are closed, the host holds none, status 0
 a second one      what runs is cancelled at once
 """
@@ -20,16 +21,19 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import anyio
 import uvicorn
 
 from .._log import get_logger
 from ..errors import ConfigError
 from ..host import Host
 from .admin import admin_routes
+from .compiler import Compilers
 from .config import Settings
 from .http import make_app
 from .observed import observe_routes
 from .registry import Registry
+from .rpc.server import RpcServer
 from .service import Service
 from .store import Store
 from .wire import BoundedProtocol
@@ -51,8 +55,11 @@ class Opened(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_service(settings: Settings) -> Iterator[Opened]:
+def open_service(settings: Settings, compilers: Compilers | None = None) -> Iterator[Opened]:
     """Have a service within the block. Drain it before the end.
+
+    Args:
+        compilers: who compiles modules; None: this makes its own.
 
     Raises:
         ConfigError: the settings cannot be used here.
@@ -68,7 +75,8 @@ def open_service(settings: Settings) -> Iterator[Opened]:
             max_guests=settings.max_guests,
         ) as host:
             host.pressure.start()
-            yield Opened(Service(settings, host, registry), made)
+            compilers = compilers or Compilers(settings.compile_memory, settings.compile_time)
+            yield Opened(Service(settings, host, registry, compilers), made)
 
 
 def serve(settings: Settings, say: Callable[[str], object]) -> int:
@@ -82,6 +90,9 @@ def serve(settings: Settings, say: Callable[[str], object]) -> int:
         OSError: the folder or the address cannot be used.
     """
     listener = _listen(settings.http_host, settings.http_port)
+    if settings.grpc_port:
+        # gRPC opens its own. What is in its way is said here, before anything is opened, and exactly.
+        _listen(settings.grpc_host, settings.grpc_port).close()
     with contextlib.closing(listener), open_service(settings) as (service, admin_token):
         if admin_token is not None:
             say(f"admin token, shown this once: {admin_token}")
@@ -100,6 +111,15 @@ def serve(settings: Settings, say: Callable[[str], object]) -> int:
 
 
 async def _live(service: Service, listener: socket.socket, say: Callable[[str], object]) -> None:
+    service.start()
+    try:
+        await _serve(service, listener, say)
+    finally:
+        await service.drain()
+
+
+async def _serve(service: Service, listener: socket.socket, say: Callable[[str], object]) -> None:
+    settings, connections = service.settings, _most_connections()
     app = make_app(service, [*admin_routes(service), *observe_routes(service)])
     server = _Server(
         uvicorn.Config(
@@ -110,23 +130,27 @@ async def _live(service: Service, listener: socket.socket, say: Callable[[str], 
             access_log=False,
             log_config=None,
             server_header=False,
-            limit_concurrency=_most_connections(),
-            timeout_graceful_shutdown=math.ceil(service.settings.drain_time),
+            limit_concurrency=connections,
+            timeout_graceful_shutdown=math.ceil(settings.drain_time),
         )
     )
-    service.start()
-    ending = asyncio.ensure_future(_end_on_signal(service, server))
-    host, port = listener.getsockname()[:2]
-    say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+    say(f"listening on http://{_address(*listener.getsockname()[:2])}")
+    rpc = None
+    if settings.grpc_port is not None:
+        rpc = RpcServer(service, connections)
+        port = await rpc.start(settings.grpc_host, settings.grpc_port)
+        say(f"listening on grpc://{_address(settings.grpc_host, port)}")
+    ending = asyncio.ensure_future(_end_on_signal(service, server, rpc))
     try:
         await server.serve(sockets=[listener])
     finally:
+        if rpc is not None:
+            await rpc.stop(settings.drain_time)  # which the signal has begun
         ending.cancel()
         await asyncio.gather(ending, return_exceptions=True)
-        await service.drain()
 
 
-async def _end_on_signal(service: Service, server: uvicorn.Server) -> None:
+async def _end_on_signal(service: Service, server: uvicorn.Server, rpc: RpcServer | None) -> None:
     signals: asyncio.Queue[None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -139,10 +163,15 @@ async def _end_on_signal(service: Service, server: uvicorn.Server) -> None:
         await asyncio.wait_for(signals.get(), notice_s)
         signals.put_nowait(None)  # it was the second
     server.should_exit = True
-    await signals.get()
-    server.force_exit = True
-    for task in list(server.server_state.tasks):
-        task.cancel()
+    async with anyio.create_task_group() as closing:
+        if rpc is not None:
+            closing.start_soon(rpc.stop, service.settings.drain_time)
+        await signals.get()
+        server.force_exit = True
+        for task in list(server.server_state.tasks):
+            task.cancel()
+        if rpc is not None:
+            await rpc.stop(None)
 
 
 class _Server(uvicorn.Server):
@@ -161,9 +190,14 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
+def _address(host: str, port: int) -> str:
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def _most_connections() -> int:
+    """Return how many each door may have."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(16, files - _SPARE_FILES)
+    return max(16, (files - _SPARE_FILES) // 2)
 
 
 def _new_loop() -> Any:

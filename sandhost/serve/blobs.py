@@ -64,7 +64,7 @@ class Blobs:
             return incoming.finish()
 
     def __contains__(self, digest: str) -> bool:
-        return self._path(digest).is_file()
+        return self.path(digest).is_file()
 
     def open(self, digest: str) -> BinaryIO:
         """Open a module for reading; it can be read to its end even when it is swept meanwhile.
@@ -72,7 +72,7 @@ class Blobs:
         Raises:
             FileNotFoundError: it is not there.
         """
-        return self._path(digest).open("rb")
+        return self.path(digest).open("rb")
 
     def read(self, digest: str) -> bytes:
         """Return a module, when its bytes are still what they were.
@@ -84,7 +84,7 @@ class Blobs:
         with self.open(digest) as file:
             module = file.read()
         if hashlib.sha256(module).hexdigest() != digest:
-            raise OSError(errno.EIO, "the disk has altered it", str(self._path(digest)))
+            raise OSError(errno.EIO, "the disk has altered it", str(self.path(digest)))
         return module
 
     def sweep(self, keep: Collection[str], older_than_s: float = 0.0) -> int:
@@ -107,7 +107,8 @@ class Blobs:
                     removed += 1
         return removed
 
-    def _path(self, digest: str) -> Path:
+    def path(self, digest: str) -> Path:
+        """Return where a module lies, if it is there."""
         if not _DIGEST.fullmatch(digest):
             raise ValueError(f"{digest[:80]!r} is no SHA-256 in hexadecimal")
         return self.folder / digest

@@ -129,6 +129,7 @@ def _secret_text(value: Any) -> str:
 _Text = Annotated[str, BeforeValidator(_text)]
 _Folder = Annotated[Path, BeforeValidator(_text)]
 _Port = Annotated[int, BeforeValidator(_number(0, 65_535))]
+_PortOrNone = Annotated[int | None, BeforeValidator(_or_none(_number(0, 65_535)))]
 _Count = Annotated[int, BeforeValidator(_number(1, 2**53))]
 _Guests = Annotated[int, BeforeValidator(_number(1, 28_000))]
 _Size = Annotated[int, BeforeValidator(_meant(parse_bytes))]
@@ -160,6 +161,8 @@ class Settings(BaseSettings):
 
     http_host: _Text = _setting("127.0.0.1", "address that HTTP listens on")
     http_port: _Port = _setting(8080, "port of HTTP; 0 takes a free one")
+    grpc_host: _Text = _setting("127.0.0.1", "address that gRPC listens on")
+    grpc_port: _PortOrNone = _setting(8081, 'port of gRPC; 0 takes a free one, "none" is without')
 
     upload_limit: _Size = _setting("64 MiB", "largest module that is taken")
     body_limit: _Size = _setting("8 MiB", "largest request body that is taken, but for uploads")
@@ -186,6 +189,11 @@ class Settings(BaseSettings):
     tenant_plugins: _Count = _setting(1000, "plugins that a tenant may have")
     tenant_storage: _Size = _setting("4 GiB", "bytes of modules that a tenant may have stored")
     plugin_versions: _Count = _setting(1000, "versions that a plugin may have")
+    tenant_compiles: _Count = _setting(
+        100, "modules of a tenant that may wait until they are compiled"
+    )
+    compile_time: _Seconds = _setting("2 min", "time that compiling a module may take, and warming")
+    compile_memory: _Size = _setting("2 GiB", "memory that compiling a module may take")
 
     guest_memory: _SizeOrNone = _setting(
         "256 MiB", "memory of one guest, where its version says nothing of it"

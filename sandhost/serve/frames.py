@@ -14,16 +14,14 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-import anyio
 from starlette.responses import Response
 
 from ..aio.pipe import Pipe
-from .problems import Problem, problem_of
+from .commands import run_command
+from .problems import problem_of
 from .requests import problem_response
 
 __all__ = ["CommandResponse"]
-
-_PIPE_BYTES = 256 << 10
 
 _Run = Callable[[tuple[Pipe, Pipe, Pipe], Callable[[], object]], Awaitable[int]]
 
@@ -50,56 +48,29 @@ class CommandResponse(Response):
         send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
     ) -> None:
         """Run the command, and send what it writes."""
-        stdin, stdout, stderr = Pipe(_PIPE_BYTES), Pipe(_PIPE_BYTES), Pipe(_PIPE_BYTES)
-        ready, begun = anyio.Event(), False  # ready: it has begun, or never will
-        result: int | Problem = 0
+        begun = False
 
-        def begin() -> None:
+        async def begin() -> None:
             nonlocal begun
             begun = True
-            ready.set()
+            start = {"status": self.status_code, "headers": self.raw_headers}
+            await send({"type": "http.response.start", **start})
 
-        async def command() -> None:
-            nonlocal result
-            try:
-                result = await self._run((stdin, stdout, stderr), begin)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the requester gets an answer
-                result = problem_of(error)
-            ready.set()
-
-        async def feed() -> None:
-            try:
-                async for piece in self._body:
-                    await stdin.send(piece)
-            except Problem:
-                pass  # the client has gone: the middleware ends all of this
-            finally:
-                await stdin.aclose()
-
-        async def forward(name: str, pipe: Pipe) -> None:
-            async for piece in pipe:
-                await line({name: base64.b64encode(piece).decode()})
+        async def write(name: str, piece: bytes) -> None:
+            await line({name: base64.b64encode(piece).decode()})
 
         async def line(record: dict[str, object], *, more: bool = True) -> None:
             text = json.dumps(record).encode() + b"\n"
             await send({"type": "http.response.body", "body": text, "more_body": more})
 
-        async with anyio.create_task_group() as feeding:
-            feeding.start_soon(feed)
-            async with anyio.create_task_group() as running:
-                running.start_soon(command)
-                await ready.wait()
-                if begun:
-                    start = {"status": self.status_code, "headers": self.raw_headers}
-                    await send({"type": "http.response.start", **start})
-                    running.start_soon(forward, "stdout", stdout)
-                    running.start_soon(forward, "stderr", stderr)
-            feeding.cancel_scope.cancel()
-        if not begun:
-            assert isinstance(result, Problem)
-            await problem_response(result)(scope, receive, send)
-        elif isinstance(result, Problem):
-            record = {"problem": result.code, "detail": result.detail, **result.facts}
-            await line(record, more=False)
+        try:
+            status = await run_command(self._run, self._body, begin, write)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the requester gets an answer
+            problem = problem_of(error)
+            if begun:
+                record = {"problem": problem.code, "detail": problem.detail, **problem.facts}
+                await line(record, more=False)
+            else:
+                await problem_response(problem)(scope, receive, send)
         else:
-            await line({"exit": result}, more=False)
+            await line({"exit": status}, more=False)

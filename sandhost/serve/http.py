@@ -45,6 +45,7 @@ from .requests import (
     json_object,
     nothing_else,
     number,
+    peer_of,
     problem_response,
     route,
     seconds,
@@ -59,7 +60,6 @@ __all__ = ["make_app"]
 _LONGEST_WAIT_S = 60.0
 _LOOK_AGAIN_S = 0.05
 _SMALL_BODY = 4096
-_NO_MORE_READY = 3  # the level of pressure from which on nobody starts guests
 _JSON, _OCTETS = "application/json", "application/octet-stream"
 
 
@@ -127,7 +127,7 @@ class _Doors:
         ]
 
     def _who(self, request: Request, scope: Scope) -> Principal:
-        return self.service.who(token_of(request), scope)
+        return self.service.who(token_of(request), scope, peer_of(request))
 
     def _what(self, request: Request) -> Invocation:
         who = self._who(request, Scope.INVOKE)
@@ -261,6 +261,9 @@ class _Doors:
                 break
             await asyncio.sleep(min(_LOOK_AGAIN_S, left_s))
         answer = _version(version)
+        progress = self.service.deployments.progress(version)
+        if progress is not None:
+            answer["progress"] = progress
         loaded = self.service.versions.get(version)
         if loaded is not None:
             answer["functions"] = {k: str(type_) for k, type_ in functions(loaded.plugin).items()}
@@ -323,10 +326,9 @@ class _Doors:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, _request: Request) -> Response:
-        """It takes requests: it is not stopping, and has memory for them."""
-        level = self.service.host.pressure.level
-        ready = not self.service.stopping and level < _NO_MORE_READY
-        return JSONResponse({"ready": ready, "pressure": level.name.lower()}, 200 if ready else 503)
+        """It takes requests."""
+        ready, pressure = self.service.ready, self.service.host.pressure.level.name.lower()
+        return JSONResponse({"ready": ready, "pressure": pressure}, 200 if ready else 503)
 
 
 def _names(request: Request) -> tuple[str, str]:

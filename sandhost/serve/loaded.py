@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NamedTuple
 
 from ..aio.spawn import SpawnAsync
+from ..guest import Guest
 from ..host import Host
 from ..limits import Limits
 from ..modules.types import FuncType
@@ -14,10 +15,10 @@ from ..plugin import Plugin
 from ..snapshot import Snapshot
 from ..tenants import Tenant
 from ..wasi import Wasi
-from .problems import Invalid
+from .problems import Invalid, Unavailable
 from .records import Grants, Version
 
-__all__ = ["Loaded", "Versions", "functions", "origin_of", "signature"]
+__all__ = ["Loaded", "Versions", "functions", "name_of", "origin_of", "signature"]
 
 _Key = tuple[str, str, int]
 
@@ -83,10 +84,13 @@ class Versions:
 
     Args:
         most: how many are kept. Others are loaded again when they are called, from the compile cache.
+        warm_s: the longest that a function to warm may run, whatever the version's own deadline is.
     """
 
-    def __init__(self, host: Host, most: int = _MOST) -> None:
-        self._host, self._most = host, most
+    def __init__(self, host: Host, most: int = _MOST, warm_s: float = 60.0) -> None:
+        self._host, self._most, self._warm_s = host, most, warm_s
+        self._warming: set[Guest] = set()
+        self._closed = False
         self._lock = threading.Lock()
         self._loaded: dict[_Key, Loaded] = {}
         """The one that was used last is the last."""
@@ -134,15 +138,29 @@ class Versions:
             version.settings.grants,
             version.settings.warm,
         )
-        name = f"{origin_of(version.tenant, version.plugin)}{version.number}"
-        plugin = self._host.load(module, name=name, fuel=limits.fuel is not None)
+        plugin = self._host.load(module, name=name_of(version), fuel=limits.fuel is not None)
         wasi = Wasi(grants.argv, dict(grants.env)) if plugin.uses_wasi else None
         snapshot = None
         if warm is not None:
-            with plugin.spawn(limits=limits, tenant=tenant, wasi=wasi) as guest:
-                guest.call(warm)
-                snapshot = guest.snapshot()
+            snapshot = self._warm(plugin, warm, limits, tenant, wasi)
         return Loaded(plugin, snapshot, limits, grants, wasi)
+
+    def _warm(
+        self, plugin: Plugin, warm: str, limits: Limits, tenant: Tenant, wasi: Wasi | None
+    ) -> Snapshot:
+        own_s = limits.deadline_ns / 1e9 if limits.deadline_ns else self._warm_s
+        bounded = Limits(**{**limits._asdict(), "deadline": min(own_s, self._warm_s)})
+        with plugin.spawn(limits=bounded, tenant=tenant, wasi=wasi) as guest:
+            with self._lock:
+                if self._closed:
+                    raise Unavailable("the service is stopping")
+                self._warming.add(guest)
+            try:
+                guest.call(warm)
+                return guest.snapshot()
+            finally:
+                with self._lock:
+                    self._warming.discard(guest)
 
     def drop(self, version: Version) -> None:
         """Forget it. Whoever has it, or a guest of it, goes on with it."""
@@ -150,14 +168,22 @@ class Versions:
             self._loaded.pop(_key(version), None)
 
     def close(self) -> None:
-        """Forget all of them."""
+        """Forget all of them, and end guests that are being warmed."""
         with self._lock:
+            self._closed = True
             self._loaded.clear()
+            for guest in self._warming:
+                guest.cancel()
 
 
 def origin_of(tenant: str, plugin: str) -> str:
     """Return how the names of all versions of a plugin begin, and no others: "/" and "@" are in none."""
     return f"{tenant}/{plugin}@"
+
+
+def name_of(version: Version) -> str:
+    """Return how a version is called in errors and figures."""
+    return f"{origin_of(version.tenant, version.plugin)}{version.number}"
 
 
 def _key(version: Version) -> _Key:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from ..observe.http import ROOT, handle
 from ..observe.metrics import HostCollector
 from ..observe.picture import VIEW_PATH
-from .requests import Endpoint, route, token_of
+from .requests import Endpoint, peer_of, route, token_of
 from .service import Service
 from .threads import in_thread
 from .tokens import Scope
@@ -41,7 +41,7 @@ def observe_routes(service: Service) -> list[Route]:
                 token, secret.get_secret_value().encode()
             )
             if not known:
-                service.who(token.decode(), Scope.ADMIN)
+                service.who(token.decode(), Scope.ADMIN, peer_of(request))
             return await read(request)
 
         return endpoint
@@ -118,3 +118,13 @@ class ServiceCollector(Collector):
         for why in ("line", "late", "pressure", "deadline"):
             refused.add_sample(f"{refused.name}_total", {"why": why}, admission.refused.get(why, 0))
         yield refused
+        tokens = Metric(
+            "sandhost_serve_tokens_refused",
+            "Requests that were refused for their token: nobody's (unknown), or not for this (denied).",
+            "counter",
+        )
+        for code in ("unknown", "denied"):
+            tokens.add_sample(
+                f"{tokens.name}_total", {"code": code}, self._service.refusals.total[code]
+            )
+        yield tokens

@@ -7,13 +7,15 @@ Tenant ── Token *
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from ..errors import ConfigError
 from ..limits import Limits
 from ..tenants import Quotas
+from .problems import Invalid
 from .tokens import Scope
 
 __all__ = [
@@ -93,6 +95,31 @@ class VersionSettings:
             "grants": {"argv": list(self.grants.argv), "env": dict(self.grants.env)},
             "warm": self.warm,
         }
+
+    @classmethod
+    def wanted(
+        cls,
+        default: Limits,
+        limits: Mapping[str, Any],
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        warm: str | None,
+    ) -> VersionSettings:
+        """Return the settings that an upload asks for.
+
+        Args:
+            default: what holds where `limits` says nothing.
+
+        Raises:
+            Invalid: something cannot be meant.
+        """
+        if any("\0" in text for text in (*argv, *env, *env.values())):
+            raise Invalid("WASI arguments and names have no NUL")
+        try:
+            own = Limits(**{**default._asdict(), **limits})
+        except ConfigError as error:
+            raise Invalid(str(error)) from None
+        return cls(own, Grants(tuple(argv), tuple(env.items())), warm)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> VersionSettings:

@@ -18,10 +18,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 from ..errors import ConfigError
 from ..tenants import Quotas
-from .problems import Conflict, Invalid, Missing, NotReady, TooLarge, TooMany, Unknown
+from .problems import Conflict, Invalid, Missing, NotReady, Problem, TooLarge, TooMany, Unknown
 from .records import (
     Alias,
     Answer,
@@ -36,6 +37,7 @@ from .records import (
     Version,
     VersionSettings,
 )
+from .refusals import Refusal
 from .store import Known, Store
 from .tokens import Scope, digest_of, is_token, new_token, token_id
 
@@ -55,6 +57,8 @@ __all__ = [
     "Version",
     "VersionSettings",
 ]
+
+_T = TypeVar("_T")
 
 LATEST = "latest"
 OPERATOR = "operator"
@@ -86,7 +90,7 @@ class Registry:
         self.blobs = store.blobs
         self.bounds = bounds
         self._store, self._now = store, now
-        self._changing = threading.Lock()
+        self._changing = threading.RLock()
         """Held for each change, from its check to its end in memory."""
         kept = store.load(now())
         self._tenants = {tenant.name: tenant for tenant in kept.tenants}
@@ -188,9 +192,15 @@ class Registry:
                 raise ConfigError("the admin token that was given is revoked: give another")
             if digest in self._tokens:
                 return None
+        start = Principal(OPERATOR, frozenset(), "")
         if OPERATOR not in self._tenants:
-            self.add_tenant(OPERATOR)
-        self._add_token(digest, OPERATOR, list(Scope), "first admin token", None)
+            self.change(start, "tenant.put", OPERATOR, lambda: self.add_tenant(OPERATOR))
+        self.change(
+            start,
+            "token.add",
+            OPERATOR,
+            lambda: self._add_token(digest, OPERATOR, list(Scope), "first admin token", None),
+        )
         return made
 
     def _add_token(
@@ -243,6 +253,11 @@ class Registry:
         if token is None or not self._is_valid(token):
             raise Unknown(_UNKNOWN)
         return Principal(token.tenant, token.scopes, token.id)
+
+    def known_once(self, text: str) -> str:
+        """Return the id of a token that was revoked or has expired; empty for what never was one."""
+        digest = digest_of(text)
+        return token_id(digest) if digest in self._revoked or digest in self._tokens else ""
 
     def _is_valid(self, token: Token) -> bool:
         return token.expires is None or token.expires > self._now()
@@ -552,18 +567,41 @@ class Registry:
 
     # ---- audit ----
 
-    def audit(self, who: Principal, action: str, subject: str, outcome: str = "done") -> None:
-        """Write to the audit log, durably. For changes and refusals of them, not for each call.
+    def change(self, who: Principal, action: str, subject: str, work: Callable[[], _T]) -> _T:
+        """Make a change, one of the above; what the audit log says of it is durable with it, or neither is.
 
         Args:
-            action: what was asked for, "alias.set" for example.
+            action: what is asked for, "alias.set" for example.
             subject: what it is about, "wordcount/live" for example.
-            outcome: "done", or the code of the problem.
+            work: makes the change. A problem that it raises is the entry's outcome.
         """
         with self._changing:
-            self._last_audit_ns = max(self._last_audit_ns + 1, int(self._now() * 1e9))
-            words = (_storable(text, _MOST_WORDS) for text in (action, subject, outcome))
-            self._store.audit(AuditEntry(self._last_audit_ns, who.tenant, who.token_id, *words))
+            try:
+                with self._store.noting(self._entry(who.tenant, who.token_id, action, subject)):
+                    return work()
+            except Problem as problem:
+                refused = self._entry(who.tenant, who.token_id, action, subject, problem.code)
+                self._store.audit([refused])
+                raise
+
+    def audit_refusals(self, refusals: Iterable[tuple[Refusal, int]]) -> None:
+        """Write how many requests were refused for their tokens."""
+        with self._changing:
+            entries = [
+                self._entry(
+                    one.tenant, one.token_id, "token.refuse", f"{one.peer} x{count}", one.code
+                )
+                for one, count in refusals
+            ]
+            if entries:
+                self._store.audit(entries)
+
+    def _entry(
+        self, tenant: str, token: str, action: str, subject: str, outcome: str = "done"
+    ) -> AuditEntry:
+        self._last_audit_ns = max(self._last_audit_ns + 1, int(self._now() * 1e9))
+        words = (_storable(text, _MOST_WORDS) for text in (action, subject, outcome))
+        return AuditEntry(self._last_audit_ns, tenant, token, *words)
 
     def audit_log(
         self, tenant: str | None = None, limit: int = 100, before_ns: int | None = None

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..errors import ConfigError
 from ..limits import Limits
 from .problems import Invalid, Problem, TooLarge
-from .records import Grants, VersionSettings
+from .records import VersionSettings
 from .time_limit import TimeLimit
 
 __all__ = [
@@ -28,6 +27,7 @@ __all__ = [
     "json_object",
     "nothing_else",
     "number",
+    "peer_of",
     "problem_response",
     "route",
     "seconds",
@@ -85,6 +85,12 @@ def token_of(request: Request) -> str | None:
     """Return the bearer token; None when there is none."""
     kind, _, token = (header(request, b"authorization") or "").partition(" ")
     return token.strip() if kind.lower() == "bearer" else None
+
+
+def peer_of(request: Request) -> str:
+    """Return the client's address; empty when there is none."""
+    client = request.scope.get("client")
+    return client[0][:64] if client else ""
 
 
 async def _piece(request: Request, rest_s: float | None) -> tuple[bytes, bool]:
@@ -216,13 +222,4 @@ def version_settings(query: list[tuple[str, str]], default: Limits) -> VersionSe
             key, _, env[key] = value.partition("=")
         else:
             raise Invalid(f"a version has no setting {name[:40]!r}")
-    if any("\0" in text for text in (*argv, *env, *env.values())):
-        raise Invalid("WASI arguments and names have no NUL")
-    return VersionSettings(_limits(default, limits), Grants(tuple(argv), tuple(env.items())), warm)
-
-
-def _limits(default: Limits, asked: Mapping[str, Any]) -> Limits:
-    try:
-        return Limits(**{**default._asdict(), **asked})
-    except ConfigError as error:
-        raise Invalid(str(error)) from None
+    return VersionSettings.wanted(default, limits, argv, env, warm)

@@ -12,8 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import NamedTuple, TypeVar
@@ -32,19 +31,23 @@ from ..tenants import Quotas, Tenant
 from ..wasi import Wasi
 from .bag import Bags
 from .bodies import Bodies
+from .compiler import Compilers
 from .config import Settings
+from .deployments import Deployments
 from .loaded import Loaded, Versions, origin_of, signature
 from .overload import Admission
 from .problems import (
+    Conflict,
     DeadlinePassed,
     Denied,
     GuestFailed,
     Invalid,
     Missing,
-    Problem,
     Unavailable,
+    Unknown,
     problem_of,
 )
+from .refusals import Refusal, Refusals
 from .registry import Answer, Principal, Registry, Version, VersionSettings
 from .sessions import Sessions
 from .threads import in_thread
@@ -55,10 +58,10 @@ __all__ = ["Invocation", "Service"]
 
 _T = TypeVar("_T")
 _LOGGER = "sandhost.serve"
-_COMPILERS = 2
-"""Modules that are compiled at once; wasmtime uses several threads for each. Arbitrary."""
 _STOPPED_RETRY_S = 1.0
 _SWEEP_EVERY_S = 3600.0
+_NO_MORE_READY = 3  # the level of pressure from which on nobody starts guests
+_TELL_EVERY_S = 60.0
 
 
 class Invocation(NamedTuple):
@@ -81,9 +84,12 @@ class Invocation(NamedTuple):
 class Service:
     """Plugins of many tenants, and what they are asked to do. Made and used on one event loop."""
 
-    def __init__(self, settings: Settings, host: Host, registry: Registry) -> None:
+    def __init__(
+        self, settings: Settings, host: Host, registry: Registry, compilers: Compilers
+    ) -> None:
         self.settings, self.host, self.registry = settings, host, registry
-        self.versions = Versions(host)
+        self.versions = Versions(host, warm_s=settings.compile_time)
+        self.deployments = Deployments(settings, registry, self.versions, compilers, self.tenant)
         self.admission = Admission(
             wait_s=settings.queue_time,
             pressure=lambda: int(host.pressure.level),
@@ -93,9 +99,9 @@ class Service:
         self.bags = Bags()
         """What each request holds; all doors share it."""
         self.bodies = Bodies(settings.body_limit, settings.queue_time)
+        self.refusals = Refusals()
         self.stopping = False
         self._tenants: dict[str, Tenant] = {}
-        self._compilers = ThreadPoolExecutor(_COMPILERS, "sandhost-compile")
         self._background: set[asyncio.Task[None]] = set()
         self._working: dict[tuple[str, str], asyncio.Future[None]] = {}
         """By tenant and idempotency key: answers on their way."""
@@ -106,8 +112,8 @@ class Service:
         """Go on with what a stop has interrupted."""
         self._in_background(self.sessions.run())
         self._in_background(self._sweep())
-        for version in self.registry.unfinished():
-            self._in_background(self._compile(version))
+        self._in_background(self._tell_refusals())
+        self.deployments.start()
 
     async def _sweep(self) -> None:
         while True:
@@ -117,20 +123,25 @@ class Service:
             except OSError:  # the disk's fault; the next time is soon enough
                 get_logger(_LOGGER).exception("modules that no version names could not be removed")
 
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests: it is not stopping, and has memory for them."""
+        return not self.stopping and self.host.pressure.level < _NO_MORE_READY
+
     def stop(self) -> None:
         """Take nothing new. What runs goes on."""
         self.stopping = True
 
     async def drain(self) -> None:
-        """Close every guest; for after the doors are closed. Waits for modules that are compiled just now."""
+        """Close every guest; for after the doors are closed."""
         self.stop()
         await self.sessions.drain()
         await self.bags.idle()
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await asyncio.to_thread(self._compilers.shutdown, cancel_futures=True)
-        self.versions.close()
+        await self._tell_refusals_now()
+        await self.deployments.close()
         self.bodies.close()
 
     def _in_background(self, work: Awaitable[None]) -> None:
@@ -144,45 +155,70 @@ class Service:
 
     # ---- who may ----
 
-    def who(self, token: str | None, scope: Scope) -> Principal:
+    def who(self, token: str | None, scope: Scope, peer: str = "") -> Principal:
         """Return whose token it is.
+
+        Args:
+            peer: address of the client, for the audit log.
 
         Raises:
             Unknown, Denied: nobody's; it is not for this.
         """
-        principal = self.registry.who(token or "")
+        try:
+            principal = self.registry.who(token or "")
+        except Unknown as problem:
+            once = self.registry.known_once(token or "")
+            self.refusals.note(Refusal(problem.code, "", once, peer))
+            raise
         if scope not in principal.scopes:
-            raise Denied(f"the token has not the scope {scope.value!r}")
+            denied = Denied(f"the token has not the scope {scope.value!r}")
+            self.refusals.note(Refusal(denied.code, principal.tenant, principal.token_id, peer))
+            raise denied
         return principal
 
+    async def _tell_refusals(self) -> None:
+        while True:
+            await asyncio.sleep(_TELL_EVERY_S)
+            await self._tell_refusals_now()
+
+    async def _tell_refusals_now(self) -> None:
+        refusals = self.refusals.take()
+        if refusals:
+            try:
+                await in_thread(lambda: self.registry.audit_refusals(refusals))
+            except Exception as error:  # the disk's fault; the next ones may be written
+                log = get_logger(_LOGGER)
+                log.error("refusals could not be audited", count=len(refusals), exc_info=error)
+
     def tenant(self, name: str) -> Tenant:
-        """Return the tenant as the host knows it, made at its first request with its quotas of then."""
+        """Return the tenant as the host knows it, made at its first request."""
         tenant = self._tenants.get(name)
         if tenant is None:
-            quotas = self.quotas_in_force(name)
+            quotas = self.settings.quotas(self.registry.tenant(name).quotas)
             tenant = self._tenants[name] = self.host.tenant(name, **quotas._asdict())
         return tenant
 
-    def quotas_in_force(self, name: str) -> Quotas:
-        """Return a tenant's quotas as they hold: those it had at its first request to this process."""
-        tenant = self._tenants.get(name)
-        if tenant is not None:
-            return tenant.quotas
-        return self.settings.quotas(self.registry.tenant(name).quotas)
+    async def put_tenant(self, who: Principal, name: str, quotas: Quotas) -> bool:
+        """Add a tenant, or have these quotas hold in place of those it had, from now on; tell whether it is new."""
+
+        def put() -> bool:
+            try:
+                self.registry.add_tenant(name, quotas)
+            except Conflict:
+                self.registry.update_tenant(name, quotas)
+                return False
+            return True
+
+        try:
+            return await self.change(who, "tenant.put", name, put)
+        finally:  # also when nobody waits for the answer any more
+            known = self._tenants.get(name)
+            if known is not None:
+                known.set_quotas(self.settings.quotas(self.registry.tenant(name).quotas))
 
     async def change(self, who: Principal, action: str, subject: str, work: Callable[[], _T]) -> _T:
         """Have the registry changed by `work`, and the audit log say so, or that it was refused."""
-
-        def both() -> _T:
-            try:
-                result = work()
-            except Problem as problem:
-                self.registry.audit(who, action, subject, problem.code)
-                raise
-            self.registry.audit(who, action, subject)
-            return result
-
-        return await in_thread(both)
+        return await in_thread(lambda: self.registry.change(who, action, subject, work))
 
     # ---- plugins ----
 
@@ -210,8 +246,9 @@ class Service:
             module: what `receive` returned.
 
         Raises:
-            TooMany: the tenant has as many versions as it may.
+            TooMany: the tenant has as many versions as it may, or as many that wait to be compiled.
         """
+        self.deployments.check_room(who.tenant)
         digest, size = module
         version = await self.change(
             who,
@@ -219,7 +256,7 @@ class Service:
             plugin,
             lambda: self.registry.add_version(who.tenant, plugin, digest, size, settings),
         )
-        self._in_background(self._compile(version))
+        self.deployments.begin(version)
         return version
 
     async def remove(self, who: Principal, plugin: str, number: int) -> None:
@@ -233,60 +270,41 @@ class Service:
         )
         self.versions.drop(version)
 
-    async def _compile(self, version: Version) -> None:
-        names = version.tenant, version.plugin, version.number
-        try:
-            await self._load(version)
-        except Missing:
-            return  # it was removed meanwhile
-        except Exception as error:  # a module may fail in any way; its owner is told
-            why = problem_of(error).detail
-            log = get_logger(_LOGGER)
-            if isinstance(error, SandhostError):
-                log.info("a plugin cannot be loaded", version=names, why=str(error))
-            else:
-                log.error("a plugin could not be loaded", version=names, exc_info=error)
-            with contextlib.suppress(Missing):
-                await in_thread(lambda: self.registry.mark_failed(*names, why))
-        else:
-            with contextlib.suppress(Missing):
-                await in_thread(lambda: self.registry.mark_ready(*names))
-
     async def loaded(self, version: Version) -> Loaded:
         """Return a version that is ready, loading it if this process has not yet."""
-        return self.versions.get(version) or await self._load(version)
-
-    async def _load(self, version: Version) -> Loaded:
-        tenant = self.tenant(version.tenant)
-        loop = asyncio.get_running_loop()
-        loaded = await loop.run_in_executor(
-            self._compilers,
-            lambda: self.versions.load(
-                version, tenant, lambda: self.registry.blobs.read(version.digest)
-            ),
-        )
-        try:
-            self.registry.version(version.tenant, version.plugin, version.number)
-        except Missing:
-            self.versions.drop(version)
-            raise
-        return loaded
+        return self.versions.get(version) or await self.deployments.load(version)
 
     # ---- invoking ----
 
     async def call(self, what: Invocation, arguments: object) -> list[object]:
         """Call a function with numbers, in JSON."""
+        return await self.call_with(
+            what, lambda type_: from_json(what.function, type_, arguments), to_json
+        )
+
+    async def call_with(
+        self,
+        what: Invocation,
+        arguments: Callable[[FuncType], Sequence[int | float | bytes]],
+        results: Callable[[FuncType, object], _T],
+    ) -> _T:
+        """Call a function with numbers.
+
+        Args:
+            arguments: returns what `Guest.call` takes, or raises Invalid.
+            results: makes the answer of what it returns.
+        """
         if what.session is not None:
             async with self._guest_of(what) as guest:
                 type_ = signature(guest.plugin, what.function)
-                values = from_json(what.function, type_, arguments)
-                return to_json(type_, await guest.call_async(what.function, *values))
+                returned = await guest.call_async(what.function, *arguments(type_))
+                return results(type_, returned)
         with self._answering(what):
             loaded, tenant = await self._wanted(what)
             async with self.admission.enter(tenant.name, what.left_s()):
                 type_ = signature(loaded.plugin, what.function)
-                values = from_json(what.function, type_, arguments)
-                return to_json(type_, await loaded.call(tenant, what.function, values))
+                values = list(arguments(type_))
+                return results(type_, await loaded.call(tenant, what.function, values))
 
     async def call_bytes(self, what: Invocation, given: bytes) -> bytes:
         """Call a function that takes and returns bytes.

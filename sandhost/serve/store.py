@@ -86,6 +86,8 @@ class Store:
         self._lock: int | None = take_folder(self.folder)
         self._engine: sa.Engine | None = None
         self._audited: Counter[str] = Counter()
+        self._note: AuditEntry | None = None
+        """Goes into the next transaction; see `noting`."""
         database = self.folder / "registry.db"
         try:
             self.blobs = Blobs(self.folder / "blobs", step)
@@ -125,8 +127,23 @@ class Store:
         self._step("store.begin")
         with self._engine.begin() as connection:
             yield connection
+            if self._note is not None:
+                self._add_audit(connection, self._note)
             self._step("store.commit")
+        self._note = None
         self._step("store.done")
+
+    @contextmanager
+    def noting(self, entry: AuditEntry) -> Iterator[None]:
+        """Have the audit log say it in the same transaction as the block's change, or alone if it makes none."""
+        self._note = entry
+        try:
+            yield
+            if self._note is not None:
+                with self._write():
+                    pass
+        finally:
+            self._note = None
 
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
@@ -298,30 +315,34 @@ class Store:
                 )
             )
 
-    def audit(self, entry: AuditEntry) -> None:
-        """Write an entry; the oldest make room."""
+    def audit(self, entries: Collection[AuditEntry]) -> None:
+        """Write entries, all or none; the oldest make room."""
         with self._write() as connection:
-            connection.execute(
-                sa.insert(audit).values(
-                    at_ns=entry.at_ns,
-                    tenant=entry.tenant,
-                    token_id=entry.token_id,
-                    action=entry.action,
-                    subject=entry.subject,
-                    outcome=entry.outcome,
-                )
+            for entry in entries:
+                self._add_audit(connection, entry)
+
+    def _add_audit(self, connection: sa.Connection, entry: AuditEntry) -> None:
+        connection.execute(
+            sa.insert(audit).values(
+                at_ns=entry.at_ns,
+                tenant=entry.tenant,
+                token_id=entry.token_id,
+                action=entry.action,
+                subject=entry.subject,
+                outcome=entry.outcome,
             )
-            if self._audited[entry.tenant] % _AUDIT_TRIM == 0:
-                mine = audit.c.tenant == entry.tenant
-                newest_gone = (
-                    sa.select(audit.c.at_ns)
-                    .where(mine)
-                    .order_by(audit.c.at_ns.desc())
-                    .limit(1)
-                    .offset(_AUDIT_ENTRIES)
-                    .scalar_subquery()
-                )
-                connection.execute(sa.delete(audit).where(mine, audit.c.at_ns <= newest_gone))
+        )
+        if self._audited[entry.tenant] % _AUDIT_TRIM == 0:
+            mine = audit.c.tenant == entry.tenant
+            newest_gone = (
+                sa.select(audit.c.at_ns)
+                .where(mine)
+                .order_by(audit.c.at_ns.desc())
+                .limit(1)
+                .offset(_AUDIT_ENTRIES)
+                .scalar_subquery()
+            )
+            connection.execute(sa.delete(audit).where(mine, audit.c.at_ns <= newest_gone))
         self._audited[entry.tenant] += 1
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -18,6 +20,7 @@ import httpx
 
 from sandhost.serve.admin import admin_routes
 from sandhost.serve.app import open_service
+from sandhost.serve.compiler import Compilers
 from sandhost.serve.config import Settings
 from sandhost.serve.http import make_app
 from sandhost.serve.observed import observe_routes
@@ -26,6 +29,7 @@ from sandhost.serve.service import Service
 from . import wait_until
 
 ADMIN = "sh_" + "A" * 43
+_FREE_PORTS = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
 
 
 class Client:
@@ -88,11 +92,23 @@ class Desk:
         return Client(self.http, made["token"])
 
 
+class _Kept(Compilers):
+    """Processes that outlive a test, since each takes some time to start."""
+
+    def close(self) -> None:
+        """Leave them to the next test."""
+
+
+_COMPILERS = _Kept(Settings().compile_memory, Settings().compile_time)
+atexit.register(Compilers.close, _COMPILERS)
+
+
 @contextlib.asynccontextmanager
 async def desk(data: Path, **settings: Any) -> AsyncIterator[Desk]:
     """Have a service; at the end it is drained and must hold no guest."""
     wanted = Settings(data=data, admin_token=ADMIN, **settings)
-    with open_service(wanted) as (service, made):
+    own = any(name.startswith("compile_") for name in settings)
+    with open_service(wanted, None if own else _COMPILERS) as (service, made):
         assert made is None
         service.start()
         app = make_app(service, [*admin_routes(service), *observe_routes(service)])
@@ -116,25 +132,30 @@ def in_desk(data: Path, test: Callable[[Desk], Any], **settings: Any) -> None:
 
 
 class Child:
-    """`sandhost serve` in a process of its own, on a free port."""
+    """`sandhost serve` in a process of its own, on free ports."""
 
     def __init__(self, data: Path, *arguments: str) -> None:
         self.output = data.parent / f"{data.name}-{time.monotonic_ns()}.txt"
-        command = [sys.executable, "-m", "sandhost", "serve"]
+        words = [*_FREE_PORTS, "--data", str(data), *arguments]  # of two of a kind the last counts
         environment = {**os.environ, "SANDHOST_ADMIN_TOKEN": ADMIN}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [*command, "--http", "127.0.0.1:0", "--data", str(data), *arguments],
+                [sys.executable, "-m", "sandhost", "serve", *words],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 cwd=data.parent,
             )
-        wait_until(lambda: self.process.poll() is not None or b"listening" in self.said())
-        found = re.search(rb"listening on http://127.0.0.1:(\d+)", self.said())
-        assert found, self.said()
-        self.port = int(found[1])
+        doors = ["http"] if ("--grpc", "none") in itertools.pairwise(words) else ["http", "grpc"]
+        wait_until(lambda: self.process.poll() is not None or len(self._ports()) == len(doors))
+        found = self._ports()
+        assert list(found) == doors, self.said()
+        self.port, self.grpc_port = found["http"], found.get("grpc")
         self.url = f"http://127.0.0.1:{self.port}"
+
+    def _ports(self) -> dict[str, int]:
+        said = re.findall(r"listening on (\w+)://127.0.0.1:(\d+)\n", self.said().decode())
+        return {door: int(port) for door, port in said}
 
     def said(self) -> bytes:
         """Return what it has printed."""
@@ -142,7 +163,13 @@ class Child:
 
     def http(self) -> httpx.AsyncClient:
         """Return a client of its own connections."""
-        return httpx.AsyncClient(base_url=self.url, timeout=30)
+        return httpx.AsyncClient(base_url=self.url, timeout=100)
+
+    def guests(self) -> int:
+        """Return how many guests are alive in it."""
+        headers = {"Authorization": f"Bearer {ADMIN}"}
+        view = httpx.get(f"{self.url}/debug/sandhost/view", headers=headers).json()
+        return len(view["guests"])
 
     def end(self, number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
         """Send it a signal, and return its exit status."""

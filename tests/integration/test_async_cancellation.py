@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import anyio
@@ -59,6 +60,29 @@ async def test_cancelled_at_every_turn_a_task_leaves_nothing(host: sandhost.Host
         balanced(host)
         turn += 1
     assert turn > 10
+
+
+async def test_a_task_that_is_cancelled_again_while_it_ends_its_call_leaves_nothing(
+    host: sandhost.Host, anyio_backend_name: str
+) -> None:
+    """As gRPC does, when a client's deadline is the call's own. Task.cancel knows nothing of shields."""
+    if anyio_backend_name != "asyncio":
+        return
+    plugin = host.load(guest_file("spin"))
+
+    async def run() -> None:
+        async with plugin.spawn_async(limits=sandhost.Limits(deadline=3600)) as guest:
+            with anyio.move_on_after(0.05):
+                await guest.call_async("spin")
+
+    for _ in range(5):
+        task = asyncio.ensure_future(run())
+        while not task.done():
+            await asyncio.sleep(0.0005)
+            if host.stats().guests_live and not task.done():
+                task.cancel()
+        assert task.cancelled()
+        balanced(host)
 
 
 @pytest.mark.parametrize("call", ["spin", "wait"])

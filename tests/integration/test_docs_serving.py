@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from helpers.pages import examples_of, output_of
 from helpers.serving import ADMIN, child
 
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/serving.md").read_text(), re.DOTALL)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not here")
-def test_a_tenant_is_added_deploys_and_calls(tmp_path: Path) -> None:
+def test_a_tenant_is_added_deploys_and_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start, session = BLOCKS
     assert start.startswith("sandhost serve --http 127.0.0.1:8080 --data ./plugins")
     shutil.copy(ROOT / "guests/built/add.wasm", tmp_path)
@@ -37,7 +40,11 @@ def test_a_tenant_is_added_deploys_and_calls(tmp_path: Path) -> None:
                 )
                 answers.append(json.loads(done.stdout))
                 environment["TOKEN"] = environment.get("TOKEN") or answers[-1].get("token", "")
-        assert answers[0]["in_force"] == {"guests": 100, "cpus": 0.5}
+        assert answers[0]["quotas"] == {"guests": 100, "cpus": 0.5}
         assert [a.get("state") for a in answers[2:4]] == ["compiling", "ready"]
         assert answers[4] == {"results": [5]}
+        monkeypatch.setenv("TOKEN", environment["TOKEN"])
+        monkeypatch.setenv("GRPC", f"127.0.0.1:{one.grpc_port}")
+        (example,) = examples_of("docs/serving.md")
+        assert output_of(example, tmp_path) == "5\n"
         assert one.end() == 0, one.said()

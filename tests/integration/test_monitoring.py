@@ -138,7 +138,7 @@ def scraped(tmp_path_factory) -> Iterator[tuple[Server, list[sandhost.Guest]]]:
 
 def test_prometheus_answers_queries_about_a_host(scraped):
     server, guests = scraped
-    assert server.query("sandhost_guests_live") == {(): 3}
+    wait_until(lambda: server.query("sandhost_guests_live") == {(): 3})
     assert server.query('sandhost_plugin_guests_live{plugin="grower"}') == {("grower",): 3}
     assert server.query("sandhost_tenant_memory_bytes / 65536") == {("acme",): 3}
     assert server.query('sandhost_latency_seconds_count{operation="spawn"}') == {("spawn",): 4}

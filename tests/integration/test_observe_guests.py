@@ -59,8 +59,14 @@ def test_guests_that_compute_tell_their_stacks(plugin, host):
     with plugin.spawn(tenant="acme") as one, plugin.spawn(tenant="acme") as two, plugin.spawn():
         threads = [running(one, "spin"), running(two, "spin")]
         deep = ("tenant acme", "plugin worker", "running", "middle", "middle", "middle", "leaf")
-        wait_until(lambda: deep in (found := stacks(host)) and found[deep][0] == 2)
-        found = stacks(host)
+        found = {}
+
+        def both_told() -> bool:
+            found.clear()
+            found.update(stacks(host))
+            return deep in found and found[deep][0] == 2
+
+        wait_until(both_told)
         assert found[deep] == (2, 2 * 3 * 65536, 0, 0)
         assert found["plugin worker", "idle"][0] == 1
         one.cancel(), two.cancel()
@@ -89,9 +95,11 @@ async def test_a_guest_that_waits_says_for_what(host):
 
     plugin = load_waiting(host, later)
     async with plugin.spawn_async() as guest, anyio.create_task_group() as group:
-        group.start_soon(guest.call_async, "wait", 1)
+        group.start_soon(guest.call_async, "deep", 2)
         await until(lambda: host.guests()[0].doing == "waiting")
-        assert list(stacks(host)) == [("plugin waits", "waiting", "env.later")]
+        where = [("plugin waits", "waiting", "deep", "deep", "deep", "env.later")]
+        assert list(stacks(host)) == where
+        assert list(stacks(host)) == where
         answer.set()
 
 

@@ -128,6 +128,50 @@ def test_a_tenants_quotas_are_said_once(host):
     assert host.tenants() == [tenant]
 
 
+def test_quotas_can_be_changed_while_guests_live(host):
+    plugin, tenant = host.load(guest_file("add")), host.tenant("a", guests=2, memory_limit="4 MiB")
+    with plugin.spawn(tenant="a") as one, plugin.spawn(tenant="a") as two:
+        tenant.set_quotas(sandhost.Quotas(guests=1))
+        assert tenant.quotas == sandhost.Quotas(guests=1)
+        assert host.tenant("a", guests=1) is tenant
+        for _ in range(3):
+            with pytest.raises(sandhost.QuotaExceeded, match="guests alive at once is 1"):
+                plugin.spawn(tenant="a")
+        assert (one.call("add", 1, 2), two.call("add", 1, 2)) == (3, 3)
+        two.close()
+        with pytest.raises(sandhost.QuotaExceeded):
+            plugin.spawn(tenant="a")
+        tenant.set_quotas(sandhost.Quotas())
+        plugin.spawn(tenant="a").close()
+    with pytest.raises(sandhost.ConfigError):
+        tenant.set_quotas(tenant.quotas._replace(guests=-1))
+    assert tenant.quotas == sandhost.Quotas()
+
+
+def test_a_call_that_runs_ends_when_its_tenant_is_given_little_time(host):
+    tenant = host.tenant("a")
+    with host.load(guest_file("spin")).spawn(tenant="a") as guest:
+
+        def spin():
+            with pytest.raises(sandhost.QuotaExceeded, match="CPU time"):
+                guest.call("spin")
+
+        spinning = Background(spin)
+        time.sleep(0.02)
+        tenant.set_quotas(sandhost.Quotas(cpus=0.01))
+        spinning.result()
+        tenant.set_quotas(sandhost.Quotas())
+
+
+def test_the_hosts_memory_for_tenants_holds_where_changed_quotas_say_nothing():
+    with sandhost.Host(tenant_memory="1 MiB") as host:
+        tenant = host.tenant("a", memory_limit="2 MiB")
+        tenant.set_quotas(sandhost.Quotas(guests=5))
+        assert tenant.memory_limit == 2**20
+        tenant.set_quotas(sandhost.Quotas(memory_limit="3 MiB", weight=2))
+        assert (tenant.memory_limit, tenant.weight) == (3 * 2**20, 2)
+
+
 def test_a_host_that_refuses_takes_no_new_guests_and_keeps_the_old(host):
     plugin = host.load(guest_file("add"))
     with plugin.spawn() as guest:

@@ -53,9 +53,7 @@ def with_client(one: Child, test: Callable[[Client], Awaitable[None]]) -> None:
 
 def guests(one: Child) -> int:
     """Return how many guests are alive in it."""
-    headers = {"Authorization": f"Bearer {ADMIN}"}
-    view = httpx.get(f"{one.url}/debug/sandhost/view", headers=headers).json()
-    return len(view["guests"])
+    return one.guests()
 
 
 def frames(text: str) -> tuple[bytes, bytes, dict[str, object]]:
@@ -345,8 +343,11 @@ def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
     [
         (["--http", "nonsense"], "HOST:PORT"),
         (["--http-port", "lots"], "--http-port"),
+        (["--http", "127.0.0.1:0", "--grpc", "nonsense"], "HOST:PORT"),
+        (["--grpc-port", "lots"], "--grpc-port"),
         (["--config", "absent.toml"], "absent.toml cannot be read"),
         (["--http", "192.0.2.1:80"], "cannot listen on 192.0.2.1:80"),
+        (["--http", "127.0.0.1:0", "--grpc", "192.0.2.1:80"], "cannot listen on 192.0.2.1:80"),
         (["--admin-token", "guess me"], "--admin-token"),
         (["--data", "/dev/null/x"], "/dev/null"),
         (["--colour", "red"], "--colour"),
@@ -371,7 +372,8 @@ def test_help_lists_every_setting(tmp_path):
 
 def test_a_second_process_does_not_get_the_folder(data):
     with child(data) as one:
-        ended = command("--data", str(data), "--http", "127.0.0.1:0", cwd=data.parent)
+        free = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+        ended = command("--data", str(data), *free, cwd=data.parent)
         assert ended.returncode == 125
         assert str(data) in ended.stderr
         ended = command(

@@ -57,7 +57,9 @@ void fixture_close(pool_fixture *fixture) {
   }
   no_faults();
   shi_pool_trim(fixture->pool, UINT64_MAX); /* so that nothing moves while it is checked */
+  pthread_mutex_lock(&fixture->pool->upkeep); /* its thread may be about to look for what decays */
   CHECK(shi_pool_check(fixture->pool));
+  pthread_mutex_unlock(&fixture->pool->upkeep);
   CHECK_EQ(stats(fixture).regions_live, 0);
   CHECK_EQ(stats(fixture).committed_bytes, 0);
   CHECK_EQ(stats(fixture).queued_bytes, 0);

@@ -39,6 +39,23 @@ static void a_limit_below_what_is_in_use_lets_nothing_more_in(void) {
   shi_credits_destroy(&credits);
 }
 
+static void what_goes_from_above_a_lowered_limit_does_not_come_back(void) {
+  shi_credits credits;
+  shi_credits_init(&credits);
+  shi_account account = {.limit = 10, .credits = &credits};
+  CHECK(shi_account_charge(&account, 10) == NULL);
+  shi_account_set_limit(&account, 4);
+  for (int k = 0; k < 6; k++) {
+    shi_account_refund(&account, 1);
+    CHECK(shi_account_charge(&account, 1) == &account);
+  }
+  CHECK_EQ(shi_account_used(&account), 4);
+  shi_account_refund(&account, 1);
+  CHECK(shi_account_charge(&account, 1) == NULL);
+  shi_account_refund(&account, 4);
+  shi_credits_destroy(&credits);
+}
+
 static void huge_charges_do_not_wrap(void) {
   shi_account host = {.limit = UINT64_MAX, .level = SHI_ACCOUNT_HOST};
   CHECK(shi_account_charge(&host, 4096) == NULL);
@@ -239,6 +256,7 @@ static void a_full_host_gets_back_what_is_queued(void) {
 int main(void) {
   RUN(a_charge_is_booked_at_every_level_or_at_none);
   RUN(a_limit_below_what_is_in_use_lets_nothing_more_in);
+  RUN(what_goes_from_above_a_lowered_limit_does_not_come_back);
   RUN(huge_charges_do_not_wrap);
   RUN(no_order_of_events_passes_a_limit);
   RUN(nobody_is_refused_while_there_is_room);

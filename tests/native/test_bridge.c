@@ -562,6 +562,132 @@ static void a_tenant_of_another_host_is_refused(void) {
   sh_host_release(other);
 }
 
+/* ---- quotas that change -------------------------------------------------------------------------------------------- */
+
+static const sh_tenant_limits no_quotas = {
+    .memory = UINT64_MAX, .handles = UINT64_MAX, .handle_bytes = UINT64_MAX, .guests = UINT64_MAX};
+
+static uint64_t spawn_for(sh_plugin *plugin, sh_tenant *tenant) {
+  return sh_spawn(plugin, NULL, tenant, &no_limits, NULL);
+}
+
+static void a_lower_quota_ends_nobody_and_lets_nobody_in(void) {
+  sh_host *host = new_host(SH_POLICY_WARM);
+  sh_plugin *plugin = new_worker(host);
+  sh_tenant *tenant = sh_tenant_new(host, &no_quotas);
+  uint64_t guests[3];
+  for (int k = 0; k < 3; k++) CHECK(guests[k] = spawn_for(plugin, tenant));
+  sh_tenant_limits one = no_quotas;
+  one.guests = 1;
+  sh_tenant_set_limits(tenant, &one);
+  sh_reclaim reclaim;
+  for (int k = 0; k < 3; k++) {
+    CHECK_EQ(call(guests[k], ADD, k, 1), k + 1);
+    CHECK_EQ(spawn_for(plugin, tenant), 0);
+    CHECK_EQ(sh_last_error()->status, SH_QUOTA);
+    CHECK_EQ(sh_close(guests[k], -1, &reclaim), SH_OK);
+  }
+  CHECK(guests[0] = spawn_for(plugin, tenant));
+  sh_tenant_limits page = no_quotas;
+  page.memory = WASM_PAGE;
+  sh_tenant_set_limits(tenant, &page);
+  CHECK_EQ(call(guests[0], GROW, 1, 0), -1);
+  sh_tenant_refuse(tenant, 1, 0); /* the host is short of memory, meanwhile the quota rises */
+  sh_tenant_set_limits(tenant, &no_quotas);
+  CHECK_EQ(call(guests[0], GROW, 1, 0), -1);
+  sh_tenant_refuse(tenant, 0, UINT64_MAX);
+  CHECK_EQ(call(guests[0], GROW, 1, 0), 1);
+  CHECK_EQ(sh_close(guests[0], -1, &reclaim), SH_OK);
+  check_empty(host);
+  sh_plugin_release(plugin);
+  sh_host_release(host);
+}
+
+static sh_tenant *changing;
+static _Atomic bool spinning, changed_enough;
+
+static void *spin_for_tenant(void *argument) {
+  uint64_t guest = spawn_for(argument, changing);
+  atomic_store(&spinning, true);
+  CHECK_EQ(call(guest, SPIN, 0, 0), SH_CALL_FAILED);
+  CHECK_EQ(sh_last_error()->status, SH_QUOTA);
+  CHECK_EQ(call(guest, ADD, 1, 2), SH_CALL_FAILED);
+  sh_tenant_set_limits(changing, &no_quotas);
+  CHECK_EQ(call(guest, ADD, 1, 2), 3);
+  sh_reclaim reclaim;
+  CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+  return NULL;
+}
+
+static void a_quota_of_time_holds_for_a_call_that_is_older(void) {
+  sh_host *host = new_host(SH_POLICY_WARM);
+  sh_plugin *plugin = new_worker(host);
+  changing = sh_tenant_new(host, &no_quotas);
+  atomic_store(&spinning, false);
+  pthread_t thread;
+  CHECK_EQ(pthread_create(&thread, NULL, spin_for_tenant, plugin), 0);
+  while (!atomic_load(&spinning)) pause_us(1000);
+  pause_us(20000);
+  sh_tenant_limits little = no_quotas;
+  little.cpus = 0.001;
+  little.cpu_burst_ns = 1000000;
+  sh_tenant_set_limits(changing, &little);
+  pthread_join(thread, NULL);
+  check_empty(host);
+  sh_plugin_release(plugin);
+  sh_host_release(host);
+}
+
+static void *live_under_changes(void *argument) {
+  for (int k = 0; k < LIVES; k++) {
+    uint64_t guest = spawn_for(argument, changing);
+    if (!guest) {
+      CHECK_EQ(sh_last_error()->status, SH_QUOTA);
+      continue;
+    }
+    int64_t sum = call(guest, ADD, k, 1);
+    CHECK(sum == k + 1 || (sum == SH_CALL_FAILED && sh_last_error()->status == SH_QUOTA));
+    sh_reclaim reclaim;
+    CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+  }
+  return NULL;
+}
+
+static void *change_quotas(void *unused) {
+  (void)unused;
+  for (uint64_t k = 0; !atomic_load(&changed_enough); k++) {
+    sh_tenant_limits limits = no_quotas;
+    limits.guests = k % THREADS;
+    if (k % 3) limits.cpus = (double)(k % 3), limits.cpu_burst_ns = 1000000000;
+    if (k % 5) limits.starts_per_s = 1e6 * (double)(k % 5), limits.starts_burst = 100;
+    sh_tenant_set_limits(changing, &limits);
+    sh_tenant_refuse(changing, 0, k % 2 ? UINT64_MAX : 16 * MIB);
+    sh_tenant_stats stats;
+    sh_tenant_get_stats(changing, &stats);
+    CHECK(stats.guests_live <= THREADS);
+  }
+  return NULL;
+}
+
+static void threads_live_while_quotas_change(void) {
+  sh_host *host = new_host(SH_POLICY_WARM);
+  sh_plugin *plugin = new_worker(host);
+  changing = sh_tenant_new(host, &no_quotas);
+  atomic_store(&changed_enough, false);
+  pthread_t changer;
+  CHECK_EQ(pthread_create(&changer, NULL, change_quotas, NULL), 0);
+  in_threads(live_under_changes, plugin);
+  atomic_store(&changed_enough, true);
+  pthread_join(changer, NULL);
+  sh_tenant_stats stats;
+  sh_tenant_get_stats(changing, &stats);
+  CHECK_EQ(stats.guests_live, 0);
+  CHECK_EQ(stats.memory_bytes, 0);
+  check_empty(host);
+  sh_plugin_release(plugin);
+  sh_host_release(host);
+}
+
 /* ---- time ------------------------------------------------------------------------------------------------------- */
 
 /* Between the calls the ticker goes to sleep, or is just about to. */
@@ -772,6 +898,9 @@ int main(void) {
   RUN(a_guest_outlives_its_plugin_and_its_host);
   RUN(start_functions_spawn_guests_of_other_plugins);
   RUN(a_tenant_of_another_host_is_refused);
+  RUN(a_lower_quota_ends_nobody_and_lets_nobody_in);
+  RUN(a_quota_of_time_holds_for_a_call_that_is_older);
+  RUN(threads_live_while_quotas_change);
   RUN(a_deadline_is_noticed_however_long_the_ticker_was_idle);
   RUN(guests_are_looked_at_while_they_compute_and_end);
   RUN(output_is_heard_on_the_guests_own_thread);

@@ -470,23 +470,98 @@ static void *drive_many(void *argument) {
   return NULL;
 }
 
+/* Somebody who looks at all stacks, again and again. */
+typedef struct {
+  sh_host *host;
+  pthread_t thread;
+  _Atomic bool over;
+  uint64_t told;
+} onlooker;
+
+static uint64_t stacks_told(sh_host *host) {
+  sh_stacks *stacks = sh_stacks_take(host, 0);
+  CHECK(stacks);
+  const uint8_t *json;
+  const uint64_t *guests;
+  size_t length;
+  uint32_t count;
+  uint64_t told = 0;
+  for (uint32_t k = 0; sh_stacks_of(stacks, k, &json, &length, &guests, &count); k++) told += count;
+  sh_stacks_free(stacks);
+  return told;
+}
+
+static void *look_on(void *argument) {
+  onlooker *self = argument;
+  while (!atomic_load(&self->over)) {
+    self->told += stacks_told(self->host);
+    sched_yield();
+  }
+  return NULL;
+}
+
+static void begin_looking(onlooker *self, sh_host *host) {
+  *self = (onlooker){.host = host};
+  CHECK_EQ(pthread_create(&self->thread, NULL, look_on, self), 0);
+}
+
+static uint64_t end_looking(onlooker *self) {
+  atomic_store(&self->over, true);
+  CHECK_EQ(pthread_join(self->thread, NULL), 0);
+  return self->told;
+}
+
+static void a_call_that_waits_tells_its_stack_and_waits_on(void) {
+  sh_host *host = new_host(0);
+  sh_plugin *plugin = new_plugin(host);
+  sh_port *port = sh_port_new();
+  uint64_t guest = sh_spawn(plugin, NULL, NULL, &no_limits, NULL);
+  int64_t outer[4] = {1}, inner[4] = {1};
+  CHECK_EQ(stacks_told(host), 0);
+  CHECK_EQ(begin(guest, 1, WAIT, outer, port), SH_STEP_AWAIT);
+  CHECK_EQ(stacks_told(host), 1);
+  CHECK_EQ(stacks_told(host), 1);
+  CHECK_EQ(begin(guest, 2, WAIT, inner, port), SH_STEP_AWAIT);
+  CHECK_EQ(stacks_told(host), 1);
+  CHECK_EQ(respond(guest, 2, ANSWER(1), inner, port), SH_STEP_DONE);
+  CHECK_EQ(inner[0], 101);
+  CHECK_EQ(stacks_told(host), 1);
+  CHECK_EQ(respond(guest, 1, ANSWER(2), outer, port), SH_STEP_DONE);
+  CHECK_EQ(outer[0], 102);
+  CHECK_EQ(stacks_told(host), 0);
+  outer[0] = 1;
+  CHECK_EQ(begin(guest, 1, WAIT, outer, port), SH_STEP_AWAIT);
+  sh_cancel(guest); /* is not forgotten for being looked at */
+  CHECK_EQ(stacks_told(host), 1);
+  CHECK_EQ(respond(guest, 1, ANSWER(3), outer, port), SH_STEP_FAILED);
+  CHECK_EQ(status_of_failure(), SH_CANCELLED);
+  close_it(guest);
+  sh_port_release(port);
+  end(host, plugin);
+}
+
 static void drivers_meet_on_one_host(void) {
   atomic_store(&driver, 0);
   sh_host *host = new_host(3);
   sh_plugin *plugin = new_plugin(host);
   pthread_t threads[THREADS];
+  onlooker looker;
+  begin_looking(&looker, host);
   for (int k = 0; k < THREADS; k++) CHECK_EQ(pthread_create(&threads[k], NULL, drive_many, plugin), 0);
   for (int k = 0; k < THREADS; k++) CHECK_EQ(pthread_join(threads[k], NULL), 0);
+  CHECK(end_looking(&looker) > 0);
   end(host, plugin);
 }
 
-/* Every suspension is woken once, whoever polls: none is lost, none comes twice. */
+/* Every suspension is woken once, whoever polls, and whoever looks: none is lost, none comes twice. */
 static void no_wake_up_is_lost(void) {
   enum { GUESTS = 64, ROUNDS = UNDER_TSAN || UNDER_ASAN ? 200 : 2000 };
   sh_host *host = new_host(2);
   sh_plugin *plugin = new_plugin(host);
   sh_port *port = sh_port_new();
   life lives[GUESTS] = {0};
+  onlooker looker;
+  begin_looking(&looker, host);
   int done = 0, answers = 0;
   for (int k = 0; k < GUESTS; k++) {
     lives[k].guest = sh_spawn(plugin, NULL, NULL, &no_limits, NULL);
@@ -517,7 +592,28 @@ static void no_wake_up_is_lost(void) {
         if (lives[k].guest == taken[each]) lives[k].step = sh_fiber_go_on(taken[each], 1, lives[k].cells);
   }
   CHECK_EQ(answers, GUESTS * ROUNDS);
+  CHECK(end_looking(&looker) > 0);
   sh_port_release(port);
+  end(host, plugin);
+}
+
+/* What is long is ended, nothing is left to take, and the export is not tried again until its calls are short. */
+static void a_whole_life_on_a_loop_is_short_or_is_not_there(void) {
+  sh_host *host = new_host(1);
+  sh_plugin *plugin = new_plugin(host);
+  int64_t cells[2 * 2] = {2, 0, 3, 0};
+  CHECK_EQ(sh_live_here(plugin, NULL, NULL, &no_limits, ADD, cells), SH_OK);
+  CHECK_EQ(cells[0], 5);
+  CHECK_EQ(sh_live_here(plugin, NULL, NULL, &no_limits, TRAP, cells), SH_TRAP);
+  CHECK_EQ(sh_last_error()->status, SH_TRAP);
+  CHECK_EQ(sh_live_here(plugin, NULL, NULL, &no_limits, SPIN, cells), SH_LONG);
+  check_empty(host);
+  sh_plugin_stats before, after;
+  sh_plugin_get_stats(plugin, &before);
+  CHECK_EQ(sh_live_here(plugin, NULL, NULL, &no_limits, SPIN, cells), SH_LONG);
+  sh_plugin_get_stats(plugin, &after);
+  CHECK_EQ(after.spawns, before.spawns);
+  CHECK(sh_live_here(plugin, NULL, NULL, &no_limits, 99, cells) != SH_OK);
   end(host, plugin);
 }
 
@@ -541,6 +637,8 @@ int main(void) {
   RUN(what_nobody_drives_ends);
   RUN(a_failure_of_the_system_ends_the_call_and_nothing_else);
   RUN(a_stack_counts_for_the_tenant);
+  RUN(a_whole_life_on_a_loop_is_short_or_is_not_there);
+  RUN(a_call_that_waits_tells_its_stack_and_waits_on);
   RUN(drivers_meet_on_one_host);
   RUN(no_wake_up_is_lost);
   return 0;

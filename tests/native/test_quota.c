@@ -39,6 +39,24 @@ static void the_largest_uses_do_not_wrap(void) {
   CHECK(shi_bucket_take(&bucket, SECOND, UINT64_MAX) > 0);
 }
 
+static void a_changed_quota_begins_anew_and_an_equal_one_does_not(void) {
+  shi_bucket bucket = {0};
+  CHECK(!shi_bucket_limits(&bucket));
+  shi_bucket_set(&bucket, 10, 1);
+  CHECK(shi_bucket_limits(&bucket));
+  CHECK_EQ(shi_bucket_take(&bucket, SECOND, 1), 0);
+  CHECK_EQ(shi_bucket_take(&bucket, SECOND, 1), SECOND / 10);
+  shi_bucket_set(&bucket, 10, 1);
+  CHECK_EQ(shi_bucket_take(&bucket, SECOND, 1), SECOND / 10);
+  shi_bucket_charge(&bucket, SECOND, 1000);
+  shi_bucket_set(&bucket, 20, 2);
+  for (int k = 0; k < 2; k++) CHECK_EQ(shi_bucket_take(&bucket, SECOND, 1), 0);
+  CHECK_EQ(shi_bucket_take(&bucket, SECOND, 1), SECOND / 20);
+  shi_bucket_set(&bucket, 0, 0);
+  CHECK(!shi_bucket_limits(&bucket));
+  for (int k = 0; k < 100; k++) CHECK_EQ(shi_bucket_take(&bucket, SECOND, 1), 0);
+}
+
 enum { THREADS = 4, TRIES = 20000, TOKENS = 3000 };
 static shi_bucket shared = {.cost_ns = 1e9, .burst_ns = TOKENS * 1000000000ull};
 static _Atomic uint32_t given;
@@ -57,10 +75,21 @@ static void threads_get_no_more_than_there_is(void) {
   CHECK_EQ(atomic_load(&given), TOKENS);
 }
 
+static void what_is_given_back_can_be_taken(void) {
+  shi_bucket bucket = {.burst_ns = SECOND, .cost_ns = SECOND};
+  CHECK_EQ(shi_bucket_take(&bucket, SECOND, 1), 0);
+  CHECK(shi_bucket_take(&bucket, SECOND, 1) > 0);
+  shi_bucket_give_back(&bucket, 1);
+  CHECK_EQ(shi_bucket_take(&bucket, SECOND, 1), 0);
+  CHECK(shi_bucket_take(&bucket, SECOND, 1) > 0);
+}
+
 int main(void) {
   RUN(a_full_bucket_gives_its_burst_and_then_its_rate);
   RUN(what_was_used_is_owed_however_much);
   RUN(the_largest_uses_do_not_wrap);
+  RUN(a_changed_quota_begins_anew_and_an_equal_one_does_not);
   RUN(threads_get_no_more_than_there_is);
+  RUN(what_is_given_back_can_be_taken);
   return 0;
 }

@@ -108,6 +108,7 @@ def test_settings_are_immutable():
     [
         ("http_port", "x", "'x' is no whole number from 0 to 65535"),
         ("http_port", -1, "-1 is no whole number from 0 to 65535"),
+        ("grpc_port", 65_536, "65536 is no whole number from 0 to 65535"),
         ("http_port", True, "True is no whole number from 0 to 65535"),
         ("http_port", 1.5, "1.5 is no whole number from 0 to 65535"),
         ("http_port", "9" * 5000, "'" + "9" * 79 + " is no whole number from 0 to 65535"),

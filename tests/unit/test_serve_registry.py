@@ -20,6 +20,7 @@ from sandhost.serve.problems import (
     TooMany,
     Unknown,
 )
+from sandhost.serve.refusals import Refusal, Refusals
 from sandhost.serve.registry import (
     OPERATOR,
     Alias,
@@ -445,11 +446,16 @@ def test_some_keys_are_refused(registry, key):
 def test_the_audit_log_says_who_did_what(registry, store, clock):
     who = Principal("acme", frozenset([Scope.DEPLOY]), "t1")
     other = Principal("other", frozenset([Scope.DEPLOY]), "t2")
-    registry.audit(who, "alias.set", "wc/live")
-    registry.audit(other, "alias.set", "wc/live")
+    registry.change(who, "alias.set", "wc/live", lambda: None)
+    registry.change(other, "alias.set", "wc/live", lambda: None)
     clock.now -= 100  # a clock that is put back
     registry = again(store, clock)
-    registry.audit(who, "version.remove", "wc/1", "conflict")
+    upload(registry, 1)
+    registry.set_alias("acme", "wc", "live", 1)
+    with pytest.raises(Conflict):
+        registry.change(
+            who, "version.remove", "wc/1", lambda: registry.remove_version("acme", "wc", 1)
+        )
     mine = registry.audit_log("acme")
     assert [(e.action, e.subject, e.outcome, e.token_id) for e in mine] == [
         ("version.remove", "wc/1", "conflict", "t1"),
@@ -459,9 +465,54 @@ def test_the_audit_log_says_who_did_what(registry, store, clock):
     assert mine[0].at_ns > registry.audit_log("other")[0].at_ns
     assert registry.audit_log("acme", 1) == mine[:1]
     assert registry.audit_log("acme", 1, before_ns=mine[0].at_ns) == mine[1:]
-    registry.audit(who, "x" * 1000, "\udc80", "")
+    registry.change(who, "x" * 1000, "\udc80", lambda: None)
     [entry] = registry.audit_log("acme", 1)
     assert (entry.action, entry.subject) == ("x" * 200, "?")
+
+
+def test_a_change_is_in_one_transaction_with_what_the_audit_log_says_of_it(tmp_path, clock):
+    done: list[str] = []
+    with Store(tmp_path, done.append) as store:
+        registry = Registry(store, now=clock)
+        who = Principal("acme", frozenset(), "t")
+        for change in (
+            lambda: registry.add_tenant("acme"),
+            lambda: registry.add_token("acme", [Scope.INVOKE]),
+            lambda: registry.update_tenant("acme", Quotas(guests=1)),
+        ):
+            done.clear()
+            registry.change(who, "a", "s", change)
+            assert done.count("store.commit") == 1
+        with pytest.raises(ZeroDivisionError):  # nothing was changed, and the next is its own
+            registry.change(who, "a", "s", lambda: 1 / 0)
+        registry.add_token("acme", [Scope.INVOKE])
+        assert len(registry.audit_log()) == 3
+
+
+def test_refusals_that_are_alike_are_one_entry(registry, clock):
+    text = registry.add_token("acme", [Scope.INVOKE], expires=clock.now + 5)
+    revoked = registry.add_token("acme", [Scope.INVOKE])
+    ids = [registry.who(text).token_id, registry.who(revoked).token_id]
+    registry.revoke_token("acme", ids[1])
+    clock.now += 10
+    assert [registry.known_once(t) for t in (text, revoked, new_token()[0], "")] == [*ids, "", ""]
+    refusals = Refusals()
+    for peer in range(1000):
+        refusals.note(Refusal("unknown", "", "", f"10.0.0.{peer % 200}"))
+    for _ in range(500):
+        refusals.note(Refusal("denied", "acme", "t", "10.0.0.1"))
+    registry.audit_refusals(refusals.take())
+    registry.audit_refusals(refusals.take())  # none
+    entries = registry.audit_log()
+    assert len(entries) == 66
+    assert refusals.total == {"unknown": 1000, "denied": 500}
+    counts = [int(entry.subject.rpartition(" x")[2]) for entry in entries]
+    assert sum(counts) == 1500
+    assert {(e.subject, e.outcome) for e in entries} >= {
+        ("10.0.0.7 x5", "unknown"),
+        ("others x680", "unknown"),
+        ("others x500", "denied"),
+    }
 
 
 # ---- failures of the disk, readers in other threads ----
@@ -570,7 +621,7 @@ def test_what_another_tenant_has_is_missing_in_the_words_of_what_nobody_has(regi
     token = registry.add_token("victim", [Scope.INVOKE], "label")
     victims = registry.who(token).token_id
     registry.remember("victim", "key", "f", ANSWER)
-    registry.audit(registry.who(token), "a", "s")
+    registry.change(registry.who(token), "a", "s", lambda: None)
 
     def answers(plugin: str, token_id: str, key: str) -> list[object]:
         asked = [

@@ -213,7 +213,7 @@ def test_the_first_revision_is_upgraded_with_what_is_in_it(tmp_path):
         found = kept.load(0.0)
         assert found.tenants == [Tenant("acme", Quotas(guests=5))]
         assert found.plugins == [Plugin("acme", "wc", 8)]
-        kept.audit(AuditEntry(1, "acme", "t", "a", "s", "done"))
+        kept.audit([AuditEntry(1, "acme", "t", "a", "s", "done")])
     assert revision_of(path) == NEWEST
 
 
@@ -314,9 +314,9 @@ def test_each_tenant_keeps_its_newest_entries_of_the_audit_log(tmp_path, monkeyp
     monkeypatch.setattr(store, "_AUDIT_ENTRIES", 10)
     monkeypatch.setattr(store, "_AUDIT_TRIM", 5)
     with Store(tmp_path) as kept:
-        kept.audit(AuditEntry(1, "quiet", "t", "a", "s", "done"))
+        kept.audit([AuditEntry(1, "quiet", "t", "a", "s", "done")])
         for at in range(2, 52):
-            kept.audit(AuditEntry(at, "loud", "t", "a", "s", "done"))
+            kept.audit([AuditEntry(at, "loud", "t", "a", "s", "done")])
         assert [entry.at_ns for entry in kept.audit_log("quiet", 100, None)] == [1]
         loud = [entry.at_ns for entry in kept.audit_log("loud", 100, None)]
         assert loud == list(range(51, 51 - len(loud), -1))
