@@ -48,6 +48,7 @@ from ..protocol.problems import (
     TooMany,
     Unavailable,
     Unknown,
+    WrongMethod,
 )
 from ..quotas import Quotas
 from .errors import BadAnswer, Unreachable
@@ -107,6 +108,7 @@ __all__ = [
     "Unknown",
     "Unreachable",
     "Version",
+    "WrongMethod",
 ]
 
 _LATE = {

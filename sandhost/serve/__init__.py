@@ -12,6 +12,8 @@ overload, sessions    who may come in, and who stays; concurrency, how many at o
 registry              what is known: tenants, tokens, plugins, versions, aliases (records: as what)
 refusals              whose tokens were none
 store, blobs          where that survives a restart (database, schema, migrations: in SQLite)
+bodies                large ones, in buffers of a pool
+time_limit, threads   of what a task waits for
 bag, bag_grpc, bag_asgi  what a request holds, given back at its end (also for other applications)
 config, problems      settings; what can be wrong with a request
 """

@@ -28,8 +28,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 
 from .._log import get_logger
+from ..memory import GuestMemory
 from . import shapes
 from .bag_asgi import BagMiddleware
+from .bodies import BodyResponse, Held
 from .frames import CommandResponse
 from .gate import PLACE
 from .loaded import functions
@@ -111,6 +113,7 @@ class _Doors:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.registry = service.registry
+        self._bodies = service.bodies
 
     def routes(self) -> list[Route]:
         """Return all of them."""
@@ -188,12 +191,27 @@ class _Doors:
     async def call_bytes(self, request: Request) -> Response:
         """Bytes in, bytes out."""
         what = self._what(request)
+        if header(request, b"idempotency-key") is None:
+            return await self._exchange(what, await self._bodies.receive(request))
         given = await body(request, self.service.settings.body_limit)
 
         async def work() -> Answer:
             return Answer(200, _OCTETS, await self.service.call_bytes(what, given))
 
         return await self._once(request, what.who, given, work)
+
+    async def _exchange(self, what: Invocation, given: bytes | Held) -> Response:
+        async def take(memory: GuestMemory, address: int, length: int) -> bytes | Held:
+            return await self._bodies.take(memory, address, length, given)
+
+        if isinstance(given, Held):
+            with given as view:
+                result = await self.service.call_buffer(what, view, take)
+        else:
+            result = await self.service.call_buffer(what, given, take)
+        if isinstance(result, Held):
+            return BodyResponse(result, _OCTETS)
+        return Response(result, media_type=_OCTETS)
 
     async def run(self, request: Request) -> Response:
         """A command: the body is its standard input, what it writes comes back as it is written."""

@@ -22,6 +22,7 @@ __all__ = [
     "announced",
     "bearer",
     "body",
+    "bounded",
     "chunks",
     "header",
     "json_object",
@@ -32,7 +33,6 @@ __all__ = [
     "route",
     "seconds",
     "token_of",
-    "too_large",
     "version_settings",
 ]
 
@@ -124,39 +124,33 @@ async def chunks(request: Request, rest_s: float | None = _REST_S) -> AsyncItera
             yield piece
 
 
-def announced(request: Request, most: int) -> int | None:
-    """Return how many bytes the body has, if its head says so.
-
-    Raises:
-        TooLarge: more than `most`.
-    """
+def _check_announced(request: Request, most: int) -> None:
     length = header(request, b"content-length") or ""
-    if not length.isdigit():
-        return None
-    if len(length) > 18 or int(length) > most:
-        raise too_large(most)
-    return int(length)
+    if length.isdigit() and (len(length) > 18 or int(length) > most):
+        raise _too_large(most)
 
 
-def too_large(most: int) -> TooLarge:
-    """Return the problem of a body with more than `most` bytes."""
+def _too_large(most: int) -> TooLarge:
     return TooLarge(f"a body has at most {most:,} bytes here", facts={"limit": most})
+
+
+async def bounded(request: Request, most: int) -> AsyncIterator[bytes]:
+    """Yield the body as it comes, when it has `most` bytes or less, and comes in time."""
+    _check_announced(request, most)
+    size, until_s, more = 0, time.monotonic() + _BODY_S, True
+    while more:
+        piece, more = await _piece(request, _REST_S)
+        size += len(piece)
+        if size > most:
+            raise _too_large(most)
+        if time.monotonic() > until_s:
+            raise Invalid(f"the request's body took more than {_BODY_S:g} s")
+        yield piece
 
 
 async def body(request: Request, most: int) -> bytes:
     """Return the body, when it has `most` bytes or less."""
-    announced(request, most)
-    piece, more = await _piece(request, _REST_S)
-    pieces, size, until_s = [piece], len(piece), time.monotonic() + _BODY_S
-    while more and size <= most:
-        piece, more = await _piece(request, _REST_S)
-        pieces.append(piece)
-        size += len(piece)
-        if time.monotonic() > until_s:
-            raise Invalid(f"the request's body took more than {_BODY_S:g} s")
-    if size > most:
-        raise too_large(most)
-    return b"".join(pieces)
+    return b"".join([piece async for piece in bounded(request, most)])
 
 
 def _no_number(word: str) -> NoReturn:

@@ -25,11 +25,13 @@ from ..aio.pipe import Pipe
 from ..errors import GuestExit, OutOfBounds, SandhostError
 from ..guest import Guest
 from ..host import Host
+from ..memory import GuestMemory
 from ..modules.types import FuncType
 from ..plugin import Plugin
 from ..tenants import Quotas, Tenant
 from ..wasi import Wasi
 from .bag import Bags
+from .bodies import Bodies
 from .compiler import Compilers
 from .config import Settings
 from .deployments import Deployments
@@ -100,6 +102,7 @@ class Service:
         self.sessions = Sessions(settings.session_idle)
         self.bags = Bags()
         """What each request holds; all doors share it."""
+        self.bodies = Bodies(settings.body_limit, settings.queue_time)
         self.refusals = Refusals()
         self.stopping = False
         self._tenants: dict[str, Tenant] = {}
@@ -146,6 +149,7 @@ class Service:
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._tell_refusals_now()
         await self.deployments.close()
+        self.bodies.close()
 
     def _in_background(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -353,21 +357,38 @@ class Service:
                 values = list(arguments(type_))
                 return results(type_, await loaded.call(tenant, what.function, values))
 
-    async def call_bytes(self, what: Invocation, body: bytes) -> bytes:
+    async def call_bytes(self, what: Invocation, given: bytes) -> bytes:
         """Call a function that takes and returns bytes.
 
         The guest exports `alloc(i32) -> i32`, and the function is `(i32, i32) -> i64`: address and
         length in, address << 32 | length out.
         """
+
+        async def read(memory: GuestMemory, address: int, length: int) -> bytes:
+            return memory.read(address, length)
+
+        return await self.call_buffer(what, given, read)
+
+    async def call_buffer(
+        self,
+        what: Invocation,
+        given: bytes | memoryview,
+        take: Callable[[GuestMemory, int, int], Awaitable[_T]],
+    ) -> _T:
+        """Call a function that takes and returns bytes, and return what `take` does with the result.
+
+        Args:
+            take: takes the result out of the guest's memory, by address and length.
+        """
         async with self._guest_of(what) as guest:
             _check_bytes_call(guest.plugin, what.function)
-            at = await guest.call_async("alloc", len(body)) & 0xFFFFFFFF
-            guest.memory.write(at, body)
-            packed = await guest.call_async(what.function, at, len(body))
+            at = await guest.call_async("alloc", len(given)) & 0xFFFFFFFF
+            guest.memory.write(at, given)
+            packed = await guest.call_async(what.function, at, len(given))
             length = packed & 0xFFFFFFFF
             if length > self.settings.body_limit:
                 raise GuestFailed(f"the plugin returned {length:,} bytes, more than are taken")
-            return guest.memory.read(packed >> 32 & 0xFFFFFFFF, length)
+            return await take(guest.memory, packed >> 32 & 0xFFFFFFFF, length)
 
     async def run(
         self,

@@ -597,6 +597,26 @@ static void no_wake_up_is_lost(void) {
   end(host, plugin);
 }
 
+/* What is long is ended, nothing is left to take, and the export is not tried again until its calls are short. */
+static void a_whole_life_on_a_loop_is_short_or_is_not_there(void) {
+  sh_host *host = new_host(1);
+  sh_plugin *plugin = new_plugin(host);
+  int64_t cells[2 * 2] = {2, 0, 3, 0};
+  CHECK_EQ(sh_live_here(plugin, NULL, NULL, &no_limits, ADD, cells), SH_OK);
+  CHECK_EQ(cells[0], 5);
+  CHECK_EQ(sh_live_here(plugin, NULL, NULL, &no_limits, TRAP, cells), SH_TRAP);
+  CHECK_EQ(sh_last_error()->status, SH_TRAP);
+  CHECK_EQ(sh_live_here(plugin, NULL, NULL, &no_limits, SPIN, cells), SH_LONG);
+  check_empty(host);
+  sh_plugin_stats before, after;
+  sh_plugin_get_stats(plugin, &before);
+  CHECK_EQ(sh_live_here(plugin, NULL, NULL, &no_limits, SPIN, cells), SH_LONG);
+  sh_plugin_get_stats(plugin, &after);
+  CHECK_EQ(after.spawns, before.spawns);
+  CHECK(sh_live_here(plugin, NULL, NULL, &no_limits, 99, cells) != SH_OK);
+  end(host, plugin);
+}
+
 int main(void) {
   const char *library = getenv("SANDHOST_WASMTIME_LIBRARY");
   if (!library || !*library) {
@@ -617,6 +637,7 @@ int main(void) {
   RUN(what_nobody_drives_ends);
   RUN(a_failure_of_the_system_ends_the_call_and_nothing_else);
   RUN(a_stack_counts_for_the_tenant);
+  RUN(a_whole_life_on_a_loop_is_short_or_is_not_there);
   RUN(a_call_that_waits_tells_its_stack_and_waits_on);
   RUN(drivers_meet_on_one_host);
   RUN(no_wake_up_is_lost);

@@ -75,11 +75,21 @@ static void threads_get_no_more_than_there_is(void) {
   CHECK_EQ(atomic_load(&given), TOKENS);
 }
 
+static void what_is_given_back_can_be_taken(void) {
+  shi_bucket bucket = {.burst_ns = SECOND, .cost_ns = SECOND};
+  CHECK_EQ(shi_bucket_take(&bucket, SECOND, 1), 0);
+  CHECK(shi_bucket_take(&bucket, SECOND, 1) > 0);
+  shi_bucket_give_back(&bucket, 1);
+  CHECK_EQ(shi_bucket_take(&bucket, SECOND, 1), 0);
+  CHECK(shi_bucket_take(&bucket, SECOND, 1) > 0);
+}
+
 int main(void) {
   RUN(a_full_bucket_gives_its_burst_and_then_its_rate);
   RUN(what_was_used_is_owed_however_much);
   RUN(the_largest_uses_do_not_wrap);
   RUN(a_changed_quota_begins_anew_and_an_equal_one_does_not);
   RUN(threads_get_no_more_than_there_is);
+  RUN(what_is_given_back_can_be_taken);
   return 0;
 }
