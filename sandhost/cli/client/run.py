@@ -51,7 +51,10 @@ def run(
     import anyio
 
     task = _recorded if service.as_json else _joined
-    return anyio.run(task, service, plugin, arguments, ref, deadline)
+    try:
+        return anyio.run(task, service, plugin, arguments, ref, deadline)
+    except asyncio.CancelledError:  # what Ctrl-C comes to on Python 3.10
+        raise KeyboardInterrupt from None
 
 
 async def _joined(
