@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import resource
 import signal
@@ -31,6 +32,8 @@ from ..host import Host
 from .admin import admin_routes
 from .compiler import Compilers
 from .config import Settings
+from .console import console_routes
+from .gate import Gate
 from .http import make_app
 from .observed import observe_routes
 from .problems import Invalid
@@ -38,7 +41,7 @@ from .registry import Registry
 from .rpc.server import RpcServer
 from .service import Service
 from .store import Store
-from .wire import BoundedProtocol
+from .wire import GatedProtocol
 
 __all__ = ["Opened", "open_service", "serve"]
 
@@ -133,6 +136,7 @@ def serve(settings: Settings, say: Callable[[str], object]) -> int:
 
 async def _live(service: Service, listener: socket.socket, say: Callable[[str], object]) -> None:
     service.start()
+    _spare_what_is_loaded()
     try:
         await _serve(service, listener, say)
     finally:
@@ -141,11 +145,16 @@ async def _live(service: Service, listener: socket.socket, say: Callable[[str], 
 
 async def _serve(service: Service, listener: socket.socket, say: Callable[[str], object]) -> None:
     settings, connections = service.settings, _most_connections()
-    app = make_app(service, [*admin_routes(service), *observe_routes(service)])
+    routes = [*admin_routes(service), *observe_routes(service), *console_routes(service)]
+    app = make_app(service, routes)
+
+    class Protocol(GatedProtocol):
+        gate = Gate(service)
+
     server = _Server(
         uvicorn.Config(
             app,
-            http=BoundedProtocol,
+            http=Protocol,
             ws="none",
             lifespan="off",
             access_log=False,
@@ -169,6 +178,16 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
             await rpc.stop(settings.drain_time)  # which the signal has begun
         ending.cancel()
         await asyncio.gather(ending, return_exceptions=True)
+
+
+def _spare_what_is_loaded() -> None:
+    """Keep Python's own collector from going through modules again and again.
+
+    Of what lives now nothing will be garbage. All its collections stop the loop; with the libraries' 85,000
+    objects a full one takes 40 to 70 ms, about once in a second under load.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def _end_on_signal(service: Service, server: uvicorn.Server, rpc: RpcServer | None) -> None:

@@ -6,10 +6,11 @@ says whether the limit is too high. Medians of a tenth of a second: a few reques
 nothing about the others.
 
     gradient = 1.25 · least / now, within 0.5 … 1          1: nobody waits for anybody
-    limit   += 0.5 · (limit · gradient + √limit - limit)
+    limit   += 0.5 · (limit · gradient + ½√limit - limit)
 
 This is the gradient of Netflix's concurrency-limits, an offspring of TCP Vegas (Brakmo and Peterson, 1994);
-the √limit are the requests that it lets queue inside, to find room that has become free. A least that is
+the ½√limit are the requests that it lets queue inside, to find room that has become free. (With all of
+√limit nothing below 4 was ever reached, where the work of one loop is best done by two.) A least that is
 old is no longer known to be true, and while the limit is reached nothing would show it: then half the limit
 is tried for a moment, as BBR does (Cardwell et al., 2016).
 """
@@ -39,7 +40,7 @@ class AdaptiveLimit:
     Invariant: least <= value <= most.
     """
 
-    def __init__(self, initial: int = 20, least: int = 4, most: int = 1000) -> None:
+    def __init__(self, initial: int = 20, least: int = 2, most: int = 1000) -> None:
         if not 1 <= least <= initial <= most:
             raise ConfigError(
                 f"a limit's least, initial and most are in this order, from 1: {least}, {initial}, {most}"
@@ -101,7 +102,7 @@ class AdaptiveLimit:
         if reached and median_s > 0:  # else nothing shows what more would do
             assert self.least_s is not None
             gradient = max(0.5, min(1.0, _TOLERANCE * self.least_s / median_s))
-            wanted = self._limit * gradient + math.sqrt(self._limit)
+            wanted = self._limit * gradient + math.sqrt(self._limit) / 2
             self._set(self._limit + _SMOOTHING * (wanted - self._limit))
 
     def _learn(self, now_s: float, median_s: float) -> None:

@@ -218,6 +218,9 @@ class Settings(BaseSettings):
 
     metrics: _Switch = _setting(True, "answer at /metrics")
     debug: _Switch = _setting(True, "answer at /debug: what the host holds, profiles")
+    console: _Switch = _setting(
+        True, "answer at /console: a page for people, who sign in with a token"
+    )
     observe_token: _Secret = _setting(
         None, "token for /metrics and /debug, 16 characters or more, beside admin tokens"
     )

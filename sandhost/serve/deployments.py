@@ -14,7 +14,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .._log import get_logger
 from ..errors import SandhostError
@@ -25,6 +25,7 @@ from .loaded import Loaded, Versions, name_of
 from .problems import Missing, Unavailable, problem_of
 from .records import Version
 from .registry import Registry
+from .shapes import Progress
 from .threads import in_thread
 from .turns import Turns
 
@@ -83,7 +84,7 @@ class Deployments:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def progress(self, version: Version) -> dict[str, Any] | None:
+    def progress(self, version: Version) -> Progress | None:
         """Return how far a version is: "waiting", behind how many of the tenant's own, or "compiling" for how long.
 
         None when nothing is being done about it.

@@ -21,24 +21,25 @@ import functools
 import json
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from .._log import get_logger
+from . import shapes
 from .bag_asgi import BagMiddleware
 from .frames import CommandResponse
+from .gate import PLACE
 from .loaded import functions
-from .problems import Internal, Invalid, Missing, Problem
+from .openapi import openapi_route
+from .problems import Internal, Missing, Problem, WrongMethod
 from .records import Alias, Answer, Plugin, Principal, Version
 from .registry import LATEST
 from .requests import (
     body,
     chunks,
-    field,
     header,
     json_object,
     nothing_else,
@@ -67,16 +68,20 @@ def make_app(service: Service, more: list[Route] | None = None) -> BagMiddleware
     Args:
         more: routes beside the API's: those of admin.py and observed.py.
     """
+    routes = [*_Doors(service).routes(), *(more or [])]
     app = Starlette(
-        routes=[*_Doors(service).routes(), *(more or [])],
+        routes=[*routes, openapi_route(routes)],
         exception_handlers={Problem: _problem, Exception: _fault, 404: _nowhere, 405: _nowhere},
     )
     app.router.redirect_slashes = False
     return BagMiddleware(app, service.bags)
 
 
-async def _problem(_request: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
+    place = request.scope.get(PLACE)
+    if place is not None:
+        place.done = False
     return problem_response(error)
 
 
@@ -85,12 +90,18 @@ async def _fault(request: Request, error: Exception) -> Response:
     return problem_response(Internal("something went wrong on our side"))
 
 
-async def _nowhere(_request: Request, error: Exception) -> Response:
-    if getattr(error, "status_code", 404) == 404:
+async def _nowhere(request: Request, _error: Exception) -> Response:
+    # Starlette names the methods of the first route of a path, and here each method has its own.
+    methods = {
+        method
+        for one in request.app.routes
+        if one.matches(request.scope)[0] is not Match.NONE
+        for method in one.methods
+    }
+    if not methods:
         return problem_response(Missing("there is nothing here"))
-    response = problem_response(Invalid("not by this method"))
-    response.status_code = 405
-    response.headers.update(getattr(error, "headers", None) or {})
+    response = problem_response(WrongMethod("not by this method"))
+    response.headers["Allow"] = ", ".join(sorted(methods))
     return response
 
 
@@ -130,6 +141,10 @@ class _Doors:
     def _what(self, request: Request) -> Invocation:
         who = self._who(request, Scope.INVOKE)
         left_s = seconds(header(request, b"sandhost-deadline"), "Sandhost-Deadline")
+        session = header(request, b"sandhost-session")
+        if session is not None or header(request, b"idempotency-key") is not None:
+            _leave(request)  # it may wait for the one before
+        place = request.scope.get(PLACE)
         names = request.path_params
         return Invocation(
             who,
@@ -137,7 +152,8 @@ class _Doors:
             request.query_params.get("ref", LATEST) if request.scope["query_string"] else LATEST,
             names.get("function", ""),
             None if left_s is None else time.monotonic() + left_s,
-            header(request, b"sandhost-session"),
+            session,
+            let_in=place is not None and place.held,
         )
 
     async def _once(
@@ -216,6 +232,7 @@ class _Doors:
     async def upload(self, request: Request) -> Response:
         """A module."""
         who, plugin = self._who(request, Scope.DEPLOY), request.path_params["plugin"]
+        _leave(request)
         settings = version_settings(
             request.query_params.multi_items(), self.service.settings.guest_limits()
         )
@@ -235,6 +252,7 @@ class _Doors:
         who = self._who(request, Scope.INVOKE)
         plugin = request.path_params["plugin"]
         its_number = number(request.path_params["number"], "a version")
+        _leave(request)
         wait_s = seconds(request.query_params.get("wait"), "wait") or 0.0
         until_s = time.monotonic() + min(wait_s, _LONGEST_WAIT_S)
         while True:
@@ -270,17 +288,13 @@ class _Doors:
     async def set_alias(self, request: Request) -> Response:
         """From now on the alias means this version."""
         who = self._who(request, Scope.DEPLOY)
-        record = json_object(await body(request, _SMALL_BODY))
-        its_number = field(record, "version", int)
-        nothing_else(record)
-        if its_number is None:
-            raise Invalid('"version" is the number of one')
+        wanted = shapes.read(shapes.SetAlias, await body(request, _SMALL_BODY))
         tenant, (plugin, alias) = who.tenant, _names(request)
         made = await self.service.change(
             who,
             "alias.set",
             f"{plugin}/{alias}",
-            lambda: self.registry.set_alias(tenant, plugin, alias, its_number),
+            lambda: self.registry.set_alias(tenant, plugin, alias, wanted["version"]),
         )
         return JSONResponse(_alias(made))
 
@@ -320,11 +334,18 @@ class _Doors:
         return JSONResponse({"ready": ready, "pressure": pressure}, 200 if ready else 503)
 
 
+def _leave(request: Request) -> None:
+    """Give back the place of a request that will rest."""
+    place = request.scope.get(PLACE)
+    if place is not None:
+        place.leave()
+
+
 def _names(request: Request) -> tuple[str, str]:
     return request.path_params["plugin"], request.path_params["alias"]
 
 
-def _plugin(plugin: Plugin) -> dict[str, Any]:
+def _plugin(plugin: Plugin) -> shapes.Plugin:
     return {
         "plugin": plugin.name,
         "latest": plugin.latest,
@@ -333,7 +354,7 @@ def _plugin(plugin: Plugin) -> dict[str, Any]:
     }
 
 
-def _version(version: Version) -> dict[str, Any]:
+def _version(version: Version) -> shapes.Version:
     return {
         "plugin": version.plugin,
         "version": version.number,
@@ -344,5 +365,5 @@ def _version(version: Version) -> dict[str, Any]:
     }
 
 
-def _alias(alias: Alias) -> dict[str, Any]:
+def _alias(alias: Alias) -> shapes.Alias:
     return {"alias": alias.name, "version": alias.number, "previous": alias.previous}

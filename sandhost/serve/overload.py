@@ -10,12 +10,12 @@
                │
                └──► refused: it has waited too long, or would
 
-Nobody waits long. A line that has just begun is served in order, and bounded by `wait_s`. When three of four
-had to wait for half of that it is no burst but overload, and waiting in it helps nobody: its bound drops to
-half a request's time, and the newest goes first, since the oldest has the least time left. Who would wait
-longer is refused at once; one request of each tenant may always wait, so that its turn can come. That is
-CoDel (Nichols and Jacobson, 2012; RFC 8289) with adaptive LIFO (Maurer, "Fail at Scale", 2015). What has
-waited too long is never started, so that no time goes into answers that nobody waits for.
+Nobody waits long. A line is served in order, and bounded by `wait_s`. When for a while three of four did not
+start soon it is no burst but overload, and waiting in it helps nobody: its bound drops to half a request's
+time, as CoDel has it (Nichols and Jacobson, 2012; RFC 8289). Who would wait longer is refused at once, before
+anything else is done for it: at ten times the load, nine of ten requests end here, and what each of them
+costs is taken from the tenth. What has waited too long is never started, so that no time goes into answers
+that nobody waits for.
 
 Tenants do not wait for each other: each has a line of its own, and a place that becomes free goes to the
 tenant with the least in service for its weight. Tenants below their share may go above the limit, by a
@@ -45,12 +45,16 @@ __all__ = ["Admission", "AdmissionStats", "Request"]
 _AT_LEVEL = (1.0, 0.75, 0.5, 0.0, 0.0)
 """How much of the limit is left at each level of memory pressure. From RELEASE on no guest can start."""
 _RESERVE = 0.25
-_LEAST_BOUND_S = 0.005
-_TICK_S = 0.005
+_LEAST_BOUND_S = 0.002
+_TICK_S = 0.002
 """How often lines are looked through while somebody waits."""
+_WHILE_S, _LEAST_CAME = 0.1, 8
+"""For how long, and how many requests, most do not start soon until it is no burst. Arbitrary."""
 _LEAST_HINT_S, _MOST_HINT_S = 0.05, 5.0
 _HINT_UNDER_PRESSURE_S = 1.0
-_FORGET_BELOW = 1e-9
+_LEAST_WEIGHT = 1e-9
+_REST_S = 1.0
+"""For how long a line without requests is remembered. Arbitrary."""
 
 
 class AdmissionStats(NamedTuple):
@@ -98,9 +102,9 @@ class _Line:
     """One tenant: its requests in line, oldest first, and what it has in service."""
 
     __slots__ = (
-        "_at_once",
         "_came",
         "_since_s",
+        "_soon",
         "in_flight",
         "overloaded",
         "served",
@@ -117,18 +121,21 @@ class _Line:
         self.served = served  # requests over weight: between equals, who had less goes first
         self.takes_s: float | None = None  # how long its requests take, smoothed
         self.overloaded = False
-        self._came = self._at_once = 0  # in the window that began at `since`
-        self._since_s = math.inf
+        self._came = self._soon = 0  # in the window that began at `since`
+        self._since_s = -math.inf
 
-    def came(self, now_s: float, window_s: float, *, at_once: bool) -> None:
-        """A request has come, and was served at once or not."""
-        if now_s - self._since_s >= window_s:
-            self.overloaded = 4 * self._at_once < self._came
-            self._since_s = math.inf
-        if self._since_s == math.inf:
-            self._since_s, self._came, self._at_once = now_s, 0, 0
+    def came(self, now_s: float, window_s: float) -> None:
+        """A request has come."""
+        if self._came >= _LEAST_CAME and now_s - self._since_s >= window_s:
+            self.overloaded = 4 * self._soon < self._came
+            self._came = 0
+        if not self._came:
+            self._since_s, self._soon = now_s, 0
         self._came += 1
-        self._at_once += at_once
+
+    def started_soon(self) -> None:
+        """One of them has started, and waited for no longer than it may."""
+        self._soon += 1
 
     def turn(self) -> tuple[float, float]:
         """Whose is least has the next place."""
@@ -160,7 +167,12 @@ class Admission:
         self._limit = limit or AdaptiveLimit()
         self._wait_s = wait_s
         self._pressure, self._weight, self._clock = pressure, weight, clock
-        self._lines: dict[str, _Line] = {}  # invariant: each has something in line or in service
+        self._window_s = min(wait_s / 2, _WHILE_S)
+        self._lines: dict[str, _Line] = {}
+        self._wanting: dict[_Line, None] = {}  # invariant: those with something in line
+        self._resting: dict[_Line, float] = {}  # invariant: with nothing at all; since when
+        self._weights = 0.0  # invariant: of all lines together
+        self._held: float | None = None  # see _reserved_for; None: to be counted again
         self._in_flight = self._waiting = self._admitted = 0
         self._served = 0.0  # of whoever was served last: a newcomer begins there
         self._refused: Counter[str] = Counter()
@@ -170,10 +182,10 @@ class Admission:
     def stats(self) -> AdmissionStats:
         """Return the figures."""
         return AdmissionStats(
-            self._places(),
+            self.places,
             self._in_flight,
             self._waiting,
-            len(self._lines),
+            len(self._lines) - len(self._resting),
             self._limit.least_s,
             self._limit.typical_s,
             self._admitted,
@@ -194,8 +206,16 @@ class Admission:
         """
         return _Visit(self, tenant, deadline_s)
 
-    def tick(self) -> None:
-        """Look after the lines from now on, while somebody waits. On the event loop."""
+    def ask(
+        self, tenant: str, deadline_s: float | None, settle: Callable[[Problem | None], None]
+    ) -> Request:
+        """Like `request`, from where an event loop runs: nobody has to call `turn` for it."""
+        request = self.request(tenant, deadline_s, settle)
+        if not request.settled:
+            self._tick()
+        return request
+
+    def _tick(self) -> None:
         if not self._ticking and self._waiting:
             self._ticking = True
             asyncio.get_running_loop().call_later(_TICK_S, self._ticked)
@@ -203,7 +223,7 @@ class Admission:
     def _ticked(self) -> None:
         self._ticking = False
         self.turn()
-        self.tick()
+        self._tick()
 
     # ---- what that is made of ----
 
@@ -216,27 +236,33 @@ class Admission:
         happens.
         """
         now_s = self._clock()
-        line = self._lines.get(tenant)
-        if line is None:
-            line = _Line(tenant, self._weight_of(tenant), self._served)
-            self._lines[tenant] = line
+        line = self._line_of(tenant, now_s)
         deadline_at_s = math.inf if deadline_s is None else now_s + deadline_s
         request = Request(line, now_s, deadline_at_s, settle)
-        if not self._waiting and now_s < deadline_at_s and self._in_flight < self._places():
+        line.came(now_s, self._window_s)
+        if not self._waiting and now_s < deadline_at_s and self._in_flight < self.places:
             self._let_in(request, now_s)  # as `turn` would
-            line.came(now_s, self._wait_s / 2, at_once=True)
             return request
-        line.waiting.append(request)
-        self._waiting += 1
-        if now_s >= deadline_at_s:
-            self._refuse(request, "deadline")
-            self._forget(line)
-            return request
-        self.turn()
-        line.came(now_s, self._wait_s / 2, at_once=request.settled)
-        if not request.settled:
-            self._bound(line)
+        problem = self._not(line, "deadline") if now_s >= deadline_at_s else self._turned_away(line)
+        if problem is None:
+            line.waiting.append(request)
+            self._wanting[line] = None
+            self._waiting += 1
+            self.turn()
+        else:
+            request.settle(problem)
+            self._rest(line, now_s)
+            if not self.places:
+                self.turn()  # those in line as well
         return request
+
+    def turn_away(self, tenant: str) -> Problem | None:
+        """Return why a request that comes now is refused at once, and count it; None: it may ask."""
+        line = self._lines.get(tenant)
+        problem = None if line is None else self._turned_away(line)
+        if line is not None and problem is not None:
+            line.came(self._clock(), self._window_s)
+        return problem
 
     def finish(self, request: Request, *, done: bool) -> None:
         """A request has ended, or does not want to wait any more.
@@ -253,13 +279,13 @@ class Admission:
             request.started_s = None
             line.in_flight -= 1
             self._in_flight -= 1
+            self._held = None
         elif not request.settled:
             request.settled = True
-            line.waiting.remove(request)
-            self._waiting -= 1
+            self._take(request)
         else:
             return  # refused
-        self._forget(line)
+        self._rest(line, self._clock())
         self.turn()
 
     def turn(self) -> None:
@@ -267,15 +293,13 @@ class Admission:
         if not self._waiting:
             return
         now_s = self._clock()
-        places = self._places()
+        places = self.places
         if not places or now_s - self._swept_s >= _TICK_S:
             self._swept_s = now_s
-            for line in list(self._lines.values()):
+            for line in list(self._wanting):
                 self._expire(line, now_s, places)
-        while (
-            self._waiting
-        ):  # linear in tenants that wait: one look for each place that becomes free
-            line = min((one for one in self._lines.values() if one.waiting), key=_Line.turn)
+        while self._wanting:  # linear in tenants that wait: one look for each free place
+            line = min(self._wanting, key=_Line.turn)
             if self._in_flight >= places and not self._reserved_for(line, places):
                 break
             self._start(line, now_s)
@@ -283,9 +307,11 @@ class Admission:
     # ---- arithmetic ----
 
     def _weight_of(self, tenant: str) -> float:
-        return max(self._weight(tenant), _FORGET_BELOW)
+        return max(self._weight(tenant), _LEAST_WEIGHT)
 
-    def _places(self) -> int:
+    @property
+    def places(self) -> int:
+        """Requests that may be in service at once, now."""
         left = _AT_LEVEL[self._pressure()]
         return math.ceil(self._limit.value * left)
 
@@ -295,50 +321,75 @@ class Admission:
         What others have above their shares does not count: they had it before the limit fell, or
         before this tenant came, and may keep it for minutes.
         """
-        each = places / sum(one.weight for one in self._lines.values())
+        each = places / self._weights
         if line.in_flight + 1 > max(1.0, each * line.weight):
             return False
-        held = sum(min(one.in_flight, each * one.weight) for one in self._lines.values())
-        return held < places + math.ceil(places * _RESERVE)
+        if self._held is None:
+            self._held = sum(
+                min(one.in_flight, max(1.0, each * one.weight)) for one in self._lines.values()
+            )
+        return self._held < places + math.ceil(places * _RESERVE)
 
     def _bound_s(self, line: _Line) -> float:
         """How long a request may wait in this line."""
-        if not line.overloaded:
-            return self._wait_s
+        return self._bound_under_load_s() if line.overloaded else self._wait_s
+
+    def _bound_under_load_s(self) -> float:
         half_s = (self._limit.least_s or self._wait_s) / 2
         return min(self._wait_s, max(_LEAST_BOUND_S, half_s))
 
     def _wait_for(self, line: _Line) -> float:
-        """How long the last in this line would wait, by what is known."""
+        """How long one more in this line would wait, by what is known."""
+        places = self.places
+        if not places:
+            return math.inf
+        if not self._waiting and self._in_flight < places:
+            return 0.0
         each_s = line.takes_s or self._limit.typical_s
-        places = self._places()
-        if each_s is None or not places:
-            return 0.0 if places else math.inf
-        wanting = sum(one.weight for one in self._lines.values() if one.waiting)
-        rate_per_s = places / max(each_s, 1e-9) * line.weight / wanting
-        return len(line.waiting) / rate_per_s
+        if each_s is None:
+            return 0.0
+        rate_per_s = places / max(each_s, 1e-9)
+        if line.waiting:  # each of its turns comes once in so many
+            wanting = sum(one.weight for one in self._wanting)
+            return (len(line.waiting) + 1) / (rate_per_s * line.weight / wanting)
+        if self._reserved_for(line, places):
+            return 0.0
+        turn = line.turn()
+        return (1 + sum(one.turn() <= turn for one in self._wanting)) / rate_per_s
 
     # ---- one line ----
 
+    def _turned_away(self, line: _Line) -> Problem | None:
+        wait_s = self._wait_for(line)
+        if wait_s <= self._bound_s(line):
+            return None
+        return self._not(line, "line" if self.places else "pressure", wait_s)
+
+    def _not(self, line: _Line, why: str, wait_s: float | None = None) -> Problem:
+        self._refused[why] += 1
+        return _problem(why, self._wait_for(line) if wait_s is None else wait_s)
+
     def _start(self, line: _Line, now_s: float) -> None:
-        request = line.waiting[-1 if line.overloaded else 0]
+        request = line.waiting[0]
         why = self._too_late(request, now_s)
         if why is not None:
             self._refuse(request, why)
-            self._forget(line)
+            self._rest(line, now_s)
             return
-        line.waiting.remove(request)
-        self._waiting -= 1
+        self._take(request)
         self._let_in(request, now_s)
 
     def _let_in(self, request: Request, now_s: float) -> None:
         line = request.line
         line.in_flight += 1
+        self._held = None
         line.served += 1 / line.weight
         self._served = line.served
         self._in_flight += 1
         self._admitted += 1
         request.started_s = now_s
+        if now_s - request.arrived_s <= 2 * self._bound_under_load_s():
+            line.started_soon()
         request.settle(None)
 
     def _too_late(self, request: Request, now_s: float) -> str | None:
@@ -351,25 +402,41 @@ class Admission:
             why = self._too_late(request, now_s) if places else "pressure"
             if why is not None:
                 self._refuse(request, why)
-        self._forget(line)
-
-    def _bound(self, line: _Line) -> None:
-        """A request has joined the line: refuse who would wait too long, so that nobody does."""
-        bound_s = self._bound_s(line)
-        while len(line.waiting) > 1 and self._wait_for(line) > bound_s:
-            self._refuse(line.waiting[0 if line.overloaded else -1], "line")
+        self._rest(line, now_s)
 
     def _refuse(self, request: Request, why: str) -> None:
+        self._take(request)
+        request.settle(self._not(request.line, why))
+
+    def _take(self, request: Request) -> None:
+        """Take it out of its line."""
         line = request.line
-        wait_s = self._wait_for(line)
         line.waiting.remove(request)
         self._waiting -= 1
-        self._refused[why] += 1
-        request.settle(_problem(why, wait_s))
+        if not line.waiting:
+            del self._wanting[line]
 
-    def _forget(self, line: _Line) -> None:
+    def _line_of(self, tenant: str, now_s: float) -> _Line:
+        line = self._lines.get(tenant)
+        if line is None:
+            line = self._lines[tenant] = _Line(tenant, self._weight_of(tenant), self._served)
+            self._weights += line.weight
+            self._held = None
+        elif self._resting.pop(line, None) is not None:
+            line.served = max(line.served, self._served)  # time without wishes is no credit
+        if self._resting:  # one for each that comes, so that they never become many
+            oldest, since_s = next(iter(self._resting.items()))
+            if now_s - since_s > _REST_S:
+                del self._resting[oldest], self._lines[oldest.tenant]
+                self._weights -= oldest.weight
+                self._held = None
+        return line
+
+    def _rest(self, line: _Line, now_s: float) -> None:
+        """What is known of a line stays for a while: of refusals alone nothing would be left at all."""
         if not line.waiting and not line.in_flight:
-            self._lines.pop(line.tenant, None)
+            self._resting.pop(line, None)
+            self._resting[line] = now_s
 
 
 class _Visit:
@@ -388,13 +455,10 @@ class _Visit:
             self._turn.set_result(None)
 
     async def __aenter__(self) -> None:
-        request = self._request = self._admission.request(
-            self._tenant, self._deadline_s, self._settle
-        )
+        request = self._request = self._admission.ask(self._tenant, self._deadline_s, self._settle)
         try:
             if not request.settled:
                 self._turn = asyncio.get_running_loop().create_future()
-                self._admission.tick()
                 await self._turn
             if self._problem is not None:
                 raise self._problem

@@ -71,6 +71,7 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _MOST_WORDS = 200
+_LABEL = re.compile(rf"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{{0,{_MOST_WORDS}}}")
 _MOST_ERROR = 4000
 _SWEEP_AGE_S = 3600.0  # longer than an upload rests before a version names it
 _UNKNOWN = "no valid token was given"
@@ -282,8 +283,8 @@ class Registry:
         wanted = frozenset(scopes)
         if not wanted:
             raise Invalid("a token without a scope is good for nothing")
-        if len(label) > _MOST_WORDS or not label.isprintable():
-            raise Invalid(f"a label has at most {_MOST_WORDS} characters, all of them printable")
+        if not _LABEL.fullmatch(label):
+            raise Invalid(f"a label has at most {_MOST_WORDS} characters, and one line")
         with self._changing:
             self.tenant(tenant)
             token = Token(token_id(digest), tenant, wanted, label, self._now(), expires)

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import TracebackType
 from typing import NamedTuple, TypeVar
@@ -41,6 +42,7 @@ from .problems import (
     GuestFailed,
     Invalid,
     Missing,
+    Problem,
     Unavailable,
     Unknown,
     problem_of,
@@ -73,6 +75,8 @@ class Invocation(NamedTuple):
     """By time.monotonic(); None: as long as the version's own limit allows."""
     session: str | None = None
     """Of a guest that was kept; None: a fresh one."""
+    let_in: bool = False
+    """It has a place already, which its door gives back."""
 
     def left_s(self) -> float | None:
         """Return the seconds that are left; None: there is no end."""
@@ -91,7 +95,7 @@ class Service:
         self.admission = Admission(
             wait_s=settings.queue_time,
             pressure=lambda: int(host.pressure.level),
-            weight=lambda name: self.tenant(name).weight,
+            weight=lambda name: self.tenant(name).weight if name else 1.0,
         )
         self.sessions = Sessions(settings.session_idle)
         self.bags = Bags()
@@ -154,26 +158,38 @@ class Service:
 
     # ---- who may ----
 
-    def who(self, token: str | None, scope: Scope, peer: str = "") -> Principal:
+    def who(
+        self, token: str | None, scope: Scope, peer: str = "", or_scope: Scope | None = None
+    ) -> Principal:
         """Return whose token it is.
 
         Args:
+            or_scope: another scope that will do.
             peer: address of the client, for the audit log.
 
         Raises:
             Unknown, Denied: nobody's; it is not for this.
         """
+        principal = self.whose(token, peer)
+        if scope not in principal.scopes and or_scope not in principal.scopes:
+            nor = "" if or_scope is None else f", nor {or_scope.value!r}"
+            denied = Denied(f"the token has not the scope {scope.value!r}{nor}")
+            self.refusals.note(Refusal(denied.code, principal.tenant, principal.token_id, peer))
+            raise denied
+        return principal
+
+    def whose(self, token: str | None, peer: str = "") -> Principal:
+        """Return whose token it is, whatever it is for.
+
+        Raises:
+            Unknown: nobody's.
+        """
         try:
-            principal = self.registry.who(token or "")
+            return self.registry.who(token or "")
         except Unknown as problem:
             once = self.registry.known_once(token or "")
             self.refusals.note(Refusal(problem.code, "", once, peer))
             raise
-        if scope not in principal.scopes:
-            denied = Denied(f"the token has not the scope {scope.value!r}")
-            self.refusals.note(Refusal(denied.code, principal.tenant, principal.token_id, peer))
-            raise denied
-        return principal
 
     async def _tell_refusals(self) -> None:
         while True:
@@ -332,7 +348,7 @@ class Service:
                 return results(type_, returned)
         with self._answering(what):
             loaded, tenant = await self._wanted(what)
-            async with self.admission.enter(tenant.name, what.left_s()):
+            async with self._place(what):
                 type_ = signature(loaded.plugin, what.function)
                 values = list(arguments(type_))
                 return results(type_, await loaded.call(tenant, what.function, values))
@@ -375,7 +391,7 @@ class Service:
                 argv = [what.plugin, *loaded.grants.argv, *argv]
                 wasi = Wasi(argv, dict(loaded.grants.env), stdin, stdout, stderr)
                 async with (
-                    self.admission.enter(tenant.name, what.left_s()),
+                    self._place(what),
                     loaded.spawn(tenant, wasi) as guest,
                 ):
                     begun()
@@ -395,7 +411,7 @@ class Service:
             if what.session is None:
                 loaded, tenant = await self._wanted(what)
                 async with (
-                    self.admission.enter(tenant.name, what.left_s()),
+                    self._place(what),
                     loaded.spawn(tenant) as guest,
                 ):
                     yield guest
@@ -403,12 +419,17 @@ class Service:
             async with self.sessions.use(what.session, what.who.tenant) as guest:
                 if not guest.plugin.name.startswith(origin_of(what.who.tenant, what.plugin)):
                     raise Missing("there is no such session")
-                async with self.admission.enter(what.who.tenant, what.left_s()):
+                async with self._place(what):
                     yield guest
 
     async def _wanted(self, what: Invocation) -> tuple[Loaded, Tenant]:
         version = self.registry.resolve(what.who.tenant, what.plugin, what.ref)
         return await self.loaded(version), self.tenant(what.who.tenant)
+
+    def _place(self, what: Invocation) -> AbstractAsyncContextManager[None]:
+        if what.let_in:
+            return contextlib.nullcontext()
+        return self.admission.enter(what.who.tenant, what.left_s())
 
     def _answering(self, what: Invocation) -> _Answering:
         self._check_running()
@@ -420,7 +441,7 @@ class Service:
         """Start a guest that is kept between calls; return what to call it."""
         with self._answering(what):
             loaded, tenant = await self._wanted(what)
-            async with self.admission.enter(tenant.name, what.left_s()):
+            async with self._place(what):
                 return await self.sessions.open(tenant.name, lambda: loaded.spawn(tenant))
 
     async def close_session(self, who: Principal, session: str) -> None:
@@ -482,6 +503,8 @@ class _Answering:
             raise DeadlinePassed("the request's time was over")
         if isinstance(error, OutOfBounds):
             raise GuestFailed(f"the plugin gave an address outside its memory: {error}") from error
+        if isinstance(error, Problem):
+            return  # it is one already
         if isinstance(error, (SandhostError, TypeError, OverflowError)):
             raise problem_of(error) from error
 

@@ -122,6 +122,10 @@ class Sessions:
             self._bags.stats().failed,
         )
 
+    def live_of(self, tenant: str) -> int:
+        """Return how many a tenant has open."""
+        return len(self._of.get(tenant, ()))
+
     async def open(self, tenant: str, factory: Callable[[], Guest | Awaitable[Guest]]) -> str:
         """Make a session of what `factory` returns or awaits, and return its id.
 

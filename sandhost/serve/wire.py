@@ -1,20 +1,30 @@
-"""What uvicorn lets a client do and this does not: begin a request and never end its headers.
+"""HTTP/1.1 as uvicorn speaks it, with bounds for the head of a request, and a gate behind it.
 
-connected ──► headers ──► application: has bounds of its own, see requests.py
-   ▲   within _HEAD_S and _HEAD_BYTES, else the connection is closed
+connected ──► head, body ──► gate ──► application, with a place
+   ▲           │    │          └────► refused, without having become a task
+   │           │    └ comes slowly: application, without a place; has bounds of its own, see requests.py
+   │           └ within _HEAD_S and _HEAD_BYTES, else the connection is closed
    └── next request: idle for as long as uvicorn's timeout_keep_alive
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-__all__ = ["BoundedProtocol"]
+from .gate import Gate, Place, refusal
+from .problems import Problem, TooMany
+
+__all__ = ["BoundedProtocol", "GatedProtocol"]
+
+_Headed = tuple[RequestResponseCycle, Any, Place]
 
 _HEAD_S = 10.0
 _HEAD_BYTES = 64 << 10
+_READ_ON_BYTES = 64 << 10
+"""Of a refused request's body, so that its connection may be kept. Whoever sends more has to connect again."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -23,6 +33,9 @@ class BoundedProtocol(HttpToolsProtocol):
     _head_bytes = 0
     """Of the head that is being read."""
     _head_timer: asyncio.TimerHandle | None = None
+    _in_head = True
+    between = True
+    """No byte of the next request has come; the last one may still be at work."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
@@ -31,7 +44,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
-        self._end_head()
+        self.end_head()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -42,23 +55,31 @@ class BoundedProtocol(HttpToolsProtocol):
                 return
             self._head_bytes += len(data)
         super().data_received(data)
+        if self._in_head and self._head_timer is None and not self.between:
+            self._begin_head()  # most heads come in one piece, and need no timer
 
     def on_message_begin(self) -> None:
-        """A request begins; the first one did so with the connection."""
+        """A request begins."""
         super().on_message_begin()
-        if self._head_timer is None:
-            self._begin_head()
+        self._in_head, self.between = True, False
 
     def on_headers_complete(self) -> None:
         """Its head is here."""
-        self._end_head()
+        self.end_head()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """All of it is here."""
+        self.between = True
+        super().on_message_complete()
 
     def _begin_head(self) -> None:
         self._head_bytes = 0
         self._head_timer = self.loop.call_later(_HEAD_S, self._give_up)
 
-    def _end_head(self) -> None:
+    def end_head(self) -> None:
+        """The head has come in its time."""
+        self._in_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -66,3 +87,137 @@ class BoundedProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         self._head_timer = None
         self.transport.close()
+
+
+class GatedProtocol(BoundedProtocol):
+    """A connection whose requests start when the gate says so."""
+
+    gate: Gate
+    """Set by whoever makes a class for a service."""
+    _waiting: Place | None = None
+    """Of the request that waits for its place."""
+    _serving: RequestResponseCycle | None = None
+    """What is at work, or waits for its place."""
+    _headed: _Headed | None = None
+    """What has its head here, and perhaps all of its body, while bytes are being read."""
+    _reading = False
+    _fresh: bytes | None = None
+    """What is being read, if a request begins with it."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more. What has started gives its place back when its task ends."""
+        if self._waiting is not None:
+            self._waiting.leave()
+            self._waiting = None
+        # uvicorn tells the last cycle of a pipeline only, and what is at work would write to nowhere.
+        if self._serving is not None and not self._serving.response_complete:
+            self._serving.disconnected = True
+            self._serving.message_event.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read a request, unless it is known and refused."""
+        if self.between and (self.cycle is None or self.cycle.response_complete):
+            problem = self.gate.refuses_again(data, self.client)
+            if problem is not None:
+                self.end_head()
+                self._answer(problem, close=False)
+                return
+            self._fresh = data
+        self._reading = True
+        super().data_received(data)
+        self._reading = False
+        self._fresh = None
+        if self._headed is not None:
+            self._start_slow(*self._take_headed())
+
+    def on_message_complete(self) -> None:
+        """All of the request is here."""
+        super().on_message_complete()
+        if self._headed is not None:
+            self._start_whole(*self._take_headed())
+
+    def _take_headed(self) -> _Headed:
+        assert self._headed is not None
+        headed, self._headed = self._headed, None
+        return headed
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._serving = cycle
+        try:
+            place = self.gate.place_for(cycle.scope)  # type: ignore[arg-type] # a TypedDict
+        except Problem as problem:
+            self._refuse(cycle, problem)
+            return
+        if place is None:
+            super()._start_asgi_task(cycle, app)
+        elif not cycle.more_body:  # it was in the pipeline
+            self._start_whole(cycle, app, place)
+        elif self._reading:
+            self._headed = (cycle, app, place)
+        else:
+            self._start_slow(cycle, app, place)
+
+    def _start_slow(self, cycle: RequestResponseCycle, app: Any, place: Place) -> None:
+        """Start a request without a place, which it would keep from others while its body comes."""
+        problem = place.turn_away()
+        if problem is not None:
+            self._refuse(cycle, problem)
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _start_whole(self, cycle: RequestResponseCycle, app: Any, place: Place) -> None:
+        def settle(problem: Problem | None) -> None:
+            self._waiting = None
+            if problem is None:
+                self._begin(cycle, app, place)
+            else:
+                self._refuse(cycle, problem)
+
+        self._waiting = place
+        place.ask(settle)
+
+    def _begin(self, cycle: RequestResponseCycle, app: Any, place: Place) -> None:
+        task = self.loop.create_task(cycle.run_asgi(app))
+        self.tasks.add(task)
+
+        def ended(_task: asyncio.Task[None]) -> None:
+            self.tasks.discard(task)
+            place.leave()
+
+        task.add_done_callback(ended)
+
+    def _refuse(self, cycle: RequestResponseCycle, problem: Problem) -> None:
+        close = not cycle.keep_alive or _has_more(cycle)
+        if self._fresh is not None and not close and isinstance(problem, TooMany):
+            self.gate.remember(self._fresh, cycle.scope["headers"])
+        cycle.response_started = cycle.response_complete = True
+        self._answer(problem, close=close)
+
+    def _answer(self, problem: Problem, *, close: bool) -> None:
+        if self.transport.is_closing():
+            return
+        date = b"".join(b"%b: %b\r\n" % pair for pair in self.server_state.default_headers)
+        first, rest = refusal(problem, close=close)
+        self.transport.write(first + date + rest)
+        if close:
+            self.transport.close()
+        if (
+            self.pipeline
+        ):  # not from here: there may be hundreds, each in the frame of the one before
+            self.loop.call_soon(self.on_response_complete)
+        else:
+            self.on_response_complete()
+
+
+def _has_more(cycle: RequestResponseCycle) -> bool:
+    """Whether more of the request may come than is worth reading."""
+    scope = cycle.scope
+    if cycle.waiting_for_100_continue or scope["method"] == "HEAD":
+        return True
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding":
+            return True
+        if name == b"content-length" and (len(value) > 9 or int(value) > _READ_ON_BYTES):
+            return True
+    return False

@@ -144,7 +144,7 @@ def test_guests_of_ten_times_too_many_requests_never_pass_the_limit(host: sandho
         assert answered + refused == 1000
         assert answered > 0
         assert refused > 0
-        assert most <= 8 + 2  # and the quarter on top
+        assert most <= 8 + 2 + 5  # the quarter on top, and what one tenant has above its share of 3
         assert admission.stats().admitted == answered
         assert admission.stats()[1:4] == (0, 0, 0)
 
