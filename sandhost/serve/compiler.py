@@ -5,9 +5,10 @@
             Host.load ◄──────────────── code, mapped ────────────────────────────┘
 
 wasmtime compiles a module in one call, which nothing in the process can end. In a child it can be killed: when it takes
-too long, and when the service ends. The child's memory is bounded by RLIMIT_DATA, its processor time comes after the
-service's, and what it needs to parse a module is not the service's. What it leaves is in the compile cache, from which
-the service maps it. Where there is no cache, the service compiles once more: what is known by then to be bounded.
+too long, and when the service ends. The child's memory is bounded by RLIMIT_DATA, its processor time by RLIMIT_CPU, to
+whole seconds. It gives way to the service, and what it needs to parse a module is not the service's. What it leaves is
+in the compile cache, from which the service maps it. Where there is no cache, the service compiles once more: what is
+known by then to be bounded.
 
 A child lives for several modules, since it takes 0.1 s to start: until it was idle for `_IDLE_S`, or had a large one.
 """
@@ -17,10 +18,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import queue
 import resource
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -38,7 +41,10 @@ __all__ = ["Compilers", "main"]
 _IDLE_S = 20.0
 _LARGE_KIB = 512 << 10
 """A child that was as large does not stay. Arbitrary, as all of these."""
-_NICE = 10
+_NICE = 5
+_START_S = 300.0
+_STALLED = 5
+"""A module may take so many times its processor time by the clock, and `_START_S`: the machine may be busy."""
 _MOST_SAID = 10_000
 _SECRETS = ("SANDHOST_ADMIN_TOKEN", "SANDHOST_OBSERVE_TOKEN")
 _START = "from sandhost.serve.compiler import main; main()"
@@ -49,7 +55,7 @@ class Compilers:
 
     Args:
         memory: bytes that one may have.
-        within_s: how long one module may take.
+        within_s: processor time that one module may take, so that a busy machine fails none.
     """
 
     def __init__(self, memory: int, within_s: float) -> None:
@@ -77,6 +83,8 @@ class Compilers:
         kept = False
         try:
             answer = child.ask(order, self._within_s)
+            if answer is None:
+                answer = {"failed": child.died_of()}
             kept = answer.get("stays", False)
         finally:
             self._give_back(child, kept=kept)
@@ -90,7 +98,9 @@ class Compilers:
         if kind == "sandhost":
             raise BadPlugin(said)
         if kind == "late":
-            raise BadPlugin(f"compiling it takes longer than the {self._within_s:g} s that it may")
+            raise BadPlugin(
+                f"compiling it takes more than the {self._within_s:g} s of processor time that it may"
+            )
         if kind == "died":
             raise BadPlugin(
                 f"compiling it takes more than the {self._memory:,} bytes of memory that it may"
@@ -146,6 +156,7 @@ class _Child:
     """One process, which one thread at a time asks."""
 
     def __init__(self, memory: int) -> None:
+        self._stalled = False
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, str(memory)],
             bufsize=0,
@@ -160,17 +171,21 @@ class _Child:
         """Tell whether it is there, and will wait for an order from now on."""
         with contextlib.suppress(OSError):
             self._send({})
-            return self._receive(60.0) == {}
+            return self._receive(_START_S) == {}
         return False
 
-    def ask(self, order: dict[str, Any], within_s: float) -> dict[str, Any]:
-        """Return its answer; {"failed": "late"} or {"failed": "died"} when there is none."""
-        try:
-            self._send(order)
-        except OSError:
-            return {"failed": "died"}
-        answer = self._receive(within_s)
-        return {"failed": "died"} if answer is None else answer
+    def ask(self, order: dict[str, Any], within_s: float) -> dict[str, Any] | None:
+        """Return its answer; None when it has ended, or is not heard of."""
+        with contextlib.suppress(OSError):
+            self._send({**order, "within_s": within_s})
+            return self._receive(_STALLED * within_s + _START_S)
+        return None
+
+    def died_of(self) -> str:
+        """End it; return "late" if its time was over, else "died"."""
+        self._process.kill()  # harmless to what has ended by itself
+        late = self._process.wait() == -signal.SIGXCPU
+        return "late" if late or self._stalled else "died"
 
     def _send(self, order: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -183,7 +198,8 @@ class _Child:
         poll.register(file, select.POLLIN)
         while not line.endswith(b"\n"):
             if not poll.poll(max(0.0, until_s - time.monotonic()) * 1000):
-                return {"failed": "late"}
+                self._stalled = True
+                return None
             piece = os.read(file, 65536)
             if not piece:
                 return None
@@ -223,10 +239,14 @@ def main() -> None:
                 order = json.loads(orders.get(timeout=_IDLE_S))
             except queue.Empty:
                 return
-            answer = _compile(host, order) if order else {}
-            peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            answer = {}
             if order:
-                answer["stays"] = peak_kib < _LARGE_KIB
+                used = resource.getrusage(resource.RUSAGE_SELF)
+                end_s = math.ceil(used.ru_utime + used.ru_stime + order["within_s"])
+                resource.setrlimit(resource.RLIMIT_CPU, (end_s, resource.RLIM_INFINITY))
+                answer = _compile(host, order)
+                used = resource.getrusage(resource.RUSAGE_SELF)
+                answer["stays"] = used.ru_maxrss < _LARGE_KIB
             os.write(1, json.dumps(answer).encode() + b"\n")
 
 

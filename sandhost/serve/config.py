@@ -200,7 +200,9 @@ class Settings(BaseSettings):
     tenant_compiles: _Count = _setting(
         100, "modules of a tenant that may wait until they are compiled"
     )
-    compile_time: _Seconds = _setting("2 min", "time that compiling a module may take, and warming")
+    compile_time: _Seconds = _setting(
+        "4 min", "processor time that compiling a module may take; time that warming may take"
+    )
     compile_memory: _Size = _setting("2 GiB", "memory that compiling a module may take")
 
     guest_memory: _SizeOrNone = _setting(

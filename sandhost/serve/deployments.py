@@ -3,8 +3,8 @@
     deploy ─► the tenant's line ─► a turn ─► compiled in a child ─► loaded, warmed in a thread ─► ready, or failed
     call of what is not loaded ────────────────────────────────────► the same, in turns of their own
 
-Both are fair between tenants, and bounded in time: a module by `compile_time` in the child, and its `warm` function
-by the same. So calls of other tenants wait for neither.
+Both are fair between tenants, and bounded in time: a module by `compile_time` of the processor in the child, and its
+`warm` function by the same by the clock. So calls of other tenants wait for neither.
 """
 
 from __future__ import annotations

@@ -250,6 +250,15 @@ _PLUGINS = (
         (Missing,),
     ),
     Operation(
+        "remove_plugin",
+        "DELETE",
+        _PLUGIN,
+        "Remove a plugin with all versions and aliases",
+        Scope.DEPLOY,
+        _DONE,
+        (Missing,),
+    ),
+    Operation(
         "get_version",
         "GET",
         _VERSION,
@@ -327,6 +336,16 @@ _OPERATORS = (
         {200: Body("It has them.", shapes.Tenant), 201: Body("It is added.", shapes.Tenant)},
         (Invalid, TooLarge),
         body=Body("Its quotas.", shapes.TenantSettings),
+        tag="admin",
+    ),
+    Operation(
+        "remove_tenant",
+        "DELETE",
+        _TENANT,
+        "Remove a tenant with its tokens, plugins and sessions",
+        Scope.ADMIN,
+        _DONE,
+        (Missing, Conflict),
         tag="admin",
     ),
     Operation(

@@ -58,10 +58,9 @@ def keep(folder: Path, module: bytes) -> tuple[Path, str]:
 
 
 def test_a_module_that_takes_too_long_or_too_much_fails_and_the_next_is_compiled(tmp_path):
-    path, digest = keep(tmp_path, large(800))
+    path, digest = keep(tmp_path, large(2500))
     with Compilers(2 << 30, 0.2) as compilers, pytest.raises(BadPlugin, match=r"than the 0.2 s"):
         compilers.compile(path, digest, "large", fuel=False)
-    path, digest = keep(tmp_path, large(2500))
     with Compilers(256 << 20, 60) as compilers:
         with pytest.raises(BadPlugin, match="bytes of memory that it may"):
             compilers.compile(path, digest, "large", fuel=False)
@@ -90,7 +89,7 @@ def test_a_process_that_has_gone_is_replaced_and_knows_no_secrets(tmp_path, monk
         [child] = compilers._idle
         pid = child._process.pid
         assert "SSSS" not in Path(f"/proc/{pid}/environ").read_text()
-        assert os.getpriority(os.PRIO_PROCESS, pid) >= 10
+        assert os.getpriority(os.PRIO_PROCESS, pid) >= 5
         compilers.compile(path, digest, "small", fuel=False)
         assert compilers._idle == [child]  # the same one
         child.kill()
@@ -180,7 +179,7 @@ def test_a_long_compile_holds_up_neither_others_nor_the_end(data):
         # Drained: it was ended, and is not forgotten.
         async with desk(data, compile_memory="256 MiB") as one:
             states = {}
-            for _ in range(3000):
+            for _ in range(9000):
                 states = {
                     name: one.service.registry.version("acme", name, 1).state
                     for name in ("big", "next")
@@ -204,7 +203,7 @@ def test_a_function_to_warm_is_bounded_and_ended_with_the_service(data):
         made = await acme.ask(
             "PUT", "/v1/plugins/spin", 202, content=spins, params={"warm": "warm", "deadline": 1000}
         )
-        for _ in range(2000):
+        for _ in range(12_000):
             if one.service.versions._warming:
                 break
             await asyncio.sleep(0.01)
@@ -216,7 +215,7 @@ def test_a_function_to_warm_is_bounded_and_ended_with_the_service(data):
     in_desk(data, test)
 
     async def again(one: Desk) -> None:
-        for _ in range(2000):
+        for _ in range(12_000):
             version = one.service.registry.version("acme", "spin", 1)
             if version.state == "failed":
                 break
