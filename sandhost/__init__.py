@@ -1,7 +1,7 @@
 """Run untrusted WebAssembly plugins, each in a memory region of its own.
 
     cli, bench, demo, doctor      what people use from a shell
-    serve                         plugins of many tenants behind HTTP and gRPC
+    serve, client                 plugins of many tenants behind HTTP and gRPC; who asks for them
     interpreters                  Python and JavaScript as guests
     observe                       what a host does and holds: metrics, traces, profiles, views
     host, governed                puts the parts together, owns their lifetimes; its memory's hands
@@ -14,8 +14,9 @@
       wasi, modules, heap         reading and compiling modules; objects that guests hold by number
     _windows                      C's memory as memoryviews
     _ffi, _wasmtime               the doors to C and to wasmtime's library
-    errors, limits, units, _log,  the ground
-      _closing
+    protocol                      what the service and its clients both say
+    errors, limits, quotas,       the ground
+      units, _log, _closing
 
 A file imports only from floors below its own.
 """
@@ -51,23 +52,24 @@ from .errors import (
     SandhostError,
     SnapshotError,
 )
-from .govern.stats import Latency, MemStats, NodeStats
-from .host import Host
 from .limits import Limits
-from .regions import Reclaim
-from .tenants import Quotas, Tenant
-from .wasi import Dir, Wasi
+from .quotas import Quotas
 
 if typing.TYPE_CHECKING:
     from . import aio, interpreters, observe
     from .callbacks import Callback
     from .events import Events
+    from .govern.stats import Latency, MemStats, NodeStats
     from .guest import Guest, GuestStats
     from .heap import Handle, HandleHeap, HandleInfo, HeapFigures
+    from .host import Host
     from .memory import GuestMemory
     from .pages import Buffer, PagePool, PoolStats
     from .plugin import Plugin, PluginStats
+    from .regions import Reclaim
     from .snapshot import Snapshot
+    from .tenants import Tenant
+    from .wasi import Dir, Wasi
 
 __version__ = "0.1.0"
 
@@ -133,6 +135,7 @@ __all__ = [
 _LATE = {
     "Buffer": ".pages",
     "Callback": ".callbacks",
+    "Dir": ".wasi",
     "Events": ".events",
     "Guest": ".guest",
     "GuestStats": ".guest",
@@ -141,22 +144,30 @@ _LATE = {
     "HandleInfo": ".heap",
     "HeapFigures": ".heap",
     "GuestMemory": ".memory",
+    "Host": ".host",
+    "Latency": ".govern.stats",
+    "MemStats": ".govern.stats",
+    "NodeStats": ".govern.stats",
     "PagePool": ".pages",
     "Plugin": ".plugin",
     "PluginStats": ".plugin",
     "PoolStats": ".pages",
+    "Reclaim": ".regions",
     "Snapshot": ".snapshot",
+    "Tenant": ".tenants",
+    "Wasi": ".wasi",
 }
 
 _ROOMS = frozenset({"aio", "interpreters", "observe"})
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Import what only a host makes or not all need, and rooms of their own, when first named (PEP 562)."""
+    """Import a name when it is first used (PEP 562): a client of the service needs neither C nor wasmtime."""
     import importlib
 
     if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LATE[name], __name__), name)
+    value = globals()[name] = getattr(importlib.import_module(_LATE[name], __name__), name)
+    return value

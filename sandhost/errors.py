@@ -25,6 +25,7 @@
     ├── BufferBusy             release of a buffer that has views, of a pool that has buffers out (also a BufferError)
     ├── PoolEmpty              no buffer came back in time (also a TimeoutError)
     ├── PoolClosed             use of a pool after its close
+    ├── Problem                what a service answers, in protocol/problems.py      .status, .retry_after_s
     └── NativeError            an operating-system call failed              .errno, .operation
 
 A message says what happened, the figure and the limit, and what to do. All of them survive pickle

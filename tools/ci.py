@@ -35,8 +35,11 @@ NOT_SANITIZED = (
     "serve_process",
     "serve_kill",
     "serve_loaded",
+    "serve_openapi",
     "serve_rpc",
     "serve_rpc_process",
+    "serve_console",
+    "serve_console_http",
 )
 """Of these: what measures this process's memory or time, runs other servers, or is Python alone."""
 

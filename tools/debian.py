@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .places import CACHE
@@ -11,44 +12,69 @@ PROMETHEUS = ("prometheus", "promtool")
 """Of the package `prometheus`; tests/helpers/prometheus.py looks for them in this variable."""
 VARIABLE = "SANDHOST_TEST_PROMETHEUS"
 
+CHROMIUM = ("chromium-headless-shell", "chromium")
+"""Either will do; tests/helpers/browser.py looks for the program in this variable."""
+CHROMIUM_VARIABLE = "SANDHOST_TEST_CHROMIUM"
+
 
 def prometheus() -> dict[str, str]:
-    """Return the environment in which tests find Prometheus: the machine's own, or Debian's.
-
-    Where neither is to be had, it is empty: then these tests say that they skip, and fail in CI.
-    """
+    """Return the environment in which tests find Prometheus: the machine's own, or Debian's."""
     found = [shutil.which(program) for program in PROMETHEUS]
     if all(found):
         return {VARIABLE: str(Path(str(found[0])).parent)}
+    return had("Prometheus", lambda: {VARIABLE: str(unpacked("prometheus") / "usr/bin")})
+
+
+def chromium() -> dict[str, str]:
+    """Return the environment in which tests find a Chromium: the machine's own, or Debian's."""
+    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if found:
+        return {CHROMIUM_VARIABLE: found}
+    return had("Chromium", lambda: {CHROMIUM_VARIABLE: str(unpacked_chromium())})
+
+
+def had(what: str, get: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Return what `get` does. Where it cannot be had, nothing: then tests say that they skip, and fail in CI."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         return {}
     try:
-        return {VARIABLE: str(unpacked("prometheus") / "usr/bin")}
+        return get()
     except Failed:
         if os.environ.get("CI"):
             raise
-        print("  tests with a real Prometheus are skipped")
+        print(f"  tests with a real {what} are skipped")
         return {}
 
 
-def unpacked(package: str) -> Path:
-    """Return the folder in which the files of a Debian package are."""
+def unpacked(package: str, *beside: str, needs: bool = False) -> Path:
+    """Return the folder in which the files of a Debian package are.
+
+    Args:
+        beside: other packages, of which files have to lie beside it.
+        needs: with those of the packages that it needs and this machine has not installed.
+    """
     folder = CACHE / "debian" / package
     with alone(f"debian-{package}"):
         if not folder.is_dir():
             making = folder.with_suffix(".making")
             shutil.rmtree(making, ignore_errors=True)
-            making.mkdir(parents=True)
-            download(package, making)
-            quietly(f"unpack {package}", ["dpkg-deb", "-x", next(making.glob("*.deb")), making])
-            next(making.glob("*.deb")).unlink()
+            (making / "partial").mkdir(parents=True)
+            download([package, *beside], making, needs=needs)
+            script = 'for deb; do dpkg-deb -x "$deb" . && rm "$deb" || exit; done'
+            quietly(
+                f"unpack {package}", ["sh", "-c", script, "sh", *making.glob("*.deb")], cwd=making
+            )
             making.rename(folder)
     return folder
 
 
-def download(package: str, folder: Path) -> None:
-    """Download a Debian package, by lists of our own where the machine has none or old ones."""
-    command = ["apt-get", "--quiet", "download", package]
+def download(packages: Sequence[str], folder: Path, *, needs: bool) -> None:
+    """Download Debian packages, by lists of our own where the machine has none or old ones."""
+    command = ["apt-get", "--quiet", "download", *packages]
+    if needs:
+        here = ["-o", f"Dir::Cache::Archives={folder}", "-o", "Debug::NoLocking=true"]
+        command = ["apt-get", "--quiet", *here, "--yes", "--no-install-recommends"]
+        command += ["--download-only", "--reinstall", "install", *packages]
     if output_of(command, cwd=folder).returncode == 0:
         return
     lists, archives = CACHE / "debian/lists", CACHE / "debian/archives"
@@ -56,4 +82,22 @@ def download(package: str, folder: Path) -> None:
         (place / "partial").mkdir(parents=True, exist_ok=True)
     ours = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={archives}"]
     quietly("ask which Debian packages there are", ["apt-get", "--quiet", *ours, "update"])
-    quietly(f"download {package}", [command[0], *ours, *command[1:]], cwd=folder)
+    quietly(f"download {packages[0]}", [command[0], *ours, *command[1:]], cwd=folder)
+
+
+def unpacked_chromium() -> Path:
+    """Return a program that starts Debian's Chromium with the libraries and fonts beside it."""
+    folder = unpacked("chromium-headless-shell", "chromium-common", needs=True)
+    program, fonts = folder / "headless", folder / "fonts.conf"
+    fonts.write_text(
+        f"<fontconfig><dir>/usr/share/fonts</dir><dir>{folder}/usr/share/fonts</dir>"
+        f"<cachedir>{folder}/fonts</cachedir></fontconfig>\n"
+    )
+    libraries = [path for pattern in ("lib/*-linux-gnu", "usr/lib/*-linux-gnu", "usr/lib/*-linux-gnu/pulseaudio")
+                 for path in folder.glob(pattern)]  # fmt: skip
+    program.write_text(
+        f"#!/bin/sh\nexport LD_LIBRARY_PATH='{':'.join(map(str, libraries))}' FONTCONFIG_FILE='{fonts}'\n"
+        f"exec '{folder}/usr/lib/chromium/chromium-headless-shell' \"$@\"\n"
+    )
+    program.chmod(0o755)
+    return program

@@ -35,7 +35,7 @@ def digest(*parts: object) -> str:
 def package_sources() -> Iterable[Path]:
     """Every file that the wheel is made of."""
     yield from (ROOT / name for name in ("pyproject.toml", "LICENSE", "constraints.txt"))
-    for pattern in ("sandhost/**/*.py*", "native/*", "guests/built/*.wasm"):
+    for pattern in ("sandhost/**/*", "native/*", "guests/built/*.wasm"):
         yield from (
             path for path in sorted(ROOT.glob(pattern)) if path.is_file() and path.suffix != ".pyc"
         )

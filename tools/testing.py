@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .debian import prometheus
+from .debian import CHROMIUM_VARIABLE, chromium, prometheus
 from .install import PIP, environment, tools_path, wheel
 from .machine import compiler, find_python, version_of
 from .places import CACHE, ROOT
@@ -24,6 +24,9 @@ TIERS = {
 
 INSTALLED = {"SANDHOST_TEST_INSTALLED": "1", "PYTHONSAFEPATH": "1"}
 """tests/conftest.py then insists on the installed package."""
+
+WITH_BROWSER = "test,browser"
+"""The extras of the environment of the Python that runs this: a page is no other on another Python."""
 
 
 def test(words: Sequence[str]) -> int:
@@ -62,7 +65,7 @@ def test(words: Sequence[str]) -> int:
         if "slow" in wanted:
             install_cpython(folder)
         command = pytest_command(folder, tiers, marks)
-        shown([*command, *words[split + 1 :]], env=environment_of(tiers))
+        shown([*command, *words[split + 1 :]], env=environment_of(folder, tiers))
     return 0
 
 
@@ -72,13 +75,20 @@ def test_environment(version: str | None = None, sanitize: str = "") -> Path:
     if python is None:
         raise Failed(f"there is no Python {version} here")
     name = f"test-{'.'.join((version_of(python) or '').split('.')[:2])}"
+    extras = (
+        "test" if sanitize or version_of(python) != version_of(sys.executable) else WITH_BROWSER
+    )
     name += "-sanitized" if sanitize else ""
-    return environment(name, [], package=wheel(sanitize), extras="test", python=python)
+    return environment(name, [], package=wheel(sanitize), extras=extras, python=python)
 
 
-def environment_of(tiers: Iterable[str]) -> dict[str, str]:
-    """Return the variables that tests of these tiers look at."""
-    return {**INSTALLED, **(prometheus() if "integration" in tiers else {})}
+def environment_of(folder: Path, tiers: Iterable[str]) -> dict[str, str]:
+    """Return the variables that tests of these tiers look at in this environment."""
+    if "integration" not in tiers:
+        return INSTALLED
+    has_browser = list(folder.glob("lib/python3*/site-packages/playwright"))
+    browser = chromium() if has_browser else {CHROMIUM_VARIABLE: ""}
+    return {**INSTALLED, **prometheus(), **browser}
 
 
 def install_cpython(folder: Path) -> None:
@@ -119,7 +129,7 @@ def pytest_command(folder: Path, tiers: Iterable[str], marks: str) -> list[objec
 
 def pytest(folder: Path, tiers: Sequence[str], *options: str, **env: str) -> int:
     """Run tiers of tests, showing the closing line, and everything when one fails."""
-    variables = environment_of(tiers)
+    variables = environment_of(folder, tiers)
     began = time.monotonic()
     print(f"  {folder.name}: {', '.join(tiers)} …", end=" ", flush=True)
     command = [*pytest_command(folder, tiers, "not slow"), "--quiet", *options]

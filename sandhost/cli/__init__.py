@@ -4,8 +4,10 @@
     output     rich consoles, plain text for pipes, JSON
     loading    a spinner while a module compiles
     values     sizes, times, grants and wasm values as people type them
+    verbatim   commands that pass arguments on to a guest
     run, snapshot, inspect, leaks,      the commands; bench and demo lie in folders of their own
       doctor, top, report, serve
+    client                              those of a client of the service, a file for each few
     sources, screen                     where views of a host come from, and how `top` draws them
 
 click is imported here, rich only by what prints with it; `import sandhost` needs neither.
@@ -30,6 +32,7 @@ _COMMANDS = {
     ),
     "inspect": ("sandhost.cli.inspect:inspect", "Show what a module is and what it would need."),
     "serve": ("sandhost.cli.serve:serve", "Serve plugins of many tenants over HTTP."),
+    "client": ("sandhost.cli.client:client", "Ask a service: deploy plugins, call them, run them."),
     "top": ("sandhost.cli.top:top", "Watch a host: memory, tenants, plugins, pressure."),
     "report": ("sandhost.cli.report:report", "Write what a host looks like to a page of HTML."),
     "leaks": ("sandhost.cli.leaks:leaks", "Name what grows in a process, and who holds it."),

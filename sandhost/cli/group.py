@@ -15,7 +15,7 @@ import click
 
 from ..errors import GuestTrap, LimitExceeded, SandhostError
 
-__all__ = ["FAILED", "INTERRUPTED", "LIMIT", "PIPE_CLOSED", "TRAP", "USAGE", "SandhostGroup"]
+__all__ = ["FAILED", "INTERRUPTED", "LIMIT", "PIPE_CLOSED", "TRAP", "USAGE", "SandhostGroup", "say"]
 
 USAGE = 2
 LIMIT = 124  # as timeout(1)
@@ -96,7 +96,7 @@ class SandhostGroup(click.Group):
                 raise
             status = INTERRUPTED
         except click.ClickException as error:
-            _say(error.format_message())
+            say(error.format_message())
             status = error.exit_code
         except Exception as error:
             if debug:
@@ -124,7 +124,7 @@ def _wants_debug(arguments: Sequence[str]) -> bool:
 
 
 def _report_usage(error: click.UsageError) -> int:
-    _say(error.format_message())
+    say(error.format_message())
     if error.ctx is not None:
         click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
     return error.exit_code
@@ -133,22 +133,23 @@ def _report_usage(error: click.UsageError) -> int:
 def _report(error: Exception) -> int:
     if isinstance(error, SandhostError):
         message = _LIMIT_ARGUMENT.sub(r"--\1", str(error))
-        _say(message, "trap" if isinstance(error, GuestTrap) else "error")
+        say(message, "trap" if isinstance(error, GuestTrap) else "error")
         if isinstance(error, GuestTrap):
             return TRAP
         return LIMIT if isinstance(error, LimitExceeded) else FAILED
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename is not None else ""
-        _say(f"{name}{error.strerror or error}")
+        say(f"{name}{error.strerror or error}")
         return FAILED
     if isinstance(error, ModuleNotFoundError):
-        _say(f"this needs the package {error.name}, which is not installed")
+        say(f"this needs the package {error.name}, which is not installed")
         return FAILED
-    _say(f"{type(error).__name__}: {error} (a bug; 'sandhost --debug …' shows where)")
+    say(f"{type(error).__name__}: {error} (a bug; 'sandhost --debug …' shows where)")
     return FAILED
 
 
-def _say(message: str, label: str = "error") -> None:
+def say(message: str, label: str = "error") -> None:
+    """Write one line on stderr about what went wrong."""
     from .output import visible
 
     prefix = "sandhost: " + click.style(f"{label}:", fg="red", bold=True)

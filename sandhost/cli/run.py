@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import click
 
 from .group import FAILED, INTERRUPTED, LIMIT, TRAP
 from .values import as_size, as_time, jsonable, parse_dirs, parse_env, parse_value, value_text
+from .verbatim import VerbatimCommand
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,40 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _MAX_MEMORIES = 128  # a module may have 100, and some need one more for wasmtime's own heap
-_NUMBER = re.compile(r"-(?:[0-9.].*|inf(?:inity)?|nan)", re.IGNORECASE)
-
-
-class _RunCommand(click.Command):
-    """Takes options before and after FILE and ARGS; negative numbers are arguments, not options."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse unknown options, so that a mistyped limit is not handed to the guest instead."""
-        verbatim = len(args) - args.index("--") - 1 if "--" in args else 0
-        rest = super().parse_args(ctx, args)
-        given = [
-            *map(str, filter(None, [ctx.params.get("file")])),
-            *ctx.params.get("arguments", ()),
-        ]
-        for argument in given[: max(len(given) - verbatim, 0)]:
-            if argument.startswith("-") and argument != "-" and not _NUMBER.fullmatch(argument):
-                known = [name for parameter in self.params for name in parameter.opts]
-                raise _unknown_option(argument, known, ctx)
-        return rest
-
-
-def _unknown_option(argument: str, known: list[str], ctx: click.Context) -> click.UsageError:
-    import difflib
-
-    option = argument.partition("=")[0]
-    close = difflib.get_close_matches(option, known, 1)
-    meant = f"did you mean {close[0]}?" if close else "options for the guest stand after '--'"
-    if ctx.parent is not None and any(option in p.opts for p in ctx.parent.command.params):
-        meant = f"it stands before the command: sandhost {option} {ctx.info_name} …"
-    return click.UsageError(f"no such option {option}; {meant}", ctx)
 
 
 @click.command(
-    cls=_RunCommand,
+    cls=VerbatimCommand,
     context_settings={"ignore_unknown_options": True},
     options_metavar="[OPTIONS]",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -40,13 +41,21 @@ def _options_of_settings(command: _Command) -> _Command:
     metavar="HOST:PORT",
     help='Short for --grpc-host and --grpc-port. "none": without gRPC.',
 )
+@click.option("--openapi", is_flag=True, help="Print HTTP's OpenAPI document, and serve nothing.")
 @_options_of_settings
-def serve(config: str | None, http: str | None, grpc: str | None, **settings: str | None) -> int:
+def serve(
+    openapi: bool, config: str | None, http: str | None, grpc: str | None, **settings: str | None
+) -> int:
     """Serve plugins of many tenants over HTTP and gRPC, until SIGTERM or Ctrl-C.
 
     Each setting can stand in the file, in the environment (--http-port is SANDHOST_HTTP_PORT), or here; the
     last counts.
     """
+    if openapi:
+        from ..serve.openapi import document
+
+        click.echo(json.dumps(document(), indent=2))
+        return 0
     given = {name: value for name, value in settings.items() if value is not None}
     if http is not None:
         given["http_host"], given["http_port"] = _address("--http", http)

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
     from ..wasi import Dir
 
-__all__ = ["as_size", "as_time", "jsonable", "parse_dirs", "parse_env", "parse_value", "value_text"]
+__all__ = [
+    "as_size",
+    "as_time",
+    "guess_value",
+    "jsonable",
+    "parse_dirs",
+    "parse_env",
+    "parse_value",
+    "value_text",
+]
 
 _T = TypeVar("_T")
 _BITS = {"i32": 32, "i64": 64}
@@ -126,6 +135,21 @@ def _parse_integer(text: str, bits: int) -> int:
     if not -(1 << bits - 1) <= value < 1 << bits:
         raise ValueError(f"{text} does not fit an i{bits}")
     return value
+
+
+def guess_value(text: str) -> int | float | bytes:
+    """Read an argument of a function whose types are not known here: an integer, a float or a vector.
+
+    Raises:
+        click.BadParameter: it is none of them.
+    """
+    for kind in ("v128", "i64", "f64"):
+        try:
+            value: int | float | bytes = parse_value(text, kind)
+        except ValueError:
+            continue
+        return value
+    raise click.BadParameter(f"{text[:40]!r} is no number, and no vector of 32 hexadecimal digits")
 
 
 def value_text(value: Any, kind: str) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..govern.pressure import Pressure
     from ..heap import HandleHeap
     from ..host import Host
+    from ..tenants import Tenant
 
 __all__ = [
     "VIEW_PATH",
@@ -46,6 +47,7 @@ __all__ = [
     "TenantView",
     "View",
     "look",
+    "tenant_view",
 ]
 
 VIEW_PATH = "/debug/sandhost/view"
@@ -343,30 +345,34 @@ class _Pages:
                 self.by_plugin[slot.plugin] += slot.resident_bytes
 
 
+def tenant_view(tenant: Tenant) -> TenantView:
+    """Return what a tenant holds by its own counters: without its resident pages, and its share."""
+    stats = tenant.stats()
+    return TenantView(
+        tenant.name,
+        stats.memory_bytes,
+        stats.memory_peak_bytes,
+        tenant.memory_limit,
+        0,
+        None,
+        tenant.weight,
+        stats.guests_live,
+        stats.handles,
+        stats.handle_bytes,
+        stats.spawns,
+        stats.calls,
+        stats.cpu_ns,
+        stats.refusals,
+    )
+
+
 def _tenants(
     host: Host, figures: MemStats, guests: Sequence[GuestRow], pages: _Pages
 ) -> list[TenantView]:
-    found = []
-    for tenant in host.tenants():
-        stats = tenant.stats()
-        found.append(
-            TenantView(
-                tenant.name,
-                stats.memory_bytes,
-                stats.memory_peak_bytes,
-                tenant.memory_limit,
-                pages.by_tenant[tenant.name],
-                None,
-                tenant.weight,
-                stats.guests_live,
-                stats.handles,
-                stats.handle_bytes,
-                stats.spawns,
-                stats.calls,
-                stats.cpu_ns,
-                stats.refusals,
-            )
-        )
+    found = [
+        tenant_view(tenant)._replace(resident_bytes=pages.by_tenant[tenant.name])
+        for tenant in host.tenants()
+    ]
     rest = [row for row in guests if row.tenant is None]
     if rest:
         memory, handles, handle_bytes = (

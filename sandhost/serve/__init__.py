@@ -1,7 +1,9 @@
 """A service for plugins of many tenants, over HTTP and gRPC: `sandhost serve`.
 
 app                   what the process is put together of, and its life
-http, rpc, console    how requests come in; admin and observed are routes for the operator
+http, rpc             how requests come in; admin and observed are routes for the operator
+console               a page that shows what goes on, and calls functions; page/ is what it is made of
+operations, shapes, openapi   what can be asked for, with what fields, as a document
 wire, gate            what a client of HTTP may not do; who comes in, decided before it costs much
 requests, frames      how requests are read, and a command's streams
 service               what a request does: upload, invoke, sessions (loaded: by which plugin; values: with what)

@@ -2,6 +2,7 @@
 
     GET     /v1/admin/tenants[/{tenant}]
     PUT     /v1/admin/tenants/{tenant}               {"quotas": {"guests": 10, "memory_limit": "1 GiB"}}
+    DELETE  /v1/admin/tenants/{tenant}               with tokens, plugins, sessions
     GET     /v1/admin/tenants/{tenant}/tokens
     POST    /v1/admin/tenants/{tenant}/tokens        {"scopes": ["invoke"], "label": …, "expires_in_s": …}
     DELETE  /v1/admin/tenants/{tenant}/tokens/{id}
@@ -14,7 +15,7 @@ whether a tenant is there.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -22,19 +23,10 @@ from starlette.routing import Route
 
 from ..errors import ConfigError
 from ..tenants import Quotas
+from . import shapes
 from .problems import Invalid
 from .records import Principal, Tenant, Token
-from .requests import (
-    body,
-    field,
-    json_object,
-    nothing_else,
-    number,
-    peer_of,
-    route,
-    seconds,
-    token_of,
-)
+from .requests import body, number, peer_of, route, token_of
 from .service import Service
 from .threads import in_thread
 from .tokens import Scope, digest_of, token_id
@@ -46,13 +38,16 @@ _MOST_ENTRIES = 1000
 
 
 def admin_routes(service: Service) -> list[Route]:
-    """Return the routes."""
+    """Return the routes; none where one tenant is served alone."""
+    if service.settings.tenant is not None:
+        return []
     desk = _Desk(service)
     tenant = "/v1/admin/tenants/{tenant}"
     return [
         route("GET", "/v1/admin/tenants", desk.tenants),
         route("GET", tenant, desk.tenant),
         route("PUT", tenant, desk.put_tenant),
+        route("DELETE", tenant, desk.remove_tenant),
         route("GET", f"{tenant}/tokens", desk.tokens),
         route("POST", f"{tenant}/tokens", desk.add_token),
         route("DELETE", f"{tenant}/tokens/{{id}}", desk.revoke_token),
@@ -83,11 +78,16 @@ class _Desk:
     async def put_tenant(self, request: Request) -> Response:
         """Add one, or give it these quotas in place of those it had."""
         who, name = self._who(request), request.path_params["tenant"]
-        record = json_object(await body(request, _BODY))
-        quotas = _quotas(field(record, "quotas", dict, {}))
-        nothing_else(record)
+        wanted = shapes.read(shapes.TenantSettings, await body(request, _BODY))
+        quotas = _quotas(wanted.get("quotas", {}))
         is_new = await self.service.put_tenant(who, name, quotas)
         return JSONResponse(_shown(self.registry.tenant(name)), 201 if is_new else 200)
+
+    async def remove_tenant(self, request: Request) -> Response:
+        """It is nobody any more."""
+        who = self._who(request)
+        await self.service.remove_tenant(who, request.path_params["tenant"])
+        return Response(status_code=204)
 
     async def tokens(self, request: Request) -> Response:
         """What is known of a tenant's tokens."""
@@ -99,18 +99,16 @@ class _Desk:
     async def add_token(self, request: Request) -> Response:
         """Make one, and show it this once."""
         who, name = self._who(request), request.path_params["tenant"]
-        record = json_object(await body(request, _BODY))
-        scopes = _scopes(field(record, "scopes", list, []))
-        label = field(record, "label", str, "")
-        left = record.pop("expires_in_s", None)
-        nothing_else(record)
-        left_s = None if left is None else seconds(str(left), "expires_in_s")
+        wanted = shapes.read(shapes.NewToken, await body(request, _BODY))
+        left_s = wanted.get("expires_in_s")
         expires = None if left_s is None else time.time() + left_s
         text = await self.service.change(
             who,
             "token.add",
             name,
-            lambda: self.registry.add_token(name, scopes, label, expires),
+            lambda: self.registry.add_token(
+                name, wanted["scopes"], wanted.get("label", ""), expires
+            ),
         )
         made = token_id(digest_of(text))
         found = next(token for token in self.registry.tokens(name) if token.id == made)
@@ -132,7 +130,9 @@ class _Desk:
         """Who did what, the newest first."""
         self._who(request)
         query = request.query_params
-        most = min(number(query.get("limit", "100"), "limit"), _MOST_ENTRIES)
+        most = number(query.get("limit", "100"), "limit")
+        if most > _MOST_ENTRIES:
+            raise Invalid(f"limit is {_MOST_ENTRIES} at the most")
         before = None if "before" not in query else number(query["before"], "before")
         if before is not None and before >= 2**63:
             raise Invalid("before is a time in nanoseconds")
@@ -148,36 +148,23 @@ class _Desk:
         )
 
 
-def _quotas(given: dict[str, Any]) -> Quotas:
-    for name, value in given.items():
-        if name not in Quotas._fields:
-            raise Invalid(f"there is no quota {name[:40]!r}: there are {', '.join(Quotas._fields)}")
-        if isinstance(value, bool):
-            raise Invalid(f"{name} is {value!r}; give a number")
+def _quotas(given: shapes.Quotas) -> Quotas:
     try:
         return Quotas(**given)
-    except (ConfigError, OverflowError) as error:
+    except ConfigError as error:
         raise Invalid(str(error)) from None
 
 
-def _shown(tenant: Tenant) -> dict[str, Any]:
+def _shown(tenant: Tenant) -> shapes.Tenant:
     own = {name: value for name, value in tenant.quotas._asdict().items() if value is not None}
-    return {"tenant": tenant.name, "quotas": own}
+    return {"tenant": tenant.name, "quotas": cast("shapes.Quotas", own)}
 
 
-def _scopes(words: list[Any]) -> list[Scope]:
-    known = {scope.value: scope for scope in Scope}
-    for word in words:
-        if not isinstance(word, str) or word not in known:
-            raise Invalid(f"there is no scope {word!r:.40}: there are {', '.join(known)}")
-    return [known[word] for word in words]
-
-
-def _token(token: Token) -> dict[str, Any]:
+def _token(token: Token) -> shapes.Token:
     return {
         "id": token.id,
         "tenant": token.tenant,
-        "scopes": sorted(scope.value for scope in token.scopes),
+        "scopes": sorted(token.scopes),
         "label": token.label,
         "created": token.created,
         "expires": token.expires,

@@ -20,6 +20,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
@@ -31,9 +32,11 @@ from ..host import Host
 from .admin import admin_routes
 from .compiler import Compilers
 from .config import Settings
+from .console import console_routes
 from .gate import Gate
 from .http import make_app
 from .observed import observe_routes
+from .problems import Invalid
 from .registry import Registry
 from .rpc.server import RpcServer
 from .service import Service
@@ -52,8 +55,8 @@ class Opened(NamedTuple):
     """What `open_service` has opened."""
 
     service: Service
-    admin_token: str | None
-    """Made just now, to be shown once."""
+    token: str | None
+    """Made just now, to be shown once: of the operator, or of the only tenant."""
 
 
 @contextlib.contextmanager
@@ -67,10 +70,18 @@ def open_service(settings: Settings, compilers: Compilers | None = None) -> Iter
         ConfigError: the settings cannot be used here.
         OSError: the folder cannot be.
     """
+    only = settings.tenant
+    if only is None and settings.token_file is not None:
+        raise ConfigError("token_file holds the token of the tenant that --tenant names: give both")
+    if only is not None and settings.admin_token is not None:
+        raise ConfigError("with --tenant there is no operator: leave admin_token out")
     with Store(settings.data) as store:
         registry = Registry(store, settings.bounds())
-        secret = settings.admin_token
-        made = registry.ensure_admin(None if secret is None else secret.get_secret_value())
+        if only is not None:
+            made = _only_tenant(registry, only, settings.token_file)
+        else:
+            secret = settings.admin_token
+            made = registry.ensure_admin(None if secret is None else secret.get_secret_value())
         with Host(
             process_limit=settings.process_limit,
             handle_memory=settings.handle_memory,
@@ -79,6 +90,16 @@ def open_service(settings: Settings, compilers: Compilers | None = None) -> Iter
             host.pressure.start()
             compilers = compilers or Compilers(settings.compile_memory, settings.compile_time)
             yield Opened(Service(settings, host, registry, compilers), made)
+
+
+def _only_tenant(registry: Registry, tenant: str, file: str | None) -> str | None:
+    try:
+        text = None if file is None else Path(file).read_text("ascii", "replace").strip()
+        return registry.ensure_only(tenant, text)
+    except Invalid as problem:
+        raise ConfigError(f"--tenant: {problem.detail}") from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def serve(settings: Settings, say: Callable[[str], object]) -> int:
@@ -95,9 +116,10 @@ def serve(settings: Settings, say: Callable[[str], object]) -> int:
     if settings.grpc_port:
         # gRPC opens its own. What is in its way is said here, before anything is opened, and exactly.
         _listen(settings.grpc_host, settings.grpc_port).close()
-    with contextlib.closing(listener), open_service(settings) as (service, admin_token):
-        if admin_token is not None:
-            say(f"admin token, shown this once: {admin_token}")
+    with contextlib.closing(listener), open_service(settings) as (service, token):
+        if token is not None:
+            whose = "admin token" if settings.tenant is None else f"token of {settings.tenant}"
+            say(f"{whose}, shown this once: {token}")
         loop = _new_loop()
         try:
             asyncio.set_event_loop(loop)
@@ -123,7 +145,8 @@ async def _live(service: Service, listener: socket.socket, say: Callable[[str], 
 
 async def _serve(service: Service, listener: socket.socket, say: Callable[[str], object]) -> None:
     settings, connections = service.settings, _most_connections()
-    app = make_app(service, [*admin_routes(service), *observe_routes(service)])
+    routes = [*admin_routes(service), *observe_routes(service), *console_routes(service)]
+    app = make_app(service, routes)
 
     class Protocol(GatedProtocol):
         gate = Gate(service)

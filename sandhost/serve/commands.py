@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import anyio
 
 from ..aio.pipe import Pipe
+from ..protocol.frames import Stream
 
 __all__ = ["run_command"]
 
@@ -22,7 +23,7 @@ async def run_command(
     run: _Run,
     body: AsyncIterator[bytes],
     begin: Callable[[], Awaitable[None]],
-    write: Callable[[str, bytes], Awaitable[None]],
+    write: Callable[[Stream, bytes], Awaitable[None]],
 ) -> int:
     """Return the exit status, when all that was written is sent.
 
@@ -63,7 +64,7 @@ async def run_command(
         finally:
             await stdin.aclose()
 
-    async def forward(name: str, pipe: Pipe) -> None:
+    async def forward(name: Stream, pipe: Pipe) -> None:
         async for piece in pipe:
             await write(name, piece)
 

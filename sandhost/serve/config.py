@@ -127,6 +127,7 @@ def _secret_text(value: Any) -> str:
 
 
 _Text = Annotated[str, BeforeValidator(_text)]
+_TextOrNone = Annotated[str | None, BeforeValidator(_or_none(_text))]
 _Folder = Annotated[Path, BeforeValidator(_text)]
 _Port = Annotated[int, BeforeValidator(_number(0, 65_535))]
 _PortOrNone = Annotated[int | None, BeforeValidator(_or_none(_number(0, 65_535)))]
@@ -158,6 +159,13 @@ class Settings(BaseSettings):
     )
 
     data: _Folder = _setting("sandhost-data", "folder for plugins, tokens and the audit log")
+
+    tenant: _TextOrNone = _setting(
+        None, "serve this tenant only: no other can be added, nor is there an operator"
+    )
+    token_file: _TextOrNone = _setting(
+        None, "with --tenant: file that holds its token; without it one is made and printed once"
+    )
 
     http_host: _Text = _setting("127.0.0.1", "address that HTTP listens on")
     http_port: _Port = _setting(8080, "port of HTTP; 0 takes a free one")
@@ -208,6 +216,9 @@ class Settings(BaseSettings):
 
     metrics: _Switch = _setting(True, "answer at /metrics")
     debug: _Switch = _setting(True, "answer at /debug: what the host holds, profiles")
+    console: _Switch = _setting(
+        True, "answer at /console: a page for people, who sign in with a token"
+    )
     observe_token: _Secret = _setting(
         None, "token for /metrics and /debug, 16 characters or more, beside admin tokens"
     )

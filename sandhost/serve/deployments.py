@@ -14,7 +14,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .._log import get_logger
 from ..errors import SandhostError
@@ -25,6 +25,7 @@ from .loaded import Loaded, Versions, name_of
 from .problems import Missing, Unavailable, problem_of
 from .records import Version
 from .registry import Registry
+from .shapes import Progress
 from .threads import in_thread
 from .turns import Turns
 
@@ -36,7 +37,7 @@ _COMPILED_AT_ONCE = 2
 _LOADED_AT_ONCE = 4
 
 _T = TypeVar("_T")
-_Key = tuple[str, str, int]
+_Key = tuple[str, str, int, float]
 
 
 class Deployments:
@@ -83,12 +84,12 @@ class Deployments:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def progress(self, version: Version) -> dict[str, Any] | None:
+    def progress(self, version: Version) -> Progress | None:
         """Return how far a version is: "waiting", behind how many of the tenant's own, or "compiling" for how long.
 
         None when nothing is being done about it.
         """
-        key = _key(version)
+        key = version.id
         if key not in self._begun:
             return None
         begun_s = self._begun[key]
@@ -102,12 +103,12 @@ class Deployments:
         return {"step": "waiting", "before": before}
 
     async def _compile(self, version: Version) -> None:
-        names = key = _key(version)
+        key = version.id
         self._begun[key] = None
         why = None
         try:
             async with self._turns.take(version.tenant):
-                self._registry.version(*names)
+                self._registry.same(version)
                 self._begun[key] = time.monotonic()
                 await self._in_thread(lambda: self._compile_now(version))
                 await self._load_now(version)
@@ -117,16 +118,16 @@ class Deployments:
             why = problem_of(error).detail
             log = get_logger(_LOGGER)
             if isinstance(error, SandhostError) or type(problem_of(error)) is type(error):
-                log.info("a plugin cannot be loaded", version=names, why=why)
+                log.info("a plugin cannot be loaded", version=key, why=why)
             else:
-                log.error("a plugin could not be loaded", version=names, exc_info=error)
+                log.error("a plugin could not be loaded", version=key, exc_info=error)
         finally:
             del self._begun[key]
         with contextlib.suppress(Missing):
             if why is None:
-                await in_thread(lambda: self._registry.mark_ready(*names))
+                await in_thread(lambda: self._registry.mark_ready(version))
             else:
-                await in_thread(lambda: self._registry.mark_failed(*names, why))
+                await in_thread(lambda: self._registry.mark_failed(version, why))
 
     def _compile_now(self, version: Version) -> None:
         fuel = version.settings.limits.fuel is not None
@@ -138,7 +139,7 @@ class Deployments:
 
         Whoever does not wait to the end leaves it to the others; it ends in its own time.
         """
-        key = _key(version)
+        key = version.id
         task = self._loading.get(key)
         if task is None:
             task = self._loading[key] = asyncio.ensure_future(self._load(version))
@@ -161,7 +162,7 @@ class Deployments:
             lambda: self._versions.load(version, tenant, lambda: blobs.read(version.digest))
         )
         try:
-            self._registry.version(*_key(version))
+            self._registry.same(version)
         except Missing:
             self._versions.drop(version)
             raise
@@ -179,7 +180,3 @@ class Deployments:
         self._compilers.close()
         self._versions.close()
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
-
-
-def _key(version: Version) -> _Key:
-    return version.tenant, version.plugin, version.number

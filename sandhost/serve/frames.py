@@ -1,22 +1,17 @@
 """A command over HTTP: the body is its standard input, the answer what it writes, both at once.
 
-    {"stdout": "aGVsbG8K"}        in base64, as it is written
-    {"stderr": "…"}
-    {"exit": 0}                   the last line; or {"problem": "guest-failed", "detail": …}
-
-What goes wrong before it has begun is an ordinary problem, with its status.
+The lines are those of protocol/frames.py. What goes wrong before it has begun is an ordinary problem, with its status.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.responses import Response
 
 from ..aio.pipe import Pipe
+from ..protocol.frames import MEDIA_TYPE, Stream, end_line, piece_line
 from .commands import run_command
 from .problems import problem_of
 from .requests import problem_response
@@ -37,7 +32,7 @@ class CommandResponse(Response):
     """
 
     def __init__(self, run: _Run, body: AsyncIterator[bytes]) -> None:
-        super().__init__(media_type="application/x-ndjson")
+        super().__init__(media_type=MEDIA_TYPE)
         del self.headers["content-length"]
         self._run, self._body = run, body
 
@@ -56,11 +51,10 @@ class CommandResponse(Response):
             start = {"status": self.status_code, "headers": self.raw_headers}
             await send({"type": "http.response.start", **start})
 
-        async def write(name: str, piece: bytes) -> None:
-            await line({name: base64.b64encode(piece).decode()})
+        async def write(name: Stream, piece: bytes) -> None:
+            await line(piece_line(name, piece), more=True)
 
-        async def line(record: dict[str, object], *, more: bool = True) -> None:
-            text = json.dumps(record).encode() + b"\n"
+        async def line(text: bytes, *, more: bool) -> None:
             await send({"type": "http.response.body", "body": text, "more_body": more})
 
         try:
@@ -68,9 +62,8 @@ class CommandResponse(Response):
         except Exception as error:  # noqa: BLE001 - whatever it is, the requester gets an answer
             problem = problem_of(error)
             if begun:
-                record = {"problem": problem.code, "detail": problem.detail, **problem.facts}
-                await line(record, more=False)
+                await line(end_line(problem), more=False)
             else:
                 await problem_response(problem)(scope, receive, send)
         else:
-            await line({"exit": status}, more=False)
+            await line(end_line(status), more=False)

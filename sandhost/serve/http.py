@@ -3,7 +3,7 @@
     PUT    /v1/plugins/{plugin}                       a module, as the next version; settings in the query
     GET    /v1/plugins[/{plugin}]                     what there is
     GET    /v1/plugins/{plugin}/versions/{number}     how far it is; ?wait=30 waits until it is ready
-    DELETE /v1/plugins/{plugin}/versions/{number}     when no alias names it
+    DELETE /v1/plugins/{plugin}/versions/{number}     when no alias names it; without a version, the whole plugin
     PUT    /v1/plugins/{plugin}/aliases/{alias}       {"version": 3}; POST .../rollback goes back
     POST   /v1/plugins/{plugin}/call/{function}       {"arguments": [...]} -> {"results": [...]}
     POST   /v1/plugins/{plugin}/bytes/{function}      bytes in, bytes out
@@ -21,25 +21,25 @@ import functools
 import json
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from .._log import get_logger
+from . import shapes
 from .bag_asgi import BagMiddleware
 from .frames import CommandResponse
 from .gate import PLACE
 from .loaded import functions
-from .problems import Internal, Invalid, Missing, Problem
+from .openapi import openapi_route
+from .problems import Internal, Missing, Problem, WrongMethod
 from .records import Alias, Answer, Plugin, Principal, Version
 from .registry import LATEST
 from .requests import (
     body,
     chunks,
-    field,
     header,
     json_object,
     nothing_else,
@@ -68,8 +68,9 @@ def make_app(service: Service, more: list[Route] | None = None) -> BagMiddleware
     Args:
         more: routes beside the API's: those of admin.py and observed.py.
     """
+    routes = [*_Doors(service).routes(), *(more or [])]
     app = Starlette(
-        routes=[*_Doors(service).routes(), *(more or [])],
+        routes=[*routes, openapi_route(routes)],
         exception_handlers={Problem: _problem, Exception: _fault, 404: _nowhere, 405: _nowhere},
     )
     app.router.redirect_slashes = False
@@ -89,12 +90,18 @@ async def _fault(request: Request, error: Exception) -> Response:
     return problem_response(Internal("something went wrong on our side"))
 
 
-async def _nowhere(_request: Request, error: Exception) -> Response:
-    if getattr(error, "status_code", 404) == 404:
+async def _nowhere(request: Request, _error: Exception) -> Response:
+    # Starlette names the methods of the first route of a path, and here each method has its own.
+    methods = {
+        method
+        for one in request.app.routes
+        if one.matches(request.scope)[0] is not Match.NONE
+        for method in one.methods
+    }
+    if not methods:
         return problem_response(Missing("there is nothing here"))
-    response = problem_response(Invalid("not by this method"))
-    response.status_code = 405
-    response.headers.update(getattr(error, "headers", None) or {})
+    response = problem_response(WrongMethod("not by this method"))
+    response.headers["Allow"] = ", ".join(sorted(methods))
     return response
 
 
@@ -118,6 +125,7 @@ class _Doors:
             route("GET", "/v1/plugins", self.plugins),
             route("PUT", plugin, self.upload),
             route("GET", plugin, self.plugin),
+            route("DELETE", plugin, self.remove_plugin),
             route("GET", version, self.version),
             route("DELETE", version, self.remove),
             route("PUT", alias, self.set_alias),
@@ -269,22 +277,24 @@ class _Doors:
         await self.service.remove(who, request.path_params["plugin"], its_number)
         return Response(status_code=204)
 
+    async def remove_plugin(self, request: Request) -> Response:
+        """A plugin with its versions and aliases."""
+        who = self._who(request, Scope.DEPLOY)
+        await self.service.remove_plugin(who, request.path_params["plugin"])
+        return Response(status_code=204)
+
     # ---- aliases ----
 
     async def set_alias(self, request: Request) -> Response:
         """From now on the alias means this version."""
         who = self._who(request, Scope.DEPLOY)
-        record = json_object(await body(request, _SMALL_BODY))
-        its_number = field(record, "version", int)
-        nothing_else(record)
-        if its_number is None:
-            raise Invalid('"version" is the number of one')
+        wanted = shapes.read(shapes.SetAlias, await body(request, _SMALL_BODY))
         tenant, (plugin, alias) = who.tenant, _names(request)
         made = await self.service.change(
             who,
             "alias.set",
             f"{plugin}/{alias}",
-            lambda: self.registry.set_alias(tenant, plugin, alias, its_number),
+            lambda: self.registry.set_alias(tenant, plugin, alias, wanted["version"]),
         )
         return JSONResponse(_alias(made))
 
@@ -335,7 +345,7 @@ def _names(request: Request) -> tuple[str, str]:
     return request.path_params["plugin"], request.path_params["alias"]
 
 
-def _plugin(plugin: Plugin) -> dict[str, Any]:
+def _plugin(plugin: Plugin) -> shapes.Plugin:
     return {
         "plugin": plugin.name,
         "latest": plugin.latest,
@@ -344,7 +354,7 @@ def _plugin(plugin: Plugin) -> dict[str, Any]:
     }
 
 
-def _version(version: Version) -> dict[str, Any]:
+def _version(version: Version) -> shapes.Version:
     return {
         "plugin": version.plugin,
         "version": version.number,
@@ -355,5 +365,5 @@ def _version(version: Version) -> dict[str, Any]:
     }
 
 
-def _alias(alias: Alias) -> dict[str, Any]:
+def _alias(alias: Alias) -> shapes.Alias:
     return {"alias": alias.name, "version": alias.number, "previous": alias.previous}

@@ -20,7 +20,7 @@ from .records import Grants, Version
 
 __all__ = ["Loaded", "Versions", "functions", "name_of", "origin_of", "signature"]
 
-_Key = tuple[str, str, int]
+_Key = tuple[str, str, int, float]
 
 _MOST = 256
 """Arbitrary: code is mapped from the cache's files, and costs memory where it runs."""
@@ -98,7 +98,7 @@ class Versions:
 
     def get(self, version: Version) -> Loaded | None:
         """Return it if it is loaded."""
-        key = _key(version)
+        key = version.id
         with self._lock:
             loaded = self._loaded.pop(key, None)
             if loaded is not None:
@@ -115,7 +115,7 @@ class Versions:
         Raises:
             SandhostError: it cannot be loaded, or could not be warmed.
         """
-        key = _key(version)
+        key = version.id
         with self._lock:
             alone = self._loading.setdefault(key, threading.Lock())
         try:
@@ -165,7 +165,14 @@ class Versions:
     def drop(self, version: Version) -> None:
         """Forget it. Whoever has it, or a guest of it, goes on with it."""
         with self._lock:
-            self._loaded.pop(_key(version), None)
+            self._loaded.pop(version.id, None)
+
+    def drop_all(self, tenant: str, plugin: str | None = None) -> None:
+        """Forget those of a plugin, or of a tenant."""
+        with self._lock:
+            for key in list(self._loaded):
+                if key[0] == tenant and plugin in (None, key[1]):
+                    del self._loaded[key]
 
     def close(self) -> None:
         """Forget all of them, and end guests that are being warmed."""
@@ -184,7 +191,3 @@ def origin_of(tenant: str, plugin: str) -> str:
 def name_of(version: Version) -> str:
     """Return how a version is called in errors and figures."""
     return f"{origin_of(version.tenant, version.plugin)}{version.number}"
-
-
-def _key(version: Version) -> _Key:
-    return version.tenant, version.plugin, version.number

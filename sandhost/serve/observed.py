@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterator
+from http import HTTPStatus
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -19,6 +20,7 @@ from starlette.routing import Route
 from ..observe.http import ROOT, handle
 from ..observe.metrics import HostCollector
 from ..observe.picture import VIEW_PATH
+from .problems import Invalid, Missing
 from .requests import Endpoint, peer_of, route, token_of
 from .service import Service
 from .threads import in_thread
@@ -53,6 +55,9 @@ def observe_routes(service: Service) -> list[Route]:
     async def debug(request: Request) -> Response:
         path, query = request.url.path, dict(request.query_params)
         answer = await in_thread(lambda: handle(service.host, path, query))
+        if answer.status != HTTPStatus.OK:
+            kind = Missing if answer.status == HTTPStatus.NOT_FOUND else Invalid
+            raise kind(answer.body.decode().strip())
         return Response(answer.body, answer.status, media_type=answer.content_type)
 
     routes = []

@@ -150,6 +150,11 @@ class Version:
     created: float
     """Unix time."""
 
+    @property
+    def id(self) -> tuple[str, str, int, float]:
+        """Return what no other version has, also not of a plugin that was removed and came again."""
+        return self.tenant, self.plugin, self.number, self.created
+
 
 @dataclass(frozen=True, slots=True)
 class Alias:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from ..errors import ConfigError
@@ -64,10 +65,13 @@ LATEST = "latest"
 OPERATOR = "operator"
 """The tenant that the first admin token belongs to; one like any other."""
 
+_ITS_OWN = (Scope.DEPLOY, Scope.INVOKE)
+
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _MOST_WORDS = 200
+_LABEL = re.compile(rf"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{{0,{_MOST_WORDS}}}")
 _MOST_ERROR = 4000
 _SWEEP_AGE_S = 3600.0  # longer than an upload rests before a version names it
 _UNKNOWN = "no valid token was given"
@@ -137,12 +141,32 @@ class Registry:
             self._tenants[name] = tenant
             return tenant
 
+    def remove_tenant(self, name: str) -> None:
+        """Remove a tenant with its tokens, plugins and kept answers. Its modules go with a sweep.
+
+        Raises:
+            Missing: there is none of this name.
+            Conflict: it is the operator's.
+        """
+        with self._changing:
+            self.tenant(name)
+            if name == OPERATOR:
+                raise Conflict("the operator's own tenant stays")
+            self._store.remove_tenant(name)
+            for digest in [d for d, token in self._tokens.items() if token.tenant == name]:
+                del self._tokens[digest]  # first: nobody comes in from here on
+            del self._tenants[name], self._plugins[name], self._known[name]
+
     def tenant(self, name: str) -> Tenant:
         """Return a tenant; raises `Missing`."""
         tenant = self._tenants.get(name)
         if tenant is None:
             raise Missing(f"there is no tenant {name!r:.80}")
         return tenant
+
+    def has_tenant(self, name: str) -> bool:
+        """Tell whether there is one."""
+        return name in self._tenants
 
     def tenants(self) -> list[Tenant]:
         """List all tenants: for the operator only."""
@@ -203,6 +227,51 @@ class Registry:
         )
         return made
 
+    def ensure_only(self, tenant: str, text: str | None = None) -> str | None:
+        """See to it that there is this tenant and no other, with a token to deploy and invoke.
+
+        Args:
+            text: its token, from now on its only one; None: whichever it has, or a new one.
+
+        Returns:
+            A token that was made, to be shown once.
+
+        Raises:
+            ConfigError: there are other tenants, or the token is none, or was revoked.
+            Invalid: the name cannot be one.
+        """
+        others = [name for name in self._tenants if name != tenant]
+        if others:
+            raise ConfigError(
+                f"the data folder knows other tenants ({', '.join(others):.80}): use one of its own "
+                f"for {tenant!r}"
+            )
+        start = Principal(tenant, frozenset(), "")
+        if tenant not in self._tenants:
+            self.change(start, "tenant.put", tenant, lambda: self.add_tenant(tenant))
+        made = None
+        valid = [digest for digest, token in self._tokens.items() if self._is_valid(token)]
+        if text is None:
+            if valid:
+                return None
+            made, digest = new_token()
+        elif not is_token(text):
+            raise ConfigError("what the token's file holds is no token: sh_ and 43 characters")
+        else:
+            digest = digest_of(text)
+            if digest in self._revoked:
+                raise ConfigError("the token that was given is revoked: give another")
+        if digest not in self._tokens:
+            self.change(
+                start,
+                "token.add",
+                tenant,
+                lambda: self._add_token(digest, tenant, _ITS_OWN, "of the start", None),
+            )
+        for old in [token.id for known, token in self._tokens.items() if known != digest]:
+            self.change(start, "token.revoke", tenant, partial(self.revoke_token, tenant, old))
+        return made
+
     def _add_token(
         self,
         digest: bytes,
@@ -214,8 +283,8 @@ class Registry:
         wanted = frozenset(scopes)
         if not wanted:
             raise Invalid("a token without a scope is good for nothing")
-        if len(label) > _MOST_WORDS or not label.isprintable():
-            raise Invalid(f"a label has at most {_MOST_WORDS} characters, all of them printable")
+        if not _LABEL.fullmatch(label):
+            raise Invalid(f"a label has at most {_MOST_WORDS} characters, and one line")
         with self._changing:
             self.tenant(tenant)
             token = Token(token_id(digest), tenant, wanted, label, self._now(), expires)
@@ -319,29 +388,28 @@ class Registry:
                 f"{self.bounds.storage_bytes}: remove versions"
             )
 
-    def mark_ready(self, tenant: str, plugin: str, number: int) -> Version:
+    def mark_ready(self, version: Version) -> Version:
         """Say that a version is compiled; harmless when that is known.
 
         Raises:
             Missing: it is not there, or not any more.
             Conflict: it has failed.
         """
-        return self._mark(tenant, plugin, number, "ready", None)
+        return self._mark(version, "ready", None)
 
-    def mark_failed(self, tenant: str, plugin: str, number: int, error: str) -> Version:
+    def mark_failed(self, version: Version, error: str) -> Version:
         """Say that a version cannot be compiled, and why.
 
         Raises:
             Missing: it is not there, or not any more.
             Conflict: it is ready.
         """
-        return self._mark(tenant, plugin, number, "failed", _storable(error, _MOST_ERROR))
+        return self._mark(version, "failed", _storable(error, _MOST_ERROR))
 
-    def _mark(
-        self, tenant: str, plugin: str, number: int, state: State, error: str | None
-    ) -> Version:
+    def _mark(self, of: Version, state: State, error: str | None) -> Version:
+        tenant, plugin, number = of.tenant, of.plugin, of.number
         with self._changing:
-            version = self.version(tenant, plugin, number)
+            version = self.same(of)
             if version.state == state:
                 return version
             if version.state != "compiling":
@@ -368,6 +436,17 @@ class Registry:
             self._store.remove_version(version)
             self._plugins[tenant][plugin] = before.without_version(number)
 
+    def remove_plugin(self, tenant: str, plugin: str) -> None:
+        """Remove a plugin with its versions and aliases. Numbers begin at 1 if it comes again.
+
+        Raises:
+            Missing: the tenant has none of this name.
+        """
+        with self._changing:
+            self.plugin(tenant, plugin)
+            self._store.remove_plugin(tenant, plugin)
+            del self._plugins[tenant][plugin]
+
     def plugins(self, tenant: str) -> list[Plugin]:
         """List a tenant's plugins, also those whose versions were all removed."""
         return list(self._plugins.get(tenant, {}).values())
@@ -379,12 +458,27 @@ class Registry:
             raise Missing(f"there is no plugin {plugin!r:.80}")
         return found
 
+    def has_plugin(self, tenant: str, plugin: str) -> bool:
+        """Tell whether the tenant has one."""
+        return plugin in self._plugins.get(tenant, {})
+
     def version(self, tenant: str, plugin: str, number: int) -> Version:
         """Return a version in whatever state it is; raises `Missing`."""
         version = self.plugin(tenant, plugin).versions.get(number)
         if version is None:
             raise Missing(f"{plugin} has no version {number}")
         return version
+
+    def same(self, version: Version) -> Version:
+        """Return that very version as it is now.
+
+        Raises:
+            Missing: it was removed; there may be another with its number, of a plugin that came again.
+        """
+        found = self.version(version.tenant, version.plugin, version.number)
+        if found.id != version.id:
+            raise Missing(f"{version.plugin} has no such version {version.number} any more")
+        return found
 
     def unfinished(self) -> list[Version]:
         """List the versions of all tenants that are still to be compiled, after a restart too."""

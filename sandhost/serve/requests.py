@@ -23,7 +23,6 @@ __all__ = [
     "bearer",
     "body",
     "chunks",
-    "field",
     "header",
     "json_object",
     "nothing_else",
@@ -178,14 +177,6 @@ def json_object(text: bytes) -> dict[str, Any]:
     return value
 
 
-def field(record: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
-    """Return a field of an object, taken out of it, of just this type."""
-    value = record.pop(name, default)
-    if value is not default and type(value) is not kind:
-        raise Invalid(f"{name!r} is no {kind.__name__}")
-    return value
-
-
 def nothing_else(record: dict[str, Any]) -> None:
     """Refuse what is left in an object of which all fields that are known were taken."""
     for name in record:
@@ -232,7 +223,9 @@ def version_settings(query: list[tuple[str, str]], default: Limits) -> VersionSe
         elif name == "argv":
             argv.append(value)
         elif name == "env":
-            key, _, env[key] = value.partition("=")
+            key, equals, env[key] = value.partition("=")
+            if not key or not equals:
+                raise Invalid(f"env is NAME=VALUE, not {value[:40]!r}")
         else:
             raise Invalid(f"a version has no setting {name[:40]!r}")
     return VersionSettings.wanted(default, limits, argv, env, warm)

@@ -42,6 +42,7 @@ from .problems import (
     GuestFailed,
     Invalid,
     Missing,
+    Problem,
     Unavailable,
     Unknown,
     problem_of,
@@ -118,10 +119,13 @@ class Service:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_EVERY_S)
-            try:
-                await in_thread(self.registry.sweep)
-            except OSError:  # the disk's fault; the next time is soon enough
-                get_logger(_LOGGER).exception("modules that no version names could not be removed")
+            await self._sweep_now()
+
+    async def _sweep_now(self) -> None:
+        try:
+            await in_thread(self.registry.sweep)
+        except OSError:  # the disk's fault; the next time is soon enough
+            get_logger(_LOGGER).exception("modules that no version names could not be removed")
 
     @property
     def ready(self) -> bool:
@@ -154,18 +158,22 @@ class Service:
 
     # ---- who may ----
 
-    def who(self, token: str | None, scope: Scope, peer: str = "") -> Principal:
+    def who(
+        self, token: str | None, scope: Scope, peer: str = "", or_scope: Scope | None = None
+    ) -> Principal:
         """Return whose token it is.
 
         Args:
+            or_scope: another scope that will do.
             peer: address of the client, for the audit log.
 
         Raises:
             Unknown, Denied: nobody's; it is not for this.
         """
         principal = self.whose(token, peer)
-        if scope not in principal.scopes:
-            denied = Denied(f"the token has not the scope {scope.value!r}")
+        if scope not in principal.scopes and or_scope not in principal.scopes:
+            nor = "" if or_scope is None else f", nor {or_scope.value!r}"
+            denied = Denied(f"the token has not the scope {scope.value!r}{nor}")
             self.refusals.note(Refusal(denied.code, principal.tenant, principal.token_id, peer))
             raise denied
         return principal
@@ -202,7 +210,10 @@ class Service:
         tenant = self._tenants.get(name)
         if tenant is None:
             quotas = self.settings.quotas(self.registry.tenant(name).quotas)
-            tenant = self._tenants[name] = self.host.tenant(name, **quotas._asdict())
+            tenant = self._tenants[name] = self.host.tenant(name)
+            tenant.set_quotas(
+                quotas
+            )  # the host may know it: of before it was removed and came again
         return tenant
 
     async def put_tenant(self, who: Principal, name: str, quotas: Quotas) -> bool:
@@ -221,7 +232,36 @@ class Service:
         finally:  # also when nobody waits for the answer any more
             known = self._tenants.get(name)
             if known is not None:
-                known.set_quotas(self.settings.quotas(self.registry.tenant(name).quotas))
+                with contextlib.suppress(Missing):  # removed meanwhile
+                    known.set_quotas(self.settings.quotas(self.registry.tenant(name).quotas))
+
+    async def remove_tenant(self, who: Principal, name: str) -> None:
+        """Remove a tenant with all that is its own. Its sessions end; a call that is under way ends by itself."""
+        try:
+            await self.change(who, "tenant.remove", name, lambda: self.registry.remove_tenant(name))
+        finally:  # also when nobody waits for the answer any more
+            if not self.registry.has_tenant(name):
+                self._in_background(self._forget(name))
+
+    async def remove_plugin(self, who: Principal, plugin: str) -> None:
+        """Remove a plugin with all versions and aliases. Its sessions end, calls end by themselves."""
+        tenant = who.tenant
+        try:
+            await self.change(
+                who, "plugin.remove", plugin, lambda: self.registry.remove_plugin(tenant, plugin)
+            )
+        finally:
+            if not self.registry.has_plugin(tenant, plugin):
+                self._in_background(self._forget(tenant, plugin))
+
+    async def _forget(self, tenant: str, plugin: str | None = None) -> None:
+        """Let go of what was removed."""
+        begins = f"{tenant}/" if plugin is None else origin_of(tenant, plugin)
+        if plugin is None:
+            self._tenants.pop(tenant, None)
+        self.versions.drop_all(tenant, plugin)
+        await self.sessions.close_all(tenant, lambda guest: guest.plugin.name.startswith(begins))
+        await self._sweep_now()
 
     async def change(self, who: Principal, action: str, subject: str, work: Callable[[], _T]) -> _T:
         """Have the registry changed by `work`, and the audit log say so, or that it was refused."""
@@ -463,6 +503,8 @@ class _Answering:
             raise DeadlinePassed("the request's time was over")
         if isinstance(error, OutOfBounds):
             raise GuestFailed(f"the plugin gave an address outside its memory: {error}") from error
+        if isinstance(error, Problem):
+            return  # it is one already
         if isinstance(error, (SandhostError, TypeError, OverflowError)):
             raise problem_of(error) from error
 

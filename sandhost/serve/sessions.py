@@ -122,6 +122,10 @@ class Sessions:
             self._bags.stats().failed,
         )
 
+    def live_of(self, tenant: str) -> int:
+        """Return how many a tenant has open."""
+        return len(self._of.get(tenant, ()))
+
     async def open(self, tenant: str, factory: Callable[[], Guest | Awaitable[Guest]]) -> str:
         """Make a session of what `factory` returns or awaits, and return its id.
 
@@ -200,6 +204,12 @@ class Sessions:
             Missing: there is no such session, or not any more, or it is another tenant's.
         """
         await self._end(name, tenant, self._find(name, tenant))
+
+    async def close_all(self, tenant: str, which: Callable[[Guest], bool]) -> None:
+        """End those of a tenant whose guests `which` names."""
+        for name, session in list(self._of.get(tenant, {}).items()):
+            if which(session.guest):
+                await self._end(name, tenant, session)
 
     def _find(self, name: str, tenant: str) -> _Session:
         session = self._of.get(tenant, {}).get(name)

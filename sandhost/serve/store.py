@@ -277,6 +277,24 @@ class Store:
             )
             connection.execute(sa.delete(versions).where(*_is(version)))
 
+    def remove_plugin(self, tenant: str, plugin: str) -> None:
+        """Remove a plugin with its versions and aliases."""
+        with self._write() as connection:
+            for table in (aliases, versions):
+                connection.execute(
+                    sa.delete(table).where(table.c.tenant == tenant, table.c.plugin == plugin)
+                )
+            connection.execute(
+                sa.delete(plugins).where(plugins.c.tenant == tenant, plugins.c.name == plugin)
+            )
+
+    def remove_tenant(self, tenant: str) -> None:
+        """Remove a tenant with all that is its own but the audit log."""
+        with self._write() as connection:
+            for table in (answers, aliases, versions, plugins, tokens):
+                connection.execute(sa.delete(table).where(table.c.tenant == tenant))
+            connection.execute(sa.delete(tenants).where(tenants.c.name == tenant))
+
     def put_alias(self, tenant: str, plugin: str, alias: Alias) -> None:
         """Write an alias, new or switched."""
         to = {"number": alias.number, "previous": alias.previous}

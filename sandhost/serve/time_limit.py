@@ -28,7 +28,8 @@ class TimeLimit:
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Its time is over now. Within the block, and of a limit that has a time."""
         assert self._task is not None
         self._over = True
         self._task.cancel()
@@ -38,7 +39,7 @@ class TimeLimit:
             task = self._task = asyncio.current_task()
             assert task is not None
             self._before = task.cancelling() if hasattr(task, "cancelling") else 0
-            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._end)
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self.end)
 
     def __exit__(
         self,

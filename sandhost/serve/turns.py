@@ -67,10 +67,11 @@ class Turns:
             self._next()
 
     def _leave(self, tenant: str, turn: asyncio.Future[None]) -> None:
-        line = self._lines[tenant]
-        line.remove(turn)
-        if not line:
-            del self._lines[tenant]
+        line = self._lines.get(tenant, deque())
+        if turn in line:
+            line.remove(turn)
+            if not line:
+                del self._lines[tenant]
 
     def _next(self) -> None:
         most = max(1, self._places - 1)
@@ -79,8 +80,11 @@ class Turns:
             if tenant is None:
                 return
             line = self._lines.pop(tenant)
-            line.popleft().set_result(None)
+            turn = line.popleft()
             if line:
                 self._lines[tenant] = line
+            if turn.cancelled():  # and its task has not run since
+                continue
+            turn.set_result(None)
             self._busy[tenant] += 1
             self._busy += Counter()  # without those at 0

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Sequence
 
 from ..modules.types import FuncType
+from ..protocol.values import VECTOR, WORDS, in_json
 from .problems import Invalid
 
-__all__ = ["from_json", "to_json"]
+__all__ = ["from_json", "has_json", "to_json"]
 
 _KINDS = frozenset(("i32", "i64", "f32", "f64", "v128"))
 _BOUNDS = {"i32": (-(1 << 31), 1 << 32), "i64": (-(1 << 63), 1 << 64)}
-_V128 = re.compile("[0-9a-fA-F]{32}")
-_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def has_json(signature: FuncType) -> bool:
+    """Return whether all that a function takes and returns can be written in JSON."""
+    return _KINDS.issuperset((*signature.params, *signature.results))
 
 
 def from_json(name: str, signature: FuncType, arguments: object) -> list[int | float | bytes]:
@@ -45,9 +48,10 @@ def from_json(name: str, signature: FuncType, arguments: object) -> list[int | f
 
 @functools.lru_cache(maxsize=1024)  # looked up with each request
 def _check_kinds(name: str, signature: FuncType) -> None:
-    for kind in (*signature.params, *signature.results):
-        if kind not in _KINDS:
-            raise Invalid(f"{name} is {signature}: there is no {kind} in JSON")
+    if not has_json(signature):
+        kinds = (*signature.params, *signature.results)
+        kind = next(kind for kind in kinds if kind not in _KINDS)
+        raise Invalid(f"{name} is {signature}: there is no {kind} in JSON")
 
 
 def _argument(at: int, kind: str, value: object) -> int | float | bytes:
@@ -57,8 +61,8 @@ def _argument(at: int, kind: str, value: object) -> int | float | bytes:
             return value
         raise Invalid(f"argument {at}: {hex(value)[:40]} does not fit {kind}")
     if kind in ("f32", "f64"):
-        if isinstance(value, str) and value in _WORDS:
-            return _WORDS[value]
+        if isinstance(value, str) and value in WORDS:
+            return WORDS[value]
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             try:
                 number = float(value)
@@ -67,7 +71,7 @@ def _argument(at: int, kind: str, value: object) -> int | float | bytes:
             if math.isfinite(number):
                 return number
             raise Invalid(f"argument {at}: the number does not fit {kind}")
-    if kind == "v128" and isinstance(value, str) and _V128.fullmatch(value):
+    if kind == "v128" and isinstance(value, str) and VECTOR.fullmatch(value):
         return bytes.fromhex(value)
     raise Invalid(f"argument {at} is no {kind}: {_shown(value)}")
 
@@ -90,12 +94,4 @@ def to_json(signature: FuncType, returned: object) -> list[object]:
     else:
         assert isinstance(returned, tuple)
         results = returned
-    return [_result(value) for value in results]
-
-
-def _result(value: object) -> object:
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
+    return [in_json(value) for value in results]

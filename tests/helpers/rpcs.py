@@ -47,6 +47,7 @@ class Stub:
         )
 
         def rpc(*arguments: Any, **more: Any) -> Any:
+            more.setdefault("timeout", 60)  # what hangs is told, and not only killed
             return call(*arguments, metadata=(*self.metadata, *more.pop("metadata", ())), **more)
 
         return rpc
@@ -132,10 +133,10 @@ class RpcDesk:
         self.desk, self.service, self.server, self.port = one, one.service, server, port
         self._channels: list[grpc.aio.Channel] = []
 
-    def channel(self, *options: tuple[str, Any]) -> grpc.aio.Channel:
+    def channel(self, port: int | None = None) -> grpc.aio.Channel:
         """Return a connection of its own."""
-        more = (("grpc.use_local_subchannel_pool", 1), *options)
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=more)
+        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port or self.port}", options=options)
         self._channels.append(channel)
         return channel
 
@@ -155,6 +156,44 @@ class RpcDesk:
         stats = self.service.bags.stats()
         assert (stats.added, stats.failed) == (stats.released, 0)
         assert self.service.host.stats().guests_live == 0
+
+
+class Wire:
+    """A way to a port that can be cut."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self._ends: list[asyncio.StreamWriter] = []
+
+    def cut(self) -> None:
+        """End its connections, without a word."""
+        while self._ends:
+            self._ends.pop().transport.abort()
+
+    async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Be the way of one connection."""
+        there, to_there = await asyncio.open_connection("127.0.0.1", self.port)
+        self._ends += [writer, to_there]
+
+        async def forward(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(ConnectionError):
+                while piece := await source.read(65536):
+                    target.write(piece)
+
+        await asyncio.gather(forward(reader, to_there), forward(there, writer))
+
+
+@contextlib.asynccontextmanager
+async def wire_to(port: int) -> AsyncIterator[tuple[Wire, int]]:
+    """Have a wire to a port; give it and the port of its other end."""
+    wire = Wire()
+    wire.port = port
+    server = await asyncio.start_server(wire.connect, "127.0.0.1", 0)
+    try:
+        yield wire, server.sockets[0].getsockname()[1]
+    finally:
+        wire.cut()
+        server.close()
 
 
 @contextlib.asynccontextmanager

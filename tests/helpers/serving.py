@@ -22,13 +22,17 @@ from sandhost.serve.admin import admin_routes
 from sandhost.serve.app import open_service
 from sandhost.serve.compiler import Compilers
 from sandhost.serve.config import Settings
+from sandhost.serve.console import console_routes
 from sandhost.serve.http import make_app
 from sandhost.serve.observed import observe_routes
 from sandhost.serve.service import Service
 
 from . import wait_until
+from .described import check_answer
 
 ADMIN = "sh_" + "A" * 43
+_CHECKED = {"response": [check_answer]}
+"""No test sees an answer that the OpenAPI document does not describe."""
 _FREE_PORTS = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
 
 
@@ -106,15 +110,18 @@ atexit.register(Compilers.close, _COMPILERS)
 @contextlib.asynccontextmanager
 async def desk(data: Path, **settings: Any) -> AsyncIterator[Desk]:
     """Have a service; at the end it is drained and must hold no guest."""
-    wanted = Settings(data=data, admin_token=ADMIN, **settings)
+    wanted = Settings(data=data, **{"admin_token": ADMIN, **settings})
     own = any(name.startswith("compile_") for name in settings)
     with open_service(wanted, None if own else _COMPILERS) as (service, made):
         assert made is None
         service.start()
-        app = make_app(service, [*admin_routes(service), *observe_routes(service)])
+        routes = [*admin_routes(service), *observe_routes(service), *console_routes(service)]
+        app = make_app(service, routes)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
         try:
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://test", event_hooks=_CHECKED
+            ) as http:
                 yield Desk(service, http)
         finally:
             await service.drain()
@@ -150,13 +157,14 @@ class Child:
         try:
             wait_until(
                 lambda: self.process.poll() is not None or len(self._ports()) == len(doors),
-                60,  # on a machine that is busy
+                timeout=60,  # it begins with all of the machine's other work beside it
             )
+            found = self._ports()
+            assert list(found) == doors, self.said()
         except BaseException:
-            self.end(signal.SIGKILL)
+            self.process.kill()
+            self.process.wait()
             raise
-        found = self._ports()
-        assert list(found) == doors, self.said()
         self.port, self.grpc_port = found["http"], found.get("grpc")
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -170,7 +178,7 @@ class Child:
 
     def http(self) -> httpx.AsyncClient:
         """Return a client of its own connections."""
-        return httpx.AsyncClient(base_url=self.url, timeout=100)
+        return httpx.AsyncClient(base_url=self.url, timeout=100, event_hooks=_CHECKED)
 
     def guests(self) -> int:
         """Return how many guests are alive in it."""

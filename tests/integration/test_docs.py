@@ -11,7 +11,7 @@ from helpers.pages import examples_of, output_of
 EXAMPLES = [
     pytest.param(example, id=f"{document.stem}-{number}")
     for document in sorted((ROOT / "docs").glob("*.md"))
-    if document.stem != "serving"  # its example wants a server: test_docs_serving.py
+    if document.stem not in ("client", "serving")  # they want a server: test_docs_client.py, …
     for number, example in enumerate(examples_of(f"docs/{document.name}"))
 ]
 

@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/serving.md").read_text(), 
 def test_a_tenant_is_added_deploys_and_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, session = BLOCKS
+    start, session, _alone = BLOCKS
     assert start.startswith("sandhost serve --http 127.0.0.1:8080 --data ./plugins")
     shutil.copy(ROOT / "guests/built/add.wasm", tmp_path)
     with child(tmp_path / "plugins") as one:

@@ -59,8 +59,14 @@ def test_guests_that_compute_tell_their_stacks(plugin, host):
     with plugin.spawn(tenant="acme") as one, plugin.spawn(tenant="acme") as two, plugin.spawn():
         threads = [running(one, "spin"), running(two, "spin")]
         deep = ("tenant acme", "plugin worker", "running", "middle", "middle", "middle", "leaf")
-        wait_until(lambda: deep in (found := stacks(host)) and found[deep][0] == 2)
-        found = stacks(host)
+        found = {}
+
+        def both_told() -> bool:
+            found.clear()
+            found.update(stacks(host))
+            return deep in found and found[deep][0] == 2
+
+        wait_until(both_told)
         assert found[deep] == (2, 2 * 3 * 65536, 0, 0)
         assert found["plugin worker", "idle"][0] == 1
         one.cancel(), two.cancel()

@@ -257,6 +257,9 @@ def test_the_module_of_a_version_that_is_gone_leaves_the_disk(data, monkeypatch)
         # From here on: an upload that no version names yet is spared no longer.
         monkeypatch.setattr("sandhost.serve.registry._SWEEP_AGE_S", 0.0)
         digests = [one.service.registry.version("acme", "p", number).digest for number in (1, 2)]
+        monkeypatch.setattr(
+            "sandhost.serve.registry._SWEEP_AGE_S", 0.0
+        )  # not before: it spares uploads
         await acme.ask("DELETE", "/v1/plugins/p/versions/1", 204)
         monkeypatch.setattr(
             "sandhost.serve.registry._SWEEP_AGE_S", 0.0

@@ -11,13 +11,14 @@ import random
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from sandhost.serve.blobs import no_step
 from sandhost.serve.problems import Unknown
-from sandhost.serve.registry import Answer, Registry, Scope
+from sandhost.serve.registry import Answer, Principal, Registry, Scope
 from sandhost.serve.store import Store
 
 DONE = 42
@@ -49,7 +50,7 @@ def live(folder: str, seed: int, steps: int) -> None:
             digest, size = registry.blobs.put([module[:5000], module[5000:]], 1 << 20)
             number = registry.add_version("acme", plugin, digest, size).number
             say("version", plugin, number, digest)
-            registry.mark_ready("acme", plugin, number)
+            registry.mark_ready(registry.version("acme", plugin, number))
             say("ready", plugin, number)
             alias = dice.choice(["live", "test"])
             say("alias?", plugin, alias, number)
@@ -71,6 +72,19 @@ def live(folder: str, seed: int, steps: int) -> None:
                 say("removed?", plugin, free[0])
                 registry.remove_version("acme", plugin, free[0])
                 say("removed", plugin, free[0])
+            if dice.random() < 0.1:  # a tenant with a bit of everything comes and goes
+                if registry.has_tenant("brief"):
+                    registry.remove_tenant("brief")
+                registry.add_tenant("brief")
+                registry.add_token("brief", [Scope.INVOKE])
+                made = registry.add_version("brief", plugin, digest, size)
+                registry.mark_ready(made)
+                registry.set_alias("brief", plugin, "live", made.number)
+                registry.remember("brief", "k", "f", Answer(200, "", b""))
+                who = Principal("brief", frozenset(), "t")
+                remove = partial(registry.remove_plugin, "brief", plugin)
+                registry.change(who, "a", "s", remove)
+                say("audited", registry.audit_log("brief", 1)[0].at_ns)
 
 
 class Witness:
@@ -86,6 +100,7 @@ class Witness:
         self.answers: list[str] = []
         self.numbers: dict[str, list[int]] = {}
         self.heard = 0
+        self.audited = 0
 
     def hear(self, lines: list[bytes]) -> None:
         for line in lines:
@@ -105,6 +120,8 @@ class Witness:
                 self.tokens[facts[0]] = True
             elif what in ("revoked?", "revoked"):
                 self.tokens[facts[0]] = None if what == "revoked?" else False
+            elif what == "audited":
+                self.audited = facts[0]
             elif what == "answer":
                 self.answers.append(facts[0])
             elif what == "removed?":
@@ -160,7 +177,11 @@ class Witness:
                 answer = registry.recall("acme", key, key)
                 assert answer is not None
                 assert answer.body == key.encode()
+            if self.audited:  # together with the change, or a later one
+                assert registry.audit_log("brief", 1)[0].at_ns >= self.audited
             named = {version.digest for version in there.values()}
+            brief = registry.plugins("brief")
+            named |= {version.digest for p in brief for version in p.versions.values()}
             assert set(os.listdir(store.blobs.folder)) == named
 
 

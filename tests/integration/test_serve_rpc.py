@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 import pytest
 from helpers import guest_file
-from helpers.rpcs import RpcDesk, Stub, in_rpc_desk, named, refused, upload, value
+from helpers.rpcs import RpcDesk, Stub, in_rpc_desk, named, refused, upload, value, wire_to
 from helpers.serving import ADMIN
 
 from sandhost.serve.rpc.messages import (
@@ -551,30 +551,31 @@ def test_guests_end_with_their_rpc(data, way):
                 await asyncio.sleep(0.01)
             raise AssertionError(live(one))
 
-        for name, request, guests in (
-            ("Call", spin, 2),
-            ("Run", start, 2),
-            ("CallMany", CallManyRequest(id=1, call=spin), 2),
-            ("Call", in_session, 1),
-        ):
-            stub = Stub(one.channel(), None)
-            timeout = 0.3 if way == "deadline" else None
-            more = {"metadata": acme.metadata, "timeout": timeout}
-            if name == "Call":
-                rpc = stub.Call(request, **more)
-            else:
-                rpc = getattr(stub, name)(**more)
-                await rpc.write(request)
-            if way != "deadline":
-                await until_live(guests)
-                await asyncio.sleep(0.05)
-            if way == "cancel":
-                rpc.cancel()
-            elif way == "disconnect":
-                await stub.channel.close()
-            await rpc.code()
-            await asyncio.wait_for(one.service.bags.idle(), 20)
-            await until_live(guests - 1)
+        async with wire_to(one.port) as (wire, port):
+            for name, request, guests in (
+                ("Call", spin, 2),
+                ("Run", start, 2),
+                ("CallMany", CallManyRequest(id=1, call=spin), 2),
+                ("Call", in_session, 1),
+            ):
+                stub = Stub(one.channel(port), None)
+                more = {"metadata": acme.metadata, "timeout": 0.3 if way == "deadline" else 60}
+                if name == "Call":
+                    rpc = stub.Call(request, **more)
+                else:
+                    rpc = getattr(stub, name)(**more)
+                    await rpc.write(request)
+                if way != "deadline":
+                    await until_live(guests)
+                    await asyncio.sleep(0.05)
+                if way == "cancel":
+                    rpc.cancel()
+                elif way == "disconnect":
+                    wire.cut()
+                else:
+                    await asyncio.sleep(0.6)
+                await asyncio.wait_for(one.service.bags.idle(), 20)
+                await until_live(guests - 1)
         stats = one.service.bags.stats()
         assert (stats.added, stats.failed) == (stats.released, 0)
 

@@ -34,6 +34,7 @@ from sandhost.tenants import Quotas
 TENANTS = st.sampled_from(["acme"] * 5 + ["other"])
 PLUGINS = st.sampled_from(["wc"] * 5 + ["sort"])
 ALIASES = st.sampled_from(["live"] * 5 + ["test"])
+RARELY = st.sampled_from(["sort"] * 5 + ["wc"])
 NUMBERS = st.integers(1, 3)
 MODULES = st.sampled_from([b"", b"one", b"two"])
 KEYS = st.sampled_from(["k1", "k2"])
@@ -117,6 +118,17 @@ class Model:
         for name, (names, previous) in of.aliases.items():
             if previous == number:
                 of.aliases[name] = (names, None)
+
+    def remove_plugin(self, tenant: str, plugin: str) -> None:
+        self.plugin(tenant, plugin)
+        del self.plugins[tenant, plugin]
+
+    def remove_tenant(self, tenant: str) -> None:
+        self.check(tenant)
+        del self.tenants[tenant]
+        self.tokens = {label: owner for label, owner in self.tokens.items() if owner != tenant}
+        self.plugins = {key: plugin for key, plugin in self.plugins.items() if key[0] != tenant}
+        self.answers = {key: answer for key, answer in self.answers.items() if key[0] != tenant}
 
     def set_alias(self, tenant: str, plugin: str, alias: str, number: int) -> None:
         of, state, _ = self.version(tenant, plugin, number)
@@ -406,13 +418,15 @@ class Machine(RuleBasedStateMachine):
             self.do(
                 stop,
                 lambda m: m.mark(tenant, plugin, number, "ready"),
-                lambda: self.registry.mark_ready(tenant, plugin, number),
+                lambda: self.registry.mark_ready(self.registry.version(tenant, plugin, number)),
             )
         else:
             self.do(
                 stop,
                 lambda m: m.mark(tenant, plugin, number, "failed"),
-                lambda: self.registry.mark_failed(tenant, plugin, number, "why"),
+                lambda: self.registry.mark_failed(
+                    self.registry.version(tenant, plugin, number), "why"
+                ),
             )
 
     @rule(tenant=TENANTS, plugin=PLUGINS, number=NUMBERS, stop=STOPS, again=STOPS)
@@ -423,6 +437,29 @@ class Machine(RuleBasedStateMachine):
             lambda: self.registry.remove_version(tenant, plugin, number),
             again,
         )
+
+    @rule(tenant=TENANTS, plugin=RARELY, stop=STOPS, again=STOPS)
+    def remove_plugin(self, tenant, plugin, stop, again):
+        self.do(
+            stop,
+            lambda m: m.remove_plugin(tenant, plugin),
+            lambda: self.registry.remove_plugin(tenant, plugin),
+            again,
+        )
+        self.numbers_begin_again()
+
+    @rule(tenant=st.sampled_from(["other"] * 5 + ["acme"]), stop=STOPS, again=STOPS)
+    def remove_tenant(self, tenant, stop, again):
+        self.do(
+            stop,
+            lambda m: m.remove_tenant(tenant),
+            lambda: self.registry.remove_tenant(tenant),
+            again,
+        )
+        self.numbers_begin_again()
+
+    def numbers_begin_again(self) -> None:
+        self.given = {key: seen for key, seen in self.given.items() if key in self.model.plugins}
 
     @rule(tenant=TENANTS, plugin=PLUGINS, alias=ALIASES, number=NUMBERS, stop=STOPS)
     def set_alias(self, tenant, plugin, alias, number, stop):

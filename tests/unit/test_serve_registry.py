@@ -71,7 +71,9 @@ def upload(registry, number=None, *, tenant="acme", plugin="wc", module=b"module
     version = registry.add_version(tenant, plugin, digest, size)
     if number is not None:
         assert version.number == number
-    return registry.mark_ready(tenant, plugin, version.number) if ready else version
+    return (
+        registry.mark_ready(registry.version(tenant, plugin, version.number)) if ready else version
+    )
 
 
 def refusal(problem: type[Problem], call, *arguments) -> str:
@@ -214,10 +216,10 @@ def test_versions_count_up_and_latest_is_the_newest_that_is_ready(registry):
         registry.resolve("acme", "wc")
     with pytest.raises(NotReady, match="wc 1 is being compiled"):
         registry.resolve("acme", "wc", 1)
-    registry.mark_ready("acme", "wc", 1)
+    registry.mark_ready(registry.version("acme", "wc", 1))
     upload(registry, 2, ready=False)
     assert registry.resolve("acme", "wc").number == 1
-    registry.mark_failed("acme", "wc", 2, "it has no memory")
+    registry.mark_failed(registry.version("acme", "wc", 2), "it has no memory")
     upload(registry, 3)
     assert registry.resolve("acme", "wc", "latest").number == 3
     assert registry.resolve("acme", "wc", "1").number == 1
@@ -238,15 +240,15 @@ def test_a_reference_to_nothing_is_missing(registry, ref):
 def test_a_state_is_final(registry):
     upload(registry, 1)
     upload(registry, 2, ready=False)
-    registry.mark_failed("acme", "wc", 2, "why")
-    assert registry.mark_ready("acme", "wc", 1).state == "ready"
-    assert registry.mark_failed("acme", "wc", 2, "again").error == "why"
+    registry.mark_failed(registry.version("acme", "wc", 2), "why")
+    assert registry.mark_ready(registry.version("acme", "wc", 1)).state == "ready"
+    assert registry.mark_failed(registry.version("acme", "wc", 2), "again").error == "why"
     with pytest.raises(Conflict, match="wc 1 is ready already"):
-        registry.mark_failed("acme", "wc", 1, "")
+        registry.mark_failed(registry.version("acme", "wc", 1), "")
     with pytest.raises(Conflict, match="wc 2 is failed already"):
-        registry.mark_ready("acme", "wc", 2)
+        registry.mark_ready(registry.version("acme", "wc", 2))
     with pytest.raises(Missing):
-        registry.mark_ready("acme", "wc", 3)
+        registry.mark_ready(registry.version("acme", "wc", 3))
 
 
 def test_a_number_is_not_given_twice(registry, store, clock):
@@ -327,7 +329,7 @@ def test_an_alias_names_only_what_is_ready(registry):
     upload(registry, 1, ready=False)
     with pytest.raises(NotReady, match="wc 1 is compiling: an alias names what is ready"):
         registry.set_alias("acme", "wc", "live", 1)
-    registry.mark_failed("acme", "wc", 1, "")
+    registry.mark_failed(registry.version("acme", "wc", 1), "")
     with pytest.raises(NotReady, match="failed"):
         registry.set_alias("acme", "wc", "live", 1)
     with pytest.raises(Missing):
@@ -541,8 +543,8 @@ def test_what_could_not_be_written_is_not_known_either(tmp_path, clock):
             lambda: registry.revoke_token("acme", registry.who(token).token_id),
             lambda: registry.add_version("acme", "wc", version.digest, 1),
             lambda: registry.add_version("acme", "new", version.digest, 1),
-            lambda: registry.mark_ready("acme", "wc", 2),
-            lambda: registry.mark_failed("acme", "wc", 2, ""),
+            lambda: registry.mark_ready(registry.version("acme", "wc", 2)),
+            lambda: registry.mark_failed(registry.version("acme", "wc", 2), ""),
             lambda: registry.remove_version("acme", "wc", 2),
             lambda: registry.set_alias("acme", "wc", "test", 1),
             lambda: registry.remove_alias("acme", "wc", "live"),
@@ -630,8 +632,8 @@ def test_what_another_tenant_has_is_missing_in_the_words_of_what_nobody_has(regi
             lambda: registry.resolve("acme", plugin),
             lambda: registry.resolve("acme", plugin, "live"),
             lambda: registry.resolve("acme", plugin, 1),
-            lambda: registry.mark_ready("acme", plugin, 1),
-            lambda: registry.mark_failed("acme", plugin, 1, ""),
+            lambda: registry.mark_ready(registry.version("acme", plugin, 1)),
+            lambda: registry.mark_failed(registry.version("acme", plugin, 1), ""),
             lambda: registry.remove_version("acme", plugin, 1),
             lambda: registry.set_alias("acme", plugin, "live", 1),
             lambda: registry.roll_back("acme", plugin, "live"),

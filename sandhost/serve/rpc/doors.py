@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import anyio
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
@@ -21,6 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from ..problems import Invalid, Unavailable
 from ..records import Principal
 from ..service import Service
+from ..time_limit import TimeLimit
 from ..tokens import Scope
 from .status import refuse
 
@@ -71,12 +71,17 @@ class Rpc:
             Invalid: it is none, or did not come.
             Unavailable: the service ends.
         """
-        with anyio.move_on_after(rest_s) as scope:
-            with self._doors.resting(scope) if resting else contextlib.nullcontext():
-                data = await self._context.read()
-        if scope.cancelled_caught:
+        limit = TimeLimit(rest_s)
+        try:
+            with limit:
+                if resting:
+                    with self._doors.resting(limit):
+                        data = await self._context.read()
+                else:
+                    data = await self._context.read()
+        except TimeoutError:
             self._doors.check_open()
-            raise Invalid(f"no message came for {rest_s:g} s")
+            raise Invalid(f"no message came for {rest_s:g} s") from None
         if data is grpc.aio.EOF:
             return None
         try:
@@ -106,13 +111,13 @@ class Doors:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.closing = False
-        self._resting: set[anyio.CancelScope] = set()
+        self._resting: set[TimeLimit] = set()
 
     def close(self) -> None:
         """End what only waits: the server is about to stop."""
         self.closing = True
-        for scope in self._resting:
-            scope.cancel()
+        for limit in self._resting:
+            limit.end()
 
     def check_open(self) -> None:
         """Raise Unavailable if the server is about to stop."""
@@ -120,14 +125,14 @@ class Doors:
             raise Unavailable("the service is stopping", retry_after_s=_STOPPED_RETRY_S)
 
     @contextlib.contextmanager
-    def resting(self, scope: anyio.CancelScope) -> Iterator[None]:
-        """Have the scope cancelled when the server is about to stop."""
+    def resting(self, limit: TimeLimit) -> Iterator[None]:
+        """Have the limit end when the server is about to stop."""
         self.check_open()
-        self._resting.add(scope)
+        self._resting.add(limit)
         try:
             yield
         finally:
-            self._resting.discard(scope)
+            self._resting.discard(limit)
 
     def one(
         self,
