@@ -86,7 +86,7 @@ def _run(folder: str, settings: dict[str, Any], pipe: Connection) -> None:
         def __init__(self, transport: Any, its: Watched) -> None:
             self._transport, self._its = transport, its
             self.writes = transport.write
-            for name in ("close", "is_closing", "get_extra_info", "pause_reading"):
+            for name in ("close", "is_closing", "get_extra_info", "pause_reading", "write_eof"):
                 setattr(self, name, getattr(transport, name))
             self.resume_reading = transport.resume_reading
 

@@ -23,6 +23,8 @@ _Headed = tuple[RequestResponseCycle, Any, Place]
 
 _HEAD_S = 10.0
 _HEAD_BYTES = 64 << 10
+_LINGER_S = 1.0
+"""Arbitrary."""
 _READ_ON_BYTES = 64 << 10
 """Of a refused request's body, so that its connection may be kept. Whoever sends more has to connect again."""
 
@@ -101,6 +103,7 @@ class GatedProtocol(BoundedProtocol):
     _headed: _Headed | None = None
     """What has its head here, and perhaps all of its body, while bytes are being read."""
     _reading = False
+    _lingering = False
     _fresh: bytes | None = None
     """What is being read, if a request begins with it."""
 
@@ -117,6 +120,8 @@ class GatedProtocol(BoundedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read a request, unless it is known and refused."""
+        if self._lingering:
+            return
         if self.between and (self.cycle is None or self.cycle.response_complete):
             problem = self.gate.refuses_again(data, self.client)
             if problem is not None:
@@ -201,13 +206,18 @@ class GatedProtocol(BoundedProtocol):
         first, rest = refusal(problem, close=close)
         self.transport.write(first + date + rest)
         if close:
-            self.transport.close()
-        if (
-            self.pipeline
-        ):  # not from here: there may be hundreds, each in the frame of the one before
+            self._linger()
+        elif self.pipeline:
+            # Not from here: there may be hundreds, each in the frame of the one before.
             self.loop.call_soon(self.on_response_complete)
         else:
             self.on_response_complete()
+
+    def _linger(self) -> None:
+        """Close, but read for a while: whoever still sends would get a reset, and no answer."""
+        self._lingering = True
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
 
 
 def _has_more(cycle: RequestResponseCycle) -> bool:

@@ -230,6 +230,16 @@ def test_a_refused_request_with_a_body_to_come_ends_its_connection(service):
     service.run(test)
 
 
+def test_who_is_refused_while_still_sending_gets_the_answer(service):
+    async def test(acme: Client) -> None:
+        nobody = Client(acme.http, "sh_" + "x" * 43)
+        for _ in range(20):
+            response = await nobody.ask("POST", "/v1/plugins/b/bytes/much", content=bytes(900_000))
+            assert response.status_code == 401
+
+    service.run(test)
+
+
 def test_guessing_tokens_costs_a_connection_little_and_finds_nothing(service):
     guesses = 2000
 
