@@ -211,10 +211,10 @@ def test_schemathesis_finds_nothing(data):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [1, 2])
 def test_schemathesis_finds_nothing_in_thousands_of_requests(data, seed):
-    schemathesis(data, "--max-examples", "100", "--seed", str(seed))
+    schemathesis(data, "--max-examples", "50", "--seed", str(seed))
 
 
 # ---- what it found ----
