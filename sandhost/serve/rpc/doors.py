@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
@@ -97,10 +98,15 @@ class Rpc:
         return message
 
     async def write(self, message: Message) -> None:
-        """Send a message, when there is room for it."""
+        """Send a message, when there is room for it.
+
+        No task group of ours cuts that off: gRPC could send no status behind half a message, and the
+        client would wait for it.
+        """
         async with self._writing:
             try:
-                await self._context.write(message.SerializeToString())
+                with anyio.CancelScope(shield=True):
+                    await self._context.write(message.SerializeToString())
             except grpc.aio.BaseError as gone:  # the cancellation by its client is on the way
                 raise asyncio.CancelledError from gone
 
