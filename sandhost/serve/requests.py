@@ -19,7 +19,6 @@ from .time_limit import TimeLimit
 
 __all__ = [
     "Endpoint",
-    "announced",
     "bearer",
     "body",
     "bounded",

@@ -71,6 +71,7 @@ def test_a_tenants_unit_is_the_service_with_other_names():
     with_names = "\n".join(settings(NAMES[1]))
     for its, all_of_them in (
         ("the tenant %i", "many tenants"),
+        (" --tenant %i", ""),
         ("/etc/sandhost/%i.toml", "/etc/sandhost/sandhost.toml"),
         ("sandhost-%i", "sandhost"),
     ):
