@@ -111,8 +111,8 @@ class Sessions:
         self._draining = False
 
     def stats(self) -> SessionStats:
-        """Return the figures."""
-        sessions = [one for owned in self._of.values() for one in owned.values()]
+        """Return the figures. Also from other threads: of sessions that come and go meanwhile it may miss some."""
+        sessions = [one for owned in list(self._of.values()) for one in list(owned.values())]
         return SessionStats(
             self._live,
             sum(one.lock.locked() for one in sessions),
