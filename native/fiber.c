@@ -150,7 +150,7 @@ enum shi_outcome shi_fiber_poll(shi_guest *guest) {
 
 void shi_fiber_tell(shi_guest *guest) {
   shi_fiber *fiber = guest->fiber;
-  if (!fiber->parked || fiber->outcome != SHI_NOT_POLLED) return; /* it has something to say to who drives it first */
+  if (!fiber->parked) return; /* it has ended, or its slice of time was over */
   shi_wait *wait = fiber->innermost;
   enum shi_order order = wait->order;
   wait->order = SHI_TELL;

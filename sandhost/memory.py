@@ -77,7 +77,7 @@ class GuestMemory:
             GuestClosed: the guest has ended.
         """
         room = memoryview(target).cast("B")
-        start = self._start(address, len(room))
+        start = self._start_for(address, room)
         room[:] = self._bytes[start : start + len(room)]  # type: ignore[index]
         return len(room)
 
@@ -89,8 +89,16 @@ class GuestMemory:
             GuestClosed: the guest has ended.
         """
         source = memoryview(data).cast("B")
-        start = self._start(address, len(source))
+        start = self._start_for(address, source)
         self._bytes[start : start + len(source)] = source  # type: ignore[index]
+
+    def _start_for(self, address: int, others: memoryview) -> int:
+        """Return where to copy to or from; if that is nowhere, let go of the other side, which errors would hold."""
+        try:
+            return self._start(address, len(others))
+        except BaseException:
+            others.release()
+            raise
 
     def view(self, address: int, length: int) -> memoryview:
         """Return a writable window without copying. It pins the guest: use it in a `with` block.

@@ -240,9 +240,20 @@ class Service:
                     known.set_quotas(self.settings.quotas(self.registry.tenant(name).quotas))
 
     async def remove_tenant(self, who: Principal, name: str) -> None:
-        """Remove a tenant with all that is its own. Its sessions end; a call that is under way ends by itself."""
+        """Remove a tenant with all that is its own. Its sessions end; a call that is under way ends by itself.
+
+        Raises:
+            Conflict: it is the operator, or the tenant whose token asks for it.
+            Missing: there is none.
+        """
+
+        def remove() -> None:
+            if name == who.tenant:  # nobody would be left to undo it
+                raise Conflict("the tenant whose token asks for it is not removed")
+            self.registry.remove_tenant(name)
+
         try:
-            await self.change(who, "tenant.remove", name, lambda: self.registry.remove_tenant(name))
+            await self.change(who, "tenant.remove", name, remove)
         finally:  # also when nobody waits for the answer any more
             if not self.registry.has_tenant(name):
                 self._in_background(self._forget(name))

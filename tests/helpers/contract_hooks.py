@@ -34,7 +34,11 @@ def before_call(_context: Any, case: Any, _arguments: Any) -> None:
     names = case.path_parameters or {}
     if names.get("id") == _OWN_TOKEN:
         names["id"] = "0" * 16
-    if names.get("tenant") == _OWN_TENANT and case.method.upper() == "PUT":
+    if (
+        names.get("tenant") == _OWN_TENANT
+        and case.method.upper() in ("PUT", "DELETE")
+        and len(names) == 1
+    ):
         names["tenant"] = "other"
     if "/bytes/" in case.path and names.get("function") == "add":
         names["function"] = "reverse"

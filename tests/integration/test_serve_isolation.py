@@ -97,6 +97,8 @@ def test_a_tenant_that_is_removed_leaves_nothing_to_whoever_has_its_name_next(da
         await one.admin.problem("DELETE", "/v1/admin/tenants/acme", 404, "missing")
         await one.admin.problem("DELETE", "/v1/admin/tenants/operator", 409, "conflict")
         await acme.problem("GET", "/v1/plugins", 401, "unknown")
+        deputy = await one.client("deputy", "admin")
+        await deputy.problem("DELETE", "/v1/admin/tenants/deputy", 409, "conflict")  # itself
         await idle(one)
         again = await one.client("acme", guests=9)
         assert await again.ask("GET", "/v1/plugins", 200) == {"plugins": []}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ FOLDER = ROOT / "sandhost/serve/rpc"
 def test_the_description_is_that_of_the_proto_file(tmp_path: Path) -> None:
     pytest.importorskip("grpc_tools")
     command = [sys.executable, "-m", "tools.messages", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=60)
     made, kept = (
         FileDescriptorProto.FromString((folder / "messages.binpb").read_bytes())
         for folder in (tmp_path, FOLDER)
