@@ -41,7 +41,8 @@ NOT_SANITIZED = (
 def lowest() -> int:
     """Test the lower bounds that pyproject.toml promises."""
     bounds = [
-        re.sub(r">=([^,]+).*", r"==\1", word) for word in requirements_of("dependencies", "serve", "client")
+        re.sub(r">=([^,]+).*", r"==\1", word)
+        for word in requirements_of("dependencies", "serve", "client")
     ]
     python = find_python(PYTHONS[0]) or sys.executable
     tools = requirements_of("test")
