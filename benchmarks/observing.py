@@ -294,7 +294,7 @@ def everything(quick: bool) -> Row | None:
     if not shutil.which("cmake"):
         print("no cmake: everything at once is not measured")
         return None
-    seconds, rounds = (2.0, 3) if quick else (3.0, 15)
+    seconds, rounds = (2.0, 3) if quick else (3.0, 7)
     with tempfile.TemporaryDirectory() as scratch:
         bare = unwatched.package(Path(scratch), histograms=False)
         ways = {
