@@ -30,7 +30,7 @@ from .time_limit import TimeLimit
 __all__ = ["SMALL", "Bodies", "BodyResponse", "Held"]
 
 SMALL = 256 << 10
-"""Bytes up to which a body is no matter; by measurement, see benchmarks/serving.py."""
+"""Bytes up to which a body is no matter. Arbitrary: the pool bounds memory, and is hardly faster at any size."""
 _PIECE = 64 << 10
 """Bytes that are sent at once; a server keeps about as many for a client that does not read."""
 _MEMORY = 256 << 20

@@ -10,7 +10,7 @@ nothing about the others.
 
 This is the gradient of Netflix's concurrency-limits, an offspring of TCP Vegas (Brakmo and Peterson, 1994);
 the ½√limit are the requests that it lets queue inside, to find room that has become free. (With all of
-√limit nothing below 4 was ever reached, where the work of one loop is best done by two.) A least that is
+√limit nothing below 4 was ever reached; that fewer are better for one loop is not measured.) A least that is
 old is no longer known to be true, and while the limit is reached nothing would show it: then half the limit
 is tried for a moment, as BBR does (Cardwell et al., 2016).
 """
