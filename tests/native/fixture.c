@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "image.h"
 
@@ -161,12 +162,15 @@ int open_files(void) {
 }
 
 int count_mappings(void) {
-  FILE *maps = fopen("/proc/self/maps", "re");
+  static char part[64 << 10]; /* a stream would allocate, and ASan map memory for that */
+  int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
   int lines = 0;
-  for (int c = fgetc(maps); c != EOF; c = fgetc(maps)) {
-    lines += c == '\n';
+  for (ssize_t got; (got = read(maps, part, sizeof part)) > 0;) {
+    for (ssize_t k = 0; k < got; k++) {
+      lines += part[k] == '\n';
+    }
   }
-  fclose(maps);
+  close(maps);
   return lines;
 }
 
