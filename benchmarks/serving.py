@@ -84,12 +84,12 @@ async def serve(folder: str, pipe: Connection) -> None:
             return Response(await service.call_bytes(what, given))
 
         registry = service.registry
-        who = registry.who(ADMIN)
+        who = registry.tokens.who(ADMIN)
         limits = settings.guest_limits()
         for name, module in (("sum", ADD), ("echo", ECHO)):
             blob = registry.blobs.put([module], 1 << 20)
             version = await service.deploy(who, name, blob, VersionSettings(limits))
-            while registry.version(who.tenant, name, version.number).state != "ready":
+            while registry.plugins.version(who.tenant, name, version.number).state != "ready":
                 await asyncio.sleep(0.01)
         routes = [route("POST", "/plain", plain), route("POST", "/bytes", joined)]
         server = uvicorn.Server(

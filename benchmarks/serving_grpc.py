@@ -63,11 +63,11 @@ async def serve(folder: str, pipe: Connection) -> None:
             return CallReply(results=[Value(i32=left.i32 + right.i32)])
 
         registry = service.registry
-        who = registry.who(ADMIN)
+        who = registry.tokens.who(ADMIN)
         digest, size = registry.blobs.put([ADD], 1 << 20)
         limits = settings.guest_limits()
         version = await service.deploy(who, "sum", (digest, size), VersionSettings(limits))
-        while registry.version(who.tenant, "sum", version.number).state != "ready":
+        while registry.plugins.version(who.tenant, "sum", version.number).state != "ready":
             await asyncio.sleep(0.01)
         server = RpcServer(service, 100)
         doors = Doors(service)

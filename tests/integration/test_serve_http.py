@@ -256,7 +256,9 @@ def test_the_module_of_a_version_that_is_gone_leaves_the_disk(data, monkeypatch)
         await acme.deploy("p", versioned(2))
         # From here on: an upload that no version names yet is spared no longer.
         monkeypatch.setattr("sandhost.serve.registry._SWEEP_AGE_S", 0.0)
-        digests = [one.service.registry.version("acme", "p", number).digest for number in (1, 2)]
+        digests = [
+            one.service.registry.plugins.version("acme", "p", number).digest for number in (1, 2)
+        ]
         monkeypatch.setattr(
             "sandhost.serve.registry._SWEEP_AGE_S", 0.0
         )  # not before: it spares uploads
@@ -684,7 +686,7 @@ def test_what_was_known_is_known_after_a_restart(data):
             assert await acme.call("p", "which", params={"ref": "live"}) == [1]
             assert await acme.call("p", "which", headers={"Idempotency-Key": "k"}) == [2]
             assert one.service.tenant("acme").quotas.guests == 7
-            version = one.service.registry.version("acme", "p", 1)
+            version = one.service.registry.plugins.version("acme", "p", 1)
             assert version.settings.limits.deadline_ns == 3_000_000_000
             entries = (await one.admin.ask("GET", "/v1/admin/audit", 200))["entries"]
             assert len(entries) == 7
