@@ -22,6 +22,7 @@ from .hostcalls import (
 )
 from .limits import UNLIMITED, Limits
 from .lives import live
+from .mapped import MappedGuests
 from .modules.compiled import Compiled
 from .modules.describe import WASI_MODULE, ModuleInfo
 from .modules.rewrite import Rewritten
@@ -88,7 +89,7 @@ class Plugin:
             else None
         )
         self.uses_wasi = self.info.has_wasi
-        self.host_guests: weakref.WeakSet[Guest] = host.mapped_guests
+        self.host_guests: MappedGuests = host.mapped_guests
         self._native = ffi.gc(
             lib.sh_plugin_new(host.native, compiled.native), lib.sh_plugin_release
         )
