@@ -52,6 +52,7 @@ from .problems import (
 from .refusals import Refusal, Refusals
 from .registry import Answer, Principal, Registry, Version, VersionSettings
 from .sessions import Sessions
+from .store import StoreError
 from .threads import in_thread
 from .tokens import Scope
 from .values import from_json, to_json
@@ -205,7 +206,7 @@ class Service:
         if refusals:
             try:
                 await in_thread(lambda: self.registry.audit.refuse(refusals))
-            except Exception as error:  # the disk's fault; the next ones may be written
+            except (OSError, StoreError) as error:  # the disk's fault; the next ones may be written
                 log = get_logger(_LOGGER)
                 log.error("refusals could not be audited", count=len(refusals), exc_info=error)
 
