@@ -24,8 +24,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..observe.picture import PluginView, View, look, tenant_view
+from ..observe.picture import look, tenant_view
 from ..observe.records import to_json
+from ..observe.views import PluginView, View
 from .loaded import functions, origin_of
 from .problems import Missing
 from .records import Plugin, Principal, Tenant, Version
