@@ -13,7 +13,7 @@ from .guest import Guest
 from .hostcalls import Binding, HostFunction, bindings, spawning
 from .limits import Limits
 from .linking import Linked
-from .lives import live
+from .lives import at_once, live
 from .mapped import MappedGuests
 from .modules.compiled import Compiled
 from .modules.describe import ModuleInfo
@@ -217,6 +217,12 @@ class Plugin:
             Exception: as `spawn` and `Guest.call_async`.
         """
         return live(self, _FRESH, name, arguments, limits, tenant, self.spawn_async)
+
+    def call_at_once(
+        self, name: str, arguments: tuple[Any, ...], limits: Limits | None, tenant: Tenant | None
+    ) -> Any:
+        """The first half of `call_async`, for who has no task yet: a result, or `lives.LONG`. Not for users."""
+        return at_once(self, _FRESH, name, arguments, limits, tenant)
 
     def call_here(
         self,
