@@ -67,7 +67,7 @@ class Deployments:
 
     def start(self) -> None:
         """Go on with what a stop has interrupted."""
-        for version in self._registry.unfinished():
+        for version in self._registry.plugins.unfinished():
             self.begin(version)
 
     def check_room(self, tenant: str) -> None:
@@ -108,7 +108,7 @@ class Deployments:
         why = None
         try:
             async with self._turns.take(version.tenant):
-                self._registry.same(version)
+                self._registry.plugins.same(version)
                 self._begun[key] = time.monotonic()
                 await self._in_thread(lambda: self._compile_now(version))
                 await self._load_now(version)
@@ -125,9 +125,9 @@ class Deployments:
             del self._begun[key]
         with contextlib.suppress(Missing):
             if why is None:
-                await in_thread(lambda: self._registry.mark_ready(version))
+                await in_thread(lambda: self._registry.plugins.mark_ready(version))
             else:
-                await in_thread(lambda: self._registry.mark_failed(version, why))
+                await in_thread(lambda: self._registry.plugins.mark_failed(version, why))
 
     def _compile_now(self, version: Version) -> None:
         fuel = version.settings.limits.fuel is not None
@@ -162,7 +162,7 @@ class Deployments:
             lambda: self._versions.load(version, tenant, lambda: blobs.read(version.digest))
         )
         try:
-            self._registry.same(version)
+            self._registry.plugins.same(version)
         except Missing:
             self._versions.drop(version)
             raise

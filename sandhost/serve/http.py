@@ -260,13 +260,13 @@ class _Doors:
     async def plugins(self, request: Request) -> Response:
         """The tenant's plugins."""
         who = self._who(request, Scope.INVOKE)
-        return JSONResponse({"plugins": [_plugin(p) for p in self.registry.plugins(who.tenant)]})
+        return JSONResponse({"plugins": [_plugin(p) for p in self.registry.plugins.of(who.tenant)]})
 
     async def plugin(self, request: Request) -> Response:
         """One plugin: its versions and aliases."""
         who = self._who(request, Scope.INVOKE)
         return JSONResponse(
-            _plugin(self.registry.plugin(who.tenant, request.path_params["plugin"]))
+            _plugin(self.registry.plugins.find(who.tenant, request.path_params["plugin"]))
         )
 
     async def upload(self, request: Request) -> Response:
@@ -296,7 +296,7 @@ class _Doors:
         wait_s = seconds(request.query_params.get("wait"), "wait") or 0.0
         until_s = time.monotonic() + min(wait_s, _LONGEST_WAIT_S)
         while True:
-            version = self.registry.version(who.tenant, plugin, its_number)
+            version = self.registry.plugins.version(who.tenant, plugin, its_number)
             left_s = until_s - time.monotonic()
             if version.state != "compiling" or left_s <= 0 or self.service.stopping:
                 break
@@ -334,7 +334,7 @@ class _Doors:
             who,
             "alias.set",
             f"{plugin}/{alias}",
-            lambda: self.registry.set_alias(tenant, plugin, alias, wanted["version"]),
+            lambda: self.registry.aliases.set(tenant, plugin, alias, wanted["version"]),
         )
         return JSONResponse(_alias(made))
 
@@ -346,7 +346,7 @@ class _Doors:
             who,
             "alias.rollback",
             f"{plugin}/{alias}",
-            lambda: self.registry.roll_back(tenant, plugin, alias),
+            lambda: self.registry.aliases.roll_back(tenant, plugin, alias),
         )
         return JSONResponse(_alias(made))
 
@@ -358,7 +358,7 @@ class _Doors:
             who,
             "alias.remove",
             f"{plugin}/{alias}",
-            lambda: self.registry.remove_alias(tenant, plugin, alias),
+            lambda: self.registry.aliases.remove(tenant, plugin, alias),
         )
         return Response(status_code=204)
 

@@ -390,6 +390,14 @@ def test_help_lists_every_setting(tmp_path):
         assert flag_of(name) in ended.stdout
 
 
+def test_a_start_says_nothing_of_libraries(data):
+    for _ in range(2):  # makes the database; finds it
+        with child(data) as one:
+            assert httpx.get(f"{one.url}/healthz").status_code == 200
+            assert one.end() == 0
+        assert b"alembic" not in one.said()
+
+
 def test_a_second_process_does_not_get_the_folder(data):
     with child(data) as one:
         free = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
