@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-ADMIN = "sh_" + "A" * 43
+from serving_process import ADMIN, processor_s
 
 
 class Server:
@@ -40,8 +40,7 @@ class Server:
 
     def cpu_s(self) -> float:
         """Return the processor time it has used."""
-        words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+        return processor_s(self.pid)
 
     def ask(self, method: str, path: str, body: bytes = b"", token: str = ADMIN) -> bytes:
         """Return the answer to a request."""

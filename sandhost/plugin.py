@@ -21,7 +21,7 @@ from .hostcalls import (
     unbind,
 )
 from .limits import UNLIMITED, Limits
-from .lives import live
+from .lives import at_once, live
 from .modules.compiled import Compiled
 from .modules.describe import WASI_MODULE, ModuleInfo
 from .modules.rewrite import Rewritten
@@ -350,6 +350,12 @@ class Plugin:
             Exception: as `spawn` and `Guest.call_async`.
         """
         return live(self, _FRESH, name, arguments, limits, tenant, self.spawn_async)
+
+    def call_at_once(
+        self, name: str, arguments: tuple[Any, ...], limits: Limits | None, tenant: Tenant | None
+    ) -> Any:
+        """The first half of `call_async`, for who has no task yet: a result, or `lives.LONG`. Not for users."""
+        return at_once(self, _FRESH, name, arguments, limits, tenant)
 
     def call_here(
         self,

@@ -1,16 +1,16 @@
 """Who may come in by HTTP, decided at the wire: before a request costs more than its head.
 
-    head ─► whose token? ─► Admission ─┬─► application, with the place until its answer is out
-              │ nobody's               └─► in line, or refused, with bytes that lie ready
-              └─► refused
+    head ─► whose token? ─┬─► Direct: answered or refused, here and now
+              │ nobody's  └─► Admission ─┬─► application, with the place until its answer is out
+              └─► refused                └─► in line, or refused, with bytes that lie ready
 
 One loop does the work of all, so what it has begun makes everything else late. A request that waits behind
 others in the application can no longer be refused in time, nor cheaply. So all requests pass here, also those
 that start no guest: who asks for what does not exist takes the loop's time as well. Whoever has no
 valid token shares one line with all others without.
 
-A head that was refused will come again, by the thousand: it is kept, and the next one that equals it byte by
-byte is not even parsed, if it is to be refused as well.
+A head that was answered directly, or refused, will come again, by the thousand: it is kept, and the next one that
+equals it byte by byte is not even parsed, if it has the same end.
 
 A request that will rest, for a session or for what takes long, gives its place back (`Place.leave`) and
 asks the service again when it has work to do. One whose body is not here has none yet: it could keep it
@@ -24,17 +24,21 @@ from collections.abc import Callable, Iterable, MutableMapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from .direct import Direct, Target, target_of
 from .overload import Admission, Request
 from .problems import Problem, Unknown
+from .records import Principal
 from .requests import bearer, problem_response
 from .service import Service
 from .tokens import Scope
 
-__all__ = ["PLACE", "Gate", "Place", "refusal"]
+__all__ = ["PLACE", "Answer", "Gate", "Place", "refusal"]
 
 PLACE = "sandhost.place"
 """Where a request's place stands in the ASGI scope."""
 _NOBODY = ""
+_DONE = b"HTTP/1.1 200 OK\r\n"
+_JSON = b"content-length: %d\r\ncontent-type: application/json\r\n\r\n%b"
 _STARTS_GUESTS = ("call", "bytes", "run", "sessions")
 _HINT_STEP_S = 0.05
 _HEAD_ENDS = b"\r\n\r\n"
@@ -42,13 +46,31 @@ _MOST_KNOWN, _MOST_HEAD_BYTES = 4096, 2048
 """Arbitrary."""
 
 
+class Answer(NamedTuple):
+    """The bytes of a response, but for the headers that all have."""
+
+    first: bytes
+    """Its first line."""
+    rest: bytes
+    close: bool = False
+    """Whether the connection ends with it."""
+
+
 class Place:
     """A request that may start, or waits for that."""
 
-    __slots__ = ("_admission", "_deadline_s", "_request", "_tenant", "done")
+    __slots__ = ("_admission", "_deadline_s", "_request", "_tenant", "done", "target", "who")
 
-    def __init__(self, admission: Admission, tenant: str, deadline_s: float | None) -> None:
-        self._admission, self._tenant, self._deadline_s = admission, tenant, deadline_s
+    def __init__(
+        self,
+        admission: Admission,
+        who: Principal | None,
+        deadline_s: float | None,
+        target: Target | None,
+    ) -> None:
+        self._admission, self._deadline_s = admission, deadline_s
+        self._tenant = _NOBODY if who is None else who.tenant
+        self.who, self.target = who, target
         self._request: Request | None = None
         self.done = True
         """Whether the request ends as it should; what fails says little of how long requests take."""
@@ -74,10 +96,11 @@ class Place:
 
 
 class _Known(NamedTuple):
-    """What a head says that was refused."""
+    """What a head says."""
 
     token: str
     body_bytes: int
+    target: Target | None
 
 
 class Gate:
@@ -85,6 +108,7 @@ class Gate:
 
     def __init__(self, service: Service) -> None:
         self._service, self._admission = service, service.admission
+        self._direct = Direct(service)
         self._known: dict[bytes, _Known] = {}
 
     def place_for(self, scope: MutableMapping[str, Any]) -> Place | None:
@@ -95,12 +119,13 @@ class Gate:
         """
         path: str = scope["path"]
         token = deadline = b""
-        for name, value in scope["headers"]:
+        for name, value in scope["headers"]:  # of several the first counts, as for the application
             if name == b"authorization":
-                token = value
+                token = token or value
             elif name == b"sandhost-deadline":
-                deadline = value
-        text, tenant = bearer(token.decode("latin-1")) or "", _NOBODY
+                deadline = deadline or value
+        text, who, target = bearer(token.decode("latin-1")) or "", None, None
+        deadline_s = _seconds(deadline)
         try:
             if path.startswith("/v1/"):
                 who = self._service.whose(text, _peer(scope["client"]))
@@ -112,29 +137,41 @@ class Gate:
         else:
             if Scope.ADMIN in who.scopes:
                 return None
-            tenant = who.tenant
+            if deadline_s is not None or not deadline:
+                target = target_of(scope, deadline_s)
         if not self._admission.places and not (scope["method"] == "POST" and _starts_guest(path)):
             return None  # short of memory: what starts no guest may free some
-        place = scope[PLACE] = Place(self._admission, tenant, _seconds(deadline))
+        place = scope[PLACE] = Place(self._admission, who, deadline_s, target)
         return place
 
-    def remember(self, data: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Keep the head of a request that its tenant had too many of.
+    def answer(self, place: Place, body: bytes | bytearray) -> Answer | None:
+        """Return the answer to a request that is all here; None: the application has it."""
+        if place.who is None or place.target is None:
+            return None
+        return _wired(self._direct.answer(place.target, place.who, body))
+
+    def remember(
+        self, data: bytes, headers: Iterable[tuple[bytes, bytes]], target: Target | None
+    ) -> None:
+        """Keep the head of a request that was answered directly, or that its tenant had too many of.
 
         Args:
-            data: the request, from its first byte.
+            data: the request and nothing else, else it is not kept.
             headers: as they were parsed; without Transfer-Encoding.
         """
-        found = dict(headers)
-        head = data[: data.find(_HEAD_ENDS) + len(_HEAD_ENDS)]
-        if len(head) <= _MOST_HEAD_BYTES:
+        end = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
+        head, found = data[:end], dict(reversed([*headers]))
+        body_bytes = int(found.get(b"content-length", b"0"))
+        # Whose end is where it was found: no line before the first, and none that ends in another way.
+        plain = head[:1].isalpha() and head.count(b"\r\n") == head.count(b"\n") == head.count(b"\r")
+        if plain and end <= _MOST_HEAD_BYTES and len(data) == end + body_bytes:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             token = bearer(found.get(b"authorization", b"").decode("latin-1")) or ""
-            self._known[head] = _Known(token, int(found.get(b"content-length", b"0")))
+            self._known[head] = _Known(token, body_bytes, target)
 
-    def refuses_again(self, data: bytes, client: tuple[str, int] | None) -> Problem | None:
-        """Return why a request is refused, if it is known and here as a whole."""
+    def answer_again(self, data: bytes, client: tuple[str, int] | None) -> Answer | None:
+        """Return the answer to a request whose head is known, if it is all here; None: it has to be parsed."""
         end = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
         known = self._known.get(data[:end])
         if known is None or len(data) != end + known.body_bytes:
@@ -142,8 +179,10 @@ class Gate:
         try:
             who = self._service.whose(known.token, _peer(client))
         except Unknown as problem:
-            return problem
-        return self._admission.turn_away(who.tenant)
+            return refusal(problem, close=False)
+        if known.target is None:
+            return _wired(self._admission.turn_away(who.tenant))
+        return _wired(self._direct.answer(known.target, who, data[end:]))
 
 
 def _peer(client: tuple[str, int] | None) -> str:
@@ -165,8 +204,18 @@ def _seconds(text: bytes) -> float | None:
     return value if 0 <= value < math.inf else None
 
 
-def refusal(problem: Problem, *, close: bool) -> tuple[bytes, bytes]:
-    """Return the answer to a request that may not come in: its first line, and the rest of it."""
+def _wired(result: bytes | Problem | None) -> Answer | None:
+    if isinstance(result, bytes):
+        return Answer(_DONE, _JSON % (len(result), result))
+    if isinstance(result, Problem):
+        return refusal(result, close=False)
+    return None
+
+
+def refusal(problem: Problem, *, close: bool) -> Answer:
+    """Return the answer to a request that may not come in."""
+    if problem.facts:  # of a trap: its own
+        return _refusal_of(problem, close=close)
     hint_s = problem.retry_after_s
     if hint_s is not None:  # rounded, so that few answers are ever made
         hint_s = round(math.ceil(hint_s / _HINT_STEP_S) * _HINT_STEP_S, 2)
@@ -175,12 +224,15 @@ def refusal(problem: Problem, *, close: bool) -> tuple[bytes, bytes]:
 
 
 @lru_cache(maxsize=1024)
-def _refusal(
-    kind: type[Problem], detail: str, hint_s: float | None, close: bool
-) -> tuple[bytes, bytes]:
-    response = problem_response(kind(detail, retry_after_s=hint_s))
+def _refusal(kind: type[Problem], detail: str, hint_s: float | None, close: bool) -> Answer:
+    return _refusal_of(kind(detail, retry_after_s=hint_s), close=close)
+
+
+def _refusal_of(problem: Problem, *, close: bool) -> Answer:
+    response = problem_response(problem)
     if close:
         response.headers["connection"] = "close"
-    first = f"HTTP/1.1 {int(kind.status)} {kind.status.phrase}\r\n".encode()
+    first = f"HTTP/1.1 {int(problem.status)} {problem.status.phrase}\r\n".encode()
     lines = b"".join(b"%b: %b\r\n" % pair for pair in response.raw_headers)
-    return first, lines + b"\r\n" + bytes(response.body)
+    closes = response.headers.get("connection") == "close"
+    return Answer(first, lines + b"\r\n" + bytes(response.body), closes)

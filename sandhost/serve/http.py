@@ -40,11 +40,10 @@ from .problems import Internal, Missing, Problem, WrongMethod
 from .records import Alias, Answer, Plugin, Principal, Version
 from .registry import LATEST
 from .requests import (
+    arguments_of,
     body,
     chunks,
     header,
-    json_object,
-    nothing_else,
     number,
     peer_of,
     problem_response,
@@ -178,9 +177,7 @@ class _Doors:
         """Numbers in, numbers out."""
         what = self._what(request)
         text = await body(request, self.service.settings.body_limit)
-        record = json_object(text)
-        arguments = record.pop("arguments", [])
-        nothing_else(record)
+        arguments = arguments_of(text)
 
         async def work() -> Answer:
             results = await self.service.call(what, arguments)

@@ -38,6 +38,7 @@ from typing import NamedTuple
 
 from ..errors import ConfigError
 from .concurrency import AdaptiveLimit
+from .pace import Pace
 from .problems import DeadlinePassed, Problem, TooMany
 
 __all__ = ["Admission", "AdmissionStats", "Request"]
@@ -71,6 +72,8 @@ class AdmissionStats(NamedTuple):
     typical_s: float | None
     """Latency of now."""
     admitted: int
+    at_once: int
+    """Of those, calls that were answered within a turn of the loop."""
     refused: dict[str, int]
     """By why: "line" (it would wait too long), "late" (it did), "pressure", "deadline"."""
 
@@ -168,12 +171,13 @@ class Admission:
         self._wait_s = wait_s
         self._pressure, self._weight, self._clock = pressure, weight, clock
         self._window_s = min(wait_s / 2, _WHILE_S)
+        self._pace, self._in_turn = Pace(wait_s), False
         self._lines: dict[str, _Line] = {}
         self._wanting: dict[_Line, None] = {}  # invariant: those with something in line
         self._resting: dict[_Line, float] = {}  # invariant: with nothing at all; since when
         self._weights = 0.0  # invariant: of all lines together
         self._held: float | None = None  # see _reserved_for; None: to be counted again
-        self._in_flight = self._waiting = self._admitted = 0
+        self._in_flight = self._waiting = self._admitted = self._at_once = 0
         self._served = 0.0  # of whoever was served last: a newcomer begins there
         self._refused: Counter[str] = Counter()
         self._ticking = False
@@ -189,6 +193,7 @@ class Admission:
             self._limit.least_s,
             self._limit.typical_s,
             self._admitted,
+            self._at_once,
             dict(self._refused),
         )
 
@@ -214,6 +219,32 @@ class Admission:
         if not request.settled:
             self._tick()
         return request
+
+    def at_once(self, tenant: str) -> Problem | None:
+        """Let in a call that is over before the loop's turn is; return None, or why not."""
+        now_s = self._clock()
+        if not self._in_turn:
+            self._in_turn = True
+            self._pace.begin(now_s)
+            asyncio.get_running_loop().call_soon(self._turn_over)
+        if not self.places:
+            self._refused["pressure"] += 1
+            return _problem("pressure", math.inf)
+        if not self._pace.admits(tenant, self._weight_of(tenant), now_s):
+            self._refused["line"] += 1
+            return _problem("line", self._pace.age_s(now_s))
+        self._admitted += 1
+        self._at_once += 1
+        return None
+
+    def was_long(self) -> None:
+        """What `at_once` let in was not made: it will ask for a place."""
+        self._admitted -= 1
+        self._at_once -= 1
+
+    def _turn_over(self) -> None:
+        self._in_turn = False
+        self._pace.end(self._clock())
 
     def _tick(self) -> None:
         if not self._ticking and self._waiting:
