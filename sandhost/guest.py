@@ -25,7 +25,9 @@ __all__ = ["BoundFunction", "Guest", "GuestStats"]
 
 _STDOUT, _STDERR = 1, 2
 _NO_OUTPUT = ((b"", 0), (b"", 0))
-_LARGE_BYTES = 32 << 20  # up to 64 MiB are given back later by another thread, unless as much waits already
+_LARGE_BYTES = (
+    32 << 20
+)  # up to 64 MiB are given back later by another thread, unless as much waits already
 
 _mapping = threading.RLock()
 """Two threads that map a guest's memories at once would pin them twice, and unpin them once."""

@@ -4,8 +4,8 @@
     call of what is not loaded ────────────────────────────────────► the same, in turns of their own
 
 Both are fair between tenants, and bounded in time: a module by `compile_time` of the processor in the child, and its
-`warm` function by the same by the clock. So calls of other tenants wait for neither. A tenant with a quota of processors
-rests after each module, until it has used no more of the time since its turn began than the quota says.
+`warm` function by the same by the clock. So calls of other tenants wait for neither. A tenant with a quota of
+processors rests after each module, until its part of the time since that one began is what the quota says.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _COMPILED_AT_ONCE = 2
 """wasmtime uses several threads for each. Arbitrary, as the next."""
 _LOADED_AT_ONCE = 4
 _LEAST_S = 0.1
-"""What a module counts for beside a quota of processors, however soon it is refused: the service has received it,
-written it to the disk and to the registry. Measured for one of 256 KiB of noise and one of 1 MB of text: 10 to 50 ms."""
+"""What a module counts for, however soon it has failed: the service has received it, and written it to the disk
+and to the registry. Measured for 256 KiB of noise and 1 MB of text: 10 to 50 ms."""
 
 _T = TypeVar("_T")
 _Key = tuple[str, str, int, float]
@@ -137,7 +137,7 @@ class Deployments:
                 await in_thread(lambda: self._registry.mark_failed(version, why))
 
     def _rest(self, tenant: str, took_s: float) -> None:
-        """Keep the tenant to its quota of processors, if it has one: its modules take as much as its calls, at the most."""
+        """Keep the tenant's modules to its quota of processors, if it has one; as much again as its calls have."""
         with contextlib.suppress(Missing):  # it was removed meanwhile
             cpus = self._tenant(tenant).quotas.cpus
             if cpus is not None:
