@@ -276,7 +276,7 @@ class _Doors:
         settings = version_settings(
             request.query_params.multi_items(), self.service.settings.guest_limits()
         )
-        module = await self.service.receive(chunks(request))
+        module = await self.service.receive(who, chunks(request))
 
         async def work() -> Answer:
             version = await self.service.deploy(who, plugin, module, settings)

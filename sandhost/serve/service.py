@@ -287,13 +287,15 @@ class Service:
 
     # ---- plugins ----
 
-    async def receive(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+    async def receive(self, who: Principal, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
         """Keep a module, and return its digest and size. It stays if a version names it within the hour.
 
         Raises:
             TooLarge: more bytes than are taken.
+            TooMany: as many modules of the tenant wait to be compiled as may; nothing is taken.
         """
         self._check_running()
+        self.deployments.check_room(who.tenant)
         incoming = await in_thread(lambda: self.registry.blobs.receive(self.settings.upload_limit))
         try:
             async for chunk in chunks:
