@@ -19,6 +19,7 @@ import math
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,9 @@ __all__ = ["Opened", "open_service", "serve"]
 
 _NOTICE_S = 1.0
 """Arbitrary: some looks of a balancer at /readyz. Less when there is little time to drain."""
+_SWITCH_S = 0.0005
+"""A thread that registers or loads a module keeps the loop from Python for so long at a time; Python's own 5 ms are
+ten requests' worth."""
 _SPARE_FILES = 256
 """Descriptors that are not for connections: the database's, uploads', guests'. Arbitrary."""
 
@@ -138,6 +142,7 @@ def serve(settings: Settings, say: Callable[[str], object]) -> int:
 
 async def _live(service: Service, listener: socket.socket, say: Callable[[str], object]) -> None:
     service.start()
+    sys.setswitchinterval(_SWITCH_S)
     _spare_what_is_loaded()
     try:
         await _serve(service, listener, say)

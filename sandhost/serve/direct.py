@@ -1,8 +1,8 @@
 """Calls that are answered at the wire: numbers in, numbers out, of a guest that is there for one call.
 
-    Target, whose ──► loaded? ──► may it, in this turn of the loop? ──► arguments ──► guest ──► answer
-                        │ no                                                            │ it takes long
-                        └───────────────► None: the application does it ◄───────────────┘
+    Target, whose ──► Service.call_at_once ──► answer, or a problem
+                        │ not loaded, or it takes long
+                        └─► None: the application does it
 
 Most requests are of this kind, and what they ask for takes less time than a task for them, a route and a
 response object would. So it is done as soon as all of the request is here, before anything else runs.
@@ -16,13 +16,11 @@ from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
 from .._log import get_logger
-from ..errors import SandhostError
-from .loaded import LONG, signature
-from .problems import Internal, Missing, NotReady, Problem, problem_of
+from .problems import Internal, Problem
 from .records import Principal
 from .registry import LATEST
 from .requests import arguments_of
-from .service import Service
+from .service import SOON_S, Service
 from .tokens import Scope
 from .values import from_json, to_json
 
@@ -31,9 +29,7 @@ __all__ = ["Direct", "Target", "target_of"]
 _encode = json.JSONEncoder().encode
 
 _MOST_BYTES = 16 << 10
-"""Of a body. What has more is worth a task. Arbitrary, as the next."""
-_SOON_S = 0.1
-"""Who waits for less than this has an eye on the time, which nobody has here."""
+"""Of a body. What has more is worth a task. Arbitrary."""
 _PATH = re.compile(r"/v1/plugins/([^/]+)/call/([^/]+)")
 _QUERY = re.compile(rb"ref=([A-Za-z0-9._-]+)")
 _FOR_THE_APPLICATION = frozenset(
@@ -54,7 +50,7 @@ def target_of(scope: MutableMapping[str, Any], deadline_s: float | None) -> Targ
     found = _PATH.fullmatch(scope["path"])
     if found is None or scope["method"] != "POST":
         return None
-    if deadline_s is not None and deadline_s < _SOON_S:
+    if deadline_s is not None and deadline_s < SOON_S:
         return None
     ref, query = LATEST, scope["query_string"]
     if query:
@@ -71,35 +67,23 @@ class Direct:
     """Answers what it can, for a service."""
 
     def __init__(self, service: Service) -> None:
-        self._service, self._admission = service, service.admission
+        self._service = service
 
     def answer(
         self, target: Target, who: Principal, body: bytes | bytearray
     ) -> bytes | Problem | None:
         """Return the JSON of the results, or why there are none; None: ask the application."""
-        service = self._service
-        if service.stopping or Scope.INVOKE not in who.scopes or len(body) > _MOST_BYTES:
+        if Scope.INVOKE not in who.scopes or len(body) > _MOST_BYTES:
             return None
         try:
-            version = service.registry.plugins.resolve(who.tenant, target.plugin, target.ref)
-        except (Missing, NotReady):
-            return None
-        loaded = service.versions.get(version)
-        if loaded is None or loaded.wasi is not None:
-            return None
-        problem = self._admission.at_once(who.tenant)
-        if problem is not None:
+            return self._service.call_at_once(
+                who,
+                *target,
+                lambda type_: from_json(target.function, type_, arguments_of(bytes(body))),
+                lambda type_, returned: _encode({"results": to_json(type_, returned)}).encode(),
+            )
+        except Problem as problem:
             return problem
-        try:
-            type_ = signature(loaded.plugin, target.function)
-            values = from_json(target.function, type_, arguments_of(bytes(body)))
-            returned = loaded.call_at_once(service.tenant(who.tenant), target.function, values)
-            if returned is LONG:
-                self._admission.was_long()
-                return None
-            return _encode({"results": to_json(type_, returned)}).encode()
-        except (SandhostError, TypeError, OverflowError) as error:
-            return problem_of(error)
         except Exception as error:  # noqa: BLE001 - ours, and no reason to end the connection
             get_logger("sandhost.serve").error("a call failed", exc_info=error)
             return Internal("something went wrong on our side")

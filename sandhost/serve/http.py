@@ -26,6 +26,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
+from starlette.types import Message, Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from .._log import get_logger
 from ..memory import GuestMemory
@@ -36,7 +38,7 @@ from .frames import CommandResponse
 from .gate import PLACE
 from .loaded import functions
 from .openapi import openapi_route
-from .problems import Internal, Missing, Problem, WrongMethod
+from .problems import Internal, Missing, Problem, Unavailable, WrongMethod
 from .records import Alias, Answer, Plugin, Principal, Version
 from .registry import LATEST
 from .requests import (
@@ -75,7 +77,30 @@ def make_app(service: Service, more: list[Route] | None = None) -> BagMiddleware
         exception_handlers={Problem: _problem, Exception: _fault, 404: _nowhere, 405: _nowhere},
     )
     app.router.redirect_slashes = False
-    return BagMiddleware(app, service.bags)
+    return BagMiddleware(_Ending(app, service), service.bags)
+
+
+class _Ending:
+    """Says to whoever is cancelled, because the service ends, that it does."""
+
+    def __init__(self, app: Starlette, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except asyncio.CancelledError:
+            if begun or not self._service.stopping:
+                raise
+            ended = Unavailable("the service ended before the request did")
+            await problem_response(ended)(scope, receive, send)
 
 
 async def _problem(request: Request, error: Exception) -> Response:
@@ -251,7 +276,7 @@ class _Doors:
         settings = version_settings(
             request.query_params.multi_items(), self.service.settings.guest_limits()
         )
-        module = await self.service.receive(chunks(request))
+        module = await self.service.receive(who, chunks(request))
 
         async def work() -> Answer:
             version = await self.service.deploy(who, plugin, module, settings)

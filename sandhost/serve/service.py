@@ -35,7 +35,7 @@ from .bodies import Bodies
 from .compiler import Compilers
 from .config import Settings
 from .deployments import Deployments
-from .loaded import Loaded, Versions, origin_of, signature
+from .loaded import LONG, Loaded, Versions, origin_of, signature
 from .overload import Admission
 from .problems import (
     Conflict,
@@ -57,7 +57,7 @@ from .threads import in_thread
 from .tokens import Scope
 from .values import from_json, to_json
 
-__all__ = ["Invocation", "Service"]
+__all__ = ["SOON_S", "Invocation", "Service"]
 
 _T = TypeVar("_T")
 _LOGGER = "sandhost.serve"
@@ -65,6 +65,8 @@ _STOPPED_RETRY_S = 1.0
 _SWEEP_EVERY_S = 3600.0
 _NO_MORE_READY = 3  # the level of pressure from which on nobody starts guests
 _TELL_EVERY_S = 60.0
+SOON_S = 0.1
+"""Who waits for less than this has an eye on the time, which `Service.call_at_once` has not. Arbitrary."""
 
 
 class Invocation(NamedTuple):
@@ -285,13 +287,15 @@ class Service:
 
     # ---- plugins ----
 
-    async def receive(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+    async def receive(self, who: Principal, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
         """Keep a module, and return its digest and size. It stays if a version names it within the hour.
 
         Raises:
             TooLarge: more bytes than are taken.
+            TooMany: as many modules of the tenant wait to be compiled as may; nothing is taken.
         """
         self._check_running()
+        self.deployments.check_room(who.tenant)
         incoming = await in_thread(lambda: self.registry.blobs.receive(self.settings.upload_limit))
         try:
             async for chunk in chunks:
@@ -368,6 +372,42 @@ class Service:
                 type_ = signature(loaded.plugin, what.function)
                 values = list(arguments(type_))
                 return results(type_, await loaded.call(tenant, what.function, values))
+
+    def call_at_once(
+        self,
+        who: Principal,
+        plugin: str,
+        ref: str,
+        function: str,
+        arguments: Callable[[FuncType], Sequence[int | float | bytes]],
+        results: Callable[[FuncType, object], _T],
+    ) -> _T | None:
+        """Call a function of a fresh guest with numbers, before anything else runs.
+
+        Returns:
+            What `results` makes; None: nothing was done, and `call_with` does it, since the version is not
+            loaded, or the call takes long.
+
+        Raises:
+            Problem: it is refused, or has failed.
+        """
+        self._check_running()
+        loaded = self.versions.get(self.registry.plugins.resolve(who.tenant, plugin, ref))
+        if loaded is None or loaded.wasi is not None:
+            return None
+        problem = self.admission.at_once(who.tenant)
+        if problem is not None:
+            raise problem
+        try:
+            type_ = signature(loaded.plugin, function)
+            values = arguments(type_)
+            returned = loaded.call_at_once(self.tenant(who.tenant), function, values)
+        except (SandhostError, TypeError, OverflowError) as error:
+            raise problem_of(error) from error
+        if returned is LONG:
+            self.admission.was_long()
+            return None
+        return results(type_, returned)
 
     async def call_bytes(self, what: Invocation, given: bytes) -> bytes:
         """Call a function that takes and returns bytes.

@@ -70,7 +70,7 @@ class Plugins:
         most = self.service.settings.upload_limit
         if asked.bytes > most:
             raise TooLarge(f"a module has at most {most:,} bytes here", facts={"limit": most})
-        module = await self.service.receive(_pieces(rpc, asked.bytes))
+        module = await self.service.receive(rpc.who, _pieces(rpc, asked.bytes))
 
         async def work() -> Answer:
             made = await self.service.deploy(rpc.who, asked.plugin, module, settings)
