@@ -110,6 +110,7 @@ class Gate:
         self._service, self._admission = service, service.admission
         self._direct = Direct(service)
         self._known: dict[bytes, _Known] = {}
+        self._common: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
     def place_for(self, scope: MutableMapping[str, Any]) -> Place | None:
         """Return what a request has to ask for a place with, also left in its scope. None: it needs none.
@@ -149,6 +150,12 @@ class Gate:
         if place.who is None or place.target is None:
             return None
         return _wired(self._direct.answer(place.target, place.who, body))
+
+    def lines_of(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the headers that all answers have, as bytes: uvicorn makes a new list of them each second."""
+        if headers is not self._common[0]:
+            self._common = headers, b"".join(b"%b: %b\r\n" % pair for pair in headers)
+        return self._common[1]
 
     def remember(
         self, data: bytes, headers: Iterable[tuple[bytes, bytes]], target: Target | None
