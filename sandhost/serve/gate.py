@@ -25,7 +25,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .direct import Direct, Target, target_of
-from .overload import Admission, Request
+from .line import Request
+from .overload import Admission
 from .problems import Problem, Unknown
 from .records import Principal
 from .requests import bearer, problem_response
