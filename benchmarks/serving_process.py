@@ -27,20 +27,20 @@ Serve = Callable[[str, Connection], Awaitable[None]]
 
 def tenant_token(service: Service) -> str:
     """Add a tenant; return a token of its own."""
-    service.registry.add_tenant("acme")
-    return service.registry.add_token("acme", [Scope.DEPLOY, Scope.INVOKE])
+    service.registry.tenants.add("acme")
+    return service.registry.tokens.add("acme", [Scope.DEPLOY, Scope.INVOKE])
 
 
 async def deploy(service: Service, token: str, name: str, module: bytes) -> Version:
     """Deploy a module and wait until it is ready."""
     registry = service.registry
-    who = registry.who(token)
+    who = registry.tokens.who(token)
     blob = registry.blobs.put([module], 1 << 20)
     settings = VersionSettings(service.settings.guest_limits())
     version = await service.deploy(who, name, blob, settings)
-    while registry.version(who.tenant, name, version.number).state != "ready":
+    while registry.plugins.version(who.tenant, name, version.number).state != "ready":
         await asyncio.sleep(0.01)
-    return registry.version(who.tenant, name, version.number)
+    return registry.plugins.version(who.tenant, name, version.number)
 
 
 def _run(serve: Serve, folder: str, pipe: Connection) -> None:

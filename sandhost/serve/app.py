@@ -40,6 +40,7 @@ from .notify import keep_watched, notify, stopping
 from .observed import observe_routes
 from .problems import Invalid
 from .registry import Registry
+from .registry.first_tokens import ensure_admin, ensure_only
 from .rpc.server import RpcServer
 from .service import Service
 from .store import Store
@@ -86,7 +87,7 @@ def open_service(settings: Settings, compilers: Compilers | None = None) -> Iter
             made = _only_tenant(registry, only, settings.token_file)
         else:
             secret = settings.admin_token
-            made = registry.ensure_admin(None if secret is None else secret.get_secret_value())
+            made = ensure_admin(registry, None if secret is None else secret.get_secret_value())
         with Host(
             process_limit=settings.process_limit,
             handle_memory=settings.handle_memory,
@@ -100,7 +101,7 @@ def open_service(settings: Settings, compilers: Compilers | None = None) -> Iter
 def _only_tenant(registry: Registry, tenant: str, file: str | None) -> str | None:
     try:
         text = None if file is None else Path(file).read_text("ascii", "replace").strip()
-        return registry.ensure_only(tenant, text)
+        return ensure_only(registry, tenant, text)
     except Invalid as problem:
         raise ConfigError(f"--tenant: {problem.detail}") from None
     except OSError as error:

@@ -71,7 +71,7 @@ class Deployments:
 
     def start(self) -> None:
         """Go on with what a stop has interrupted."""
-        for version in self._registry.unfinished():
+        for version in self._registry.plugins.unfinished():
             self.begin(version)
 
     def check_room(self, tenant: str) -> None:
@@ -112,7 +112,7 @@ class Deployments:
         why = None
         try:
             async with self._turns.take(version.tenant):
-                self._registry.same(version)
+                self._registry.plugins.same(version)
                 begun_s = self._begun[key] = time.monotonic()
                 try:
                     await self._in_thread(lambda: self._compile_now(version))
@@ -132,9 +132,9 @@ class Deployments:
             del self._begun[key]
         with contextlib.suppress(Missing):
             if why is None:
-                await in_thread(lambda: self._registry.mark_ready(version))
+                await in_thread(lambda: self._registry.plugins.mark_ready(version))
             else:
-                await in_thread(lambda: self._registry.mark_failed(version, why))
+                await in_thread(lambda: self._registry.plugins.mark_failed(version, why))
 
     def _rest(self, tenant: str, took_s: float) -> None:
         """Keep the tenant's modules to its quota of processors, if it has one; as much again as its calls have."""
@@ -176,7 +176,7 @@ class Deployments:
             lambda: self._versions.load(version, tenant, lambda: blobs.read(version.digest))
         )
         try:
-            self._registry.same(version)
+            self._registry.plugins.same(version)
         except Missing:
             self._versions.drop(version)
             raise

@@ -130,7 +130,7 @@ class Gate:
             if path.startswith("/v1/"):
                 who = self._service.whose(text, _peer(scope["client"]))
             else:
-                who = self._service.registry.who(text)
+                who = self._service.registry.tokens.who(text)
         except Unknown:
             if path.startswith("/v1/"):
                 raise

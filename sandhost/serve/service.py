@@ -52,6 +52,7 @@ from .problems import (
 from .refusals import Refusal, Refusals
 from .registry import Answer, Principal, Registry, Version, VersionSettings
 from .sessions import Sessions
+from .store import StoreError
 from .threads import in_thread
 from .tokens import Scope
 from .values import from_json, to_json
@@ -191,9 +192,9 @@ class Service:
             Unknown: nobody's.
         """
         try:
-            return self.registry.who(token or "")
+            return self.registry.tokens.who(token or "")
         except Unknown as problem:
-            once = self.registry.known_once(token or "")
+            once = self.registry.tokens.known_once(token or "")
             self.refusals.note(Refusal(problem.code, "", once, peer))
             raise
 
@@ -206,8 +207,8 @@ class Service:
         refusals = self.refusals.take()
         if refusals:
             try:
-                await in_thread(lambda: self.registry.audit_refusals(refusals))
-            except Exception as error:  # the disk's fault; the next ones may be written
+                await in_thread(lambda: self.registry.audit.refuse(refusals))
+            except (OSError, StoreError) as error:  # the disk's fault; the next ones may be written
                 log = get_logger(_LOGGER)
                 log.error("refusals could not be audited", count=len(refusals), exc_info=error)
 
@@ -215,7 +216,7 @@ class Service:
         """Return the tenant as the host knows it, made at its first request."""
         tenant = self._tenants.get(name)
         if tenant is None:
-            quotas = self.settings.quotas(self.registry.tenant(name).quotas)
+            quotas = self.settings.quotas(self.registry.tenants.find(name).quotas)
             tenant = self._tenants[name] = self.host.tenant(name)
             tenant.set_quotas(
                 quotas
@@ -227,9 +228,9 @@ class Service:
 
         def put() -> bool:
             try:
-                self.registry.add_tenant(name, quotas)
+                self.registry.tenants.add(name, quotas)
             except Conflict:
-                self.registry.update_tenant(name, quotas)
+                self.registry.tenants.update(name, quotas)
                 return False
             return True
 
@@ -239,7 +240,7 @@ class Service:
             known = self._tenants.get(name)
             if known is not None:
                 with contextlib.suppress(Missing):  # removed meanwhile
-                    known.set_quotas(self.settings.quotas(self.registry.tenant(name).quotas))
+                    known.set_quotas(self.settings.quotas(self.registry.tenants.find(name).quotas))
 
     async def remove_tenant(self, who: Principal, name: str) -> None:
         """Remove a tenant with all that is its own. Its sessions end; a call that is under way ends by itself.
@@ -257,7 +258,7 @@ class Service:
         try:
             await self.change(who, "tenant.remove", name, remove)
         finally:  # also when nobody waits for the answer any more
-            if not self.registry.has_tenant(name):
+            if name not in self.registry.tenants:
                 self._in_background(self._forget(name))
 
     async def remove_plugin(self, who: Principal, plugin: str) -> None:
@@ -265,10 +266,10 @@ class Service:
         tenant = who.tenant
         try:
             await self.change(
-                who, "plugin.remove", plugin, lambda: self.registry.remove_plugin(tenant, plugin)
+                who, "plugin.remove", plugin, lambda: self.registry.plugins.remove(tenant, plugin)
             )
         finally:
-            if not self.registry.has_plugin(tenant, plugin):
+            if not self.registry.plugins.has(tenant, plugin):
                 self._in_background(self._forget(tenant, plugin))
 
     async def _forget(self, tenant: str, plugin: str | None = None) -> None:
@@ -282,7 +283,7 @@ class Service:
 
     async def change(self, who: Principal, action: str, subject: str, work: Callable[[], _T]) -> _T:
         """Have the registry changed by `work`, and the audit log say so, or that it was refused."""
-        return await in_thread(lambda: self.registry.change(who, action, subject, work))
+        return await in_thread(lambda: self.registry.audit.change(who, action, subject, work))
 
     # ---- plugins ----
 
@@ -320,19 +321,19 @@ class Service:
             who,
             "version.add",
             plugin,
-            lambda: self.registry.add_version(who.tenant, plugin, digest, size, settings),
+            lambda: self.registry.plugins.add_version(who.tenant, plugin, digest, size, settings),
         )
         self.deployments.begin(version)
         return version
 
     async def remove(self, who: Principal, plugin: str, number: int) -> None:
         """Remove a version that no alias names."""
-        version = self.registry.version(who.tenant, plugin, number)
+        version = self.registry.plugins.version(who.tenant, plugin, number)
         await self.change(
             who,
             "version.remove",
             f"{plugin}/{number}",
-            lambda: self.registry.remove_version(who.tenant, plugin, number),
+            lambda: self.registry.plugins.remove_version(who.tenant, plugin, number),
         )
         self.versions.drop(version)
 
@@ -391,7 +392,7 @@ class Service:
             Problem: it is refused, or has failed.
         """
         self._check_running()
-        loaded = self.versions.get(self.registry.resolve(who.tenant, plugin, ref))
+        loaded = self.versions.get(self.registry.plugins.resolve(who.tenant, plugin, ref))
         if loaded is None or loaded.wasi is not None:
             return None
         problem = self.admission.at_once(who.tenant)
@@ -495,7 +496,7 @@ class Service:
                     yield guest
 
     async def _wanted(self, what: Invocation) -> tuple[Loaded, Tenant]:
-        version = self.registry.resolve(what.who.tenant, what.plugin, what.ref)
+        version = self.registry.plugins.resolve(what.who.tenant, what.plugin, what.ref)
         return await self.loaded(version), self.tenant(what.who.tenant)
 
     def _place(self, what: Invocation) -> AbstractAsyncContextManager[None]:
@@ -541,10 +542,12 @@ class Service:
             await asyncio.wait([before])
         mine = self._working[at] = asyncio.get_running_loop().create_future()
         try:
-            answer = await in_thread(lambda: self.registry.recall(who.tenant, key, digest))
+            answer = await in_thread(lambda: self.registry.answers.recall(who.tenant, key, digest))
             if answer is None:
                 answer = done = await work()
-                await in_thread(lambda: self.registry.remember(who.tenant, key, digest, done))
+                await in_thread(
+                    lambda: self.registry.answers.remember(who.tenant, key, digest, done)
+                )
             return answer
         finally:
             del self._working[at]

@@ -232,14 +232,14 @@ def test_a_long_compile_holds_up_neither_others_nor_the_end(data):
             states = {}
             for _ in range(9000):
                 states = {
-                    name: one.service.registry.version("acme", name, 1).state
+                    name: one.service.registry.plugins.version("acme", name, 1).state
                     for name in ("big", "next")
                 }
                 if "compiling" not in states.values():
                     break
                 await asyncio.sleep(0.02)
             assert states == {"big": "failed", "next": "ready"}
-            error = one.service.registry.version("acme", "big", 1).error
+            error = one.service.registry.plugins.version("acme", "big", 1).error
             assert error is not None
             assert "bytes of memory that it may" in error
 
@@ -260,14 +260,14 @@ def test_a_function_to_warm_is_bounded_and_ended_with_the_service(data):
             await asyncio.sleep(0.01)
         assert one.service.versions._warming
         await one.service.drain()
-        version = one.service.registry.version("acme", "spin", made["version"])
+        version = one.service.registry.plugins.version("acme", "spin", made["version"])
         assert version.state == "compiling"  # the next start goes on with it
 
     in_desk(data, test)
 
     async def again(one: Desk) -> None:
         for _ in range(12_000):
-            version = one.service.registry.version("acme", "spin", 1)
+            version = one.service.registry.plugins.version("acme", "spin", 1)
             if version.state == "failed":
                 break
             await asyncio.sleep(0.01)
@@ -284,7 +284,7 @@ def test_calls_that_give_up_leave_loading_to_the_others(data):
             await acme.deploy("p", SMALL)
             token = acme.headers
         async with desk(data) as one:
-            version = one.service.registry.version("acme", "p", 1)
+            version = one.service.registry.plugins.version("acme", "p", 1)
             waiting = [asyncio.ensure_future(one.service.loaded(version)) for _ in range(50)]
             await asyncio.sleep(0)
             assert len(one.service.deployments._loading) == 1
