@@ -108,7 +108,7 @@ def _run(folder: str, settings: dict[str, Any], pipe: Connection) -> None:
             pipe.send(int(words.rpartition(":")[2]))
             threading.Thread(target=answer, daemon=True).start()
 
-    wanted = Settings(data=folder, http_port=0, admin_token=ADMIN, **settings)
+    wanted = Settings(data=folder, http_port=0, grpc_port=0, admin_token=ADMIN, **settings)
     raise SystemExit(app.serve(wanted, say))
 
 
@@ -120,6 +120,7 @@ def served(**settings: Any) -> Iterator[Server]:
         context = multiprocessing.get_context("spawn")
         process = context.Process(target=_run, args=(folder, settings, there))
         process.start()
+        there.close()  # so that its end is seen
         assert process.pid is not None
         yield Server(here, process.pid)
         os.kill(process.pid, signal.SIGTERM)

@@ -25,9 +25,8 @@ __all__ = ["BoundFunction", "Guest", "GuestStats"]
 
 _STDOUT, _STDERR = 1, 2
 _NO_OUTPUT = ((b"", 0), (b"", 0))
-_LARGE_BYTES = (
-    32 << 20
-)  # up to 64 MiB are given back later by another thread, unless as much waits already
+_LARGE_BYTES = 32 << 20
+"""A close gives back 10 GiB a second. Below 64 MiB another thread does it, unless it has as much to do already."""
 
 _mapping = threading.RLock()
 """Two threads that map a guest's memories at once would pin them twice, and unpin them once."""
@@ -347,7 +346,7 @@ class Guest(Closing):
         """Whether closing it may take more than a few ms. Not for users."""
         try:
             return self.stats().memory_bytes >= _LARGE_BYTES
-        except GuestClosed:
+        except SandhostError:  # it has ended
             return False
 
     def abandon(self) -> None:
