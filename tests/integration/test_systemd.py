@@ -19,7 +19,7 @@ EXPOSURE = 1.2
 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run systemd-analyze; skip without it, but in CI fail."""
-    program = shutil.which("systemd-analyze")
+    program = os.environ.get("SANDHOST_TEST_SYSTEMD_ANALYZE") or shutil.which("systemd-analyze")
     if program is None:
         assert not os.environ.get("CI"), "CI has to have systemd-analyze"
         pytest.skip("there is no systemd-analyze here: Debian's package systemd has it")
