@@ -24,6 +24,8 @@ SYSTEMD_ANALYZE_VARIABLE = "SANDHOST_TEST_SYSTEMD_ANALYZE"
 LIBSECCOMP_VARIABLE = "SANDHOST_TEST_LIBSECCOMP"
 """Where confined.py looks for the library, if it is not where libraries are."""
 
+QEMU = "qemu-system-x86_64"
+
 
 def prometheus() -> dict[str, str]:
     """Return the environment in which tests find Prometheus: the machine's own, or Debian's."""
@@ -125,6 +127,22 @@ def unpacked_systemd() -> Path:
     folder = unpacked("systemd", needs=True)
     units = f"{folder}/usr/lib/systemd/system:{folder}/lib/systemd/system:"  # and where they are usually
     return starter(folder, "usr/bin/systemd-analyze", "systemd", SYSTEMD_UNIT_PATH=units)
+
+
+def qemu() -> str:
+    """Return a program that emulates x86-64: the machine's own, or Debian's."""
+    found = shutil.which(QEMU)
+    if found:
+        return found
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise Failed(f"there is no {QEMU} here, and this is no Debian, which packages it")
+    return str(unpacked_qemu())
+
+
+def unpacked_qemu() -> Path:
+    """Return a program that starts Debian's QEMU, which finds its firmware beside itself."""
+    beside = ("qemu-system-common", "qemu-system-data", "seabios")
+    return starter(unpacked("qemu-system-x86", *beside, needs=True), f"usr/bin/{QEMU}")
 
 
 def unpacked_libseccomp() -> Path:
