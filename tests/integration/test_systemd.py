@@ -89,6 +89,10 @@ def test_compiled_code_is_kept_beneath_the_symbolic_link_that_systemd_makes(name
     assert f"Environment=SANDHOST_CACHE_DIR=%C/{cache}/modules" in lines
 
 
+def test_each_tenant_has_a_user_of_its_own():
+    assert "User=sandhost-%i" in settings(NAMES[1])  # else what stands before the @ is the name
+
+
 def test_the_units_command_is_one_that_the_service_takes():
     from sandhost.serve.config import Settings, flag_of
 
