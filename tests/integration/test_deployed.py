@@ -164,7 +164,7 @@ def test_a_tenants_unit_serves_that_tenant(machine):
 
 COMPOSE = "cd /srv/sandhost/deploy/container && podman-compose --no-ansi"
 NAME = "sandhost_sandhost_1"
-HEALTHY = f"until podman healthcheck run {NAME}; do sleep 1; done"
+HEALTHY = f"timeout 600 sh -c 'until podman healthcheck run {NAME}; do sleep 1; done'"
 
 
 def test_the_image_serves_as_the_compose_file_says(machine):

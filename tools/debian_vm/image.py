@@ -128,7 +128,7 @@ def build_image(work: Path) -> None:
     bootstrap("minbase", base)
     base.rename(work / "srv/base.tar")
     inside(work, "import the base", f"podman import /srv/base.tar {BASE} && rm /srv/base.tar")
-    build = "podman build --isolation=chroot --pull=never --layers=false"
+    build = "podman build --format=docker --isolation=chroot --pull=never --layers=false"
     for name in ("nofile", "nproc"):  # by default more than a root without CAP_SYS_RESOURCE may
         allowed = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))[1]
         build += f" --ulimit {name}={allowed}:{allowed}"
