@@ -15,8 +15,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .gate import Answer, Gate, Place, refusal
+from .gate import Gate, Place
 from .problems import Problem, TooMany
+from .replies import Reply, refusal
 
 __all__ = ["BoundedProtocol", "GatedProtocol"]
 
@@ -263,7 +264,7 @@ class GatedProtocol(BoundedProtocol):
     def _remember(self, cycle: RequestResponseCycle, place: Place | None) -> None:
         if self._fresh is not None:
             target = None if place is None else place.target
-            self.gate.remember(self._fresh, cycle.scope["headers"], target)
+            self.gate.remember(self._fresh, list(cycle.scope["headers"]), target)
 
     def _may_answer(self) -> bool:
         """Whether what comes on this connection may be answered here: its client reads, and uvicorn takes it."""
@@ -271,7 +272,7 @@ class GatedProtocol(BoundedProtocol):
             self.limit_concurrency and len(self.connections) >= self.limit_concurrency
         )
 
-    def _answer(self, answer: Answer) -> None:
+    def _answer(self, answer: Reply) -> None:
         if self.transport.is_closing():
             return
         headers = self.gate.lines_of(self.server_state.default_headers)
