@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -156,14 +157,15 @@ def _with(arrivals: Sequence[Arrival], status: int) -> list[Arrival]:
 
 
 def _recovery_s(after: Sequence[Arrival], from_s: float, calm_p99_ms: float) -> float:
-    """Return when the last window ended that had a refusal, or a p99 twice that of before."""
-    last_s = 0.0
+    """Return when the first second began in which no window had a refusal, or a p99 twice that of before."""
+    in_a_row = 0
     for window in _windows(after):
-        at_s = window[0].due_s - from_s
         answered = _with(window, 200)
-        if len(answered) < len(window) or Times.of(answered).p99 > 2 * calm_p99_ms:
-            last_s = at_s + WINDOW_S
-    return last_s
+        good = len(answered) == len(window) and Times.of(answered).p99 <= 2 * calm_p99_ms
+        in_a_row = in_a_row + 1 if good else 0
+        if in_a_row * WINDOW_S >= 1:
+            return max(0.0, window[0].due_s - from_s - 1 + WINDOW_S)
+    return math.inf
 
 
 def _windows(arrivals: Sequence[Arrival]) -> list[list[Arrival]]:
