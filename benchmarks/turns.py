@@ -53,12 +53,26 @@ def serve(work: Callable[[int, int], None], scraped_at: str = "") -> None:
             print(process_time_ns() - begun, flush=True)
 
 
+_kept: list[bytearray] = []
+
+
+def shake() -> None:
+    """Leave the heap as a process that has worked for a while leaves it, each time in another way.
+
+    The allocator's holes decide some percent of a cycle, and equal processes have equal holes.
+    """
+    blocks = [bytearray(random.randrange(600, 6000)) for _ in range(4000)]
+    random.shuffle(blocks)
+    _kept.extend(blocks[:2000])
+
+
 class _Process:
     def __init__(self, contender: Contender) -> None:
         module = contender.call.partition(".")[0]
         code = (
             f"import os, sys; os.sched_setaffinity(0, {{{_PROCESSOR}}}); "
-            f"sys.path.append({str(HERE)!r}); import {module}; {contender.call}"
+            f"sys.path.append({str(HERE)!r}); import turns; turns.shake(); "
+            f"import {module}; {contender.call}"
         )
         environment = {**os.environ, "PYTHONPATH": str(contender.path), "PYTHONSAFEPATH": "1"}
         self._process = subprocess.Popen(

@@ -75,8 +75,11 @@ class EventLog:
         """Events that were left out, by kind."""
         return {kind: n for kind, at in KINDS.items() if (n := self.limits.suppressed[at])}
 
-    def flush(self, lost: Mapping[str, int], *, last: bool) -> None:
+    def flush(self, events: Events, *, last: bool) -> None:
         """Log what was kept; once a second, and at the `last`, also how much was not. By one thread."""
+        due = last or time.monotonic() - self._said_s >= 1
+        if not self._waiting and not due:
+            return
         logger = get_logger(_LOGGER)
         while self._waiting:
             event = self._waiting.popleft()
@@ -86,10 +89,10 @@ class EventLog:
                 if value is not None and name != "kind"
             }
             getattr(logger, self._levels[event.kind])(event.kind, **fields)
-        if not last and time.monotonic() - self._said_s < 1:
+        if not due:
             return
         self._said_s = time.monotonic()
-        suppressed = self.suppressed
+        suppressed, lost = self.suppressed, events.lost
         for kind, level in self._levels.items():
             more = suppressed.get(kind, 0) - self._said[kind]
             if more:
@@ -111,7 +114,7 @@ def _log_on(events: weakref.ReferenceType[Events], log: EventLog, stop: threadin
             return
         try:
             alive.look()
-            log.flush(alive.lost, last=last)
+            log.flush(alive, last=last)
         except Exception:  # noqa: BLE001 - a handler of the application's raised: shown, and the next is logged
             kind, error, traceback = sys.exc_info()
             assert kind is not None

@@ -141,6 +141,8 @@ class Events:
         limits = ffi.NULL if log is None else log.limits
         for _ in range(_MOST_BATCHES):
             count = lib.sh_events_read(self._native, self._records, _BATCH, wanted, limits)
+            if not count:  # ten looks a second of who logs trouble: nearly all
+                return
             records = self._buffer[: count * ffi.sizeof("sh_event")]
             events = self._decode(records)
             if log is not None:
