@@ -1,6 +1,6 @@
 """What watching costs: cycles of guests with nothing, with metrics, with traces, in turn.
 
-    python benchmarks/observing.py            # some four minutes, into benchmarks/results/observing.json
+    python benchmarks/observing.py            # some eight minutes, into benchmarks/results/observing.json
     python benchmarks/observing.py --quick
 
 Each block is a host with a hundred guests, watched for 1.2 seconds. What is compared is the process's CPU
