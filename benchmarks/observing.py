@@ -1,6 +1,6 @@
 """What watching costs: cycles of guests with nothing, with metrics, with traces, in turn.
 
-    python benchmarks/observing.py            # some four minutes, into benchmarks/results/observing.json
+    python benchmarks/observing.py            # some eight minutes, into benchmarks/results/observing.json
     python benchmarks/observing.py --quick
 
 Each block is a host with a hundred guests, watched for 1.2 seconds. What is compared is the process's CPU
@@ -8,10 +8,12 @@ time for each cycle of the block, in which is all that watching takes, also in o
 of nothing beside it; the median of the ratios counts. "nothing, again" is how far two equal blocks are
 apart. Metrics are scraped and exported twenty times a second, and a twentieth of what that costs is what
 once a second costs. The same by the clock stands beside it; on a busy machine it says more about the
-machine. "Everything" compares processes: the installed module, with metrics scraped every second and what goes
-wrong logged, or all events read, with one that is built here without probes, histograms and their looks at the clock
-(it needs cmake). Of who reads all events the thread with the guests counts: making an object of each of some 370,000
-events a second is the reader's wish. Exits with 1 while a figure is missed.
+machine. "Everything" compares processes that take turns (turns.py): the installed module, scraped every
+second and with events logged, with one that is built here without probes, histograms and their looks at
+the clock (it needs cmake). What the thread with the guests takes more is a ratio; what other threads take,
+for a scrape and ten looks of the log a second, is measured while nothing else happens, and added. Of who
+reads all events the thread with the guests is shown, and nothing claimed: an object for each of some
+300,000 events a second is the reader's wish. Exits with 1 while a figure is missed.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import perf_counter, perf_counter_ns, process_time_ns, sleep, thread_time_ns
+from time import perf_counter, perf_counter_ns, process_time_ns, sleep
 from typing import Any
 
+import turns
 import unwatched
 from common import RESULTS, Claim, Row, in_turn, summary_us
 from opentelemetry import trace
@@ -51,6 +54,7 @@ from unwatched import INSTALLED
 import sandhost
 from sandhost.bench.machine import describe
 from sandhost.bench.workload import guest_bytes
+from sandhost.events import KINDS
 from sandhost.observe.metrics import HostCollector
 from sandhost.observe.otel import instrument
 
@@ -73,9 +77,9 @@ while True:
 class Scraper:
     """A process that scrapes so many times a second, while it is asked to."""
 
-    def __init__(self, times: float = _TIMES) -> None:
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _SCRAPER, str(1 / times)],
+            [sys.executable, "-c", _SCRAPER, str(1 / _TIMES)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -250,43 +254,39 @@ def events_read(host: sandhost.Host) -> Iterator[None]:
     host.events.disable()
 
 
-TROUBLE = ("trap", "refused", "deadline", "cancel", "quarantine")
-"""What an operator has logged."""
+_TROUBLE = ("trap", "refused", "deadline", "cancel", "quarantine")
+_ORDINARY = set(KINDS) - {"handle_alloc", "handle_free"}
+LEVELS = {
+    "trouble logged": dict.fromkeys(_TROUBLE, "warning"),
+    "all logged": {kind: "warning" if kind in _TROUBLE else "debug" for kind in _ORDINARY},
+}
+"""What operators have logged. The logger's own level is "warning", as by default."""
 
 
-def everything_worker(seconds: float, how: str) -> None:
-    """Print the mean µs of CPU time for a cycle, of its thread and of the process: for 0 pages, and for 16.
-
-    Args:
-        how: "not", "logged": scraped, and trouble is logged, or "read": scraped, and all events are read.
-    """
+def everything_worker(how: str) -> None:
+    """Take turns at cycles: watched by "nobody", scraped and one of LEVELS, or scraped and "all read"."""
     with sandhost.Host(max_guests=256) as host, contextlib.ExitStack() as others:
         plugin = host.load(guest_bytes("bench"))
         for k in range(100):
             others.enter_context(plugin.spawn(tenant=f"t{k % 20}"))
-        if how != "not":
-            scraper = Scraper(1)
-            others.callback(scraper.close)
-            others.enter_context(scraper.prometheus(host))
-        if how == "logged":
-            host.events.log(dict.fromkeys(TROUBLE, "warning"))
-        if how == "read":
+        scraped_at = ""
+        if how != "nobody":
+            registry = CollectorRegistry()
+            registry.register(HostCollector(host))
+            http, _ = start_http_server(0, "127.0.0.1", registry)
+            others.callback(http.shutdown)
+            scraped_at = f"http://127.0.0.1:{http.server_port}/metrics"
+        if how in LEVELS:
+            host.events.log(LEVELS[how])
+        elif how != "nobody":
             others.enter_context(events_read(host))
-        for pages in (0, 16):
-            dirtying(plugin, pages, 1.0)  # the first scrape is dearer
-            print(*dirtying(plugin, pages, seconds))
 
+        def work(pages: int, count: int) -> None:
+            for _ in range(count):
+                with plugin.spawn(tenant="t1") as guest:
+                    guest.call("dirty", pages)
 
-def dirtying(plugin: sandhost.Plugin, pages: int, seconds: float) -> tuple[float, float]:
-    done, thread_began, began = 0, thread_time_ns(), process_time_ns()
-    until = perf_counter() + seconds
-    while perf_counter() < until:
-        for _ in range(100):
-            with plugin.spawn(tenant="t1") as guest:
-                guest.call("dirty", pages)
-        done += 100
-    thread, process = thread_time_ns() - thread_began, process_time_ns() - began
-    return thread / done / 1000, process / done / 1000
+        turns.serve(work, scraped_at)
 
 
 def everything(quick: bool) -> Row | None:
@@ -294,41 +294,47 @@ def everything(quick: bool) -> Row | None:
     if not shutil.which("cmake"):
         print("no cmake: everything at once is not measured")
         return None
-    seconds, rounds = (2.0, 3) if quick else (3.0, 7)
+    lives, rounds = (6, 40) if quick else (24, 60)
     with tempfile.TemporaryDirectory() as scratch:
         bare = unwatched.package(Path(scratch), histograms=False)
-        ways = {
-            "bare": (bare, "not"),
-            "installed": (INSTALLED.parent, "not"),
-            "logged": (INSTALLED.parent, "logged"),
-            "read": (INSTALLED.parent, "read"),
-        }
+        watched = ("nobody", *LEVELS, "all read")
         contenders = {
-            name: unwatched.in_process(path, f"observing.everything_worker({seconds}, {how!r})")
-            for name, (path, how) in ways.items()
+            name: turns.Contender(bare, "observing.everything_worker('nobody')")
+            for name in ("bare", "bare, again")
+        } | {
+            how: turns.Contender(INSTALLED.parent, f"observing.everything_worker({how!r})")
+            for how in watched
         }
-        taken = in_turn(contenders, rounds)
+        seen = [turns.live(contenders, (0, 16), rounds) for _ in range(lives)]
     claims = []
-    detail: dict[str, Any] = {"rounds": rounds, "seconds a process": seconds}
-    for number, what in enumerate(
-        f"{pages} pages, {whose}" for pages in (0, 16) for whose in ("its thread", "the process")
-    ):
-        us = {name: [run[number] for run in runs] for name, runs in taken.items()}
-        shares = {
-            name: statistics.median([x / y for x, y in zip(us[name], us["bare"])])
-            for name in list(ways)[1:]
+    detail: dict[str, Any] = {"lives": lives, "rounds of a life": rounds}
+    for pages in (0, 16):
+        ratios = {how: turns.ratios(seen, pages, how, ("bare", "bare, again")) for how in watched}
+        aside = {
+            how: [life.resting[how] - life.resting["bare"] for life in seen] for how in watched
         }
-        detail[what] = {
-            **{f"{name}, us": statistics.median(each) for name, each in us.items()},
-            **{f"{name}, to bare": share for name, share in shares.items()},
+        whole = {
+            how: turns.Mean.of([x + y for x, y in zip(ratios[how], aside[how])]) for how in LEVELS
         }
-        for name, title in (
-            ("logged", "metrics, histograms, probes, trouble logged"),
-            ("read", "the same, and every event read"),
-        ):
-            if name == "logged" or what.endswith("thread"):
-                claims.append(Claim(f"{title}: {what}", shares[name], "× bare", _MOST))
-    return Row("Everything at once", "CPU time, processes in turn", claims, detail)
+        detail[f"{pages} pages"] = {
+            "thread, us": {
+                name: statistics.median([ns for life in seen for ns in life.ns[pages][name]]) / 1000
+                for name in contenders
+            },
+            "bare, again, to bare": turns.Mean.of(
+                turns.ratios(seen, pages, "bare, again", ("bare",))
+            ),
+            "thread, to bare": {how: turns.Mean.of(each) for how, each in ratios.items()},
+            "other threads, share of a core": {
+                how: turns.Mean.of(each) for how, each in aside.items()
+            },
+            "together": whole,
+        }
+        claims += [
+            Claim(f"metrics, histograms, probes, {how}: {pages} pages", mean.value, "× bare", _MOST)
+            for how, mean in whole.items()
+        ]
+    return Row("Everything at once", "CPU time; processes that take turns", claims, detail)
 
 
 def by_itself(quick: bool) -> Row:

@@ -21,7 +21,6 @@ _NO_HISTOGRAMS = (  # neither the records nor the looks at the clock that only t
     ("guest.c", "uint64_t now = shi_now_ns();", "uint64_t now = begun;"),
     ("guest.c", "uint64_t begun = shi_now_ns();\n  sh_plugin", "uint64_t begun = 0;\n  sh_plugin"),
     ("call.c", "shi_now_ns() - begun", "begun"),
-    ("call.c", "uint64_t begun = shi_now_ns();", "uint64_t begun = 0;"),
 )
 
 

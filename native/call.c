@@ -48,13 +48,12 @@ wasmtime_error_t *shi_epoch_reached(wasmtime_context_t *context, void *guest, ui
   return NULL;
 }
 
-int shi_guest_arm(shi_guest *guest) {
+int shi_guest_arm(shi_guest *guest, uint64_t now_ns) {
   guest->stop = 0;
   guest->refused = false;
-  uint64_t now = shi_now_ns();
-  if (!shi_cpu_left(guest, now)) return shi_cpu_refuse(guest, now);
-  guest->deadline_ns = guest->limits.deadline_ns ? now + guest->limits.deadline_ns : 0;
-  guest->signals_due_ns = now + signals_every_ns;
+  if (!shi_cpu_left(guest, now_ns)) return shi_cpu_refuse(guest, now_ns);
+  guest->deadline_ns = guest->limits.deadline_ns ? now_ns + guest->limits.deadline_ns : 0;
+  guest->signals_due_ns = now_ns + signals_every_ns;
   wt.wasmtime_context_set_epoch_deadline(guest->context, 1);
   if (guest->plugin->module->engine == SHI_ENGINE_FUEL) {
     wasmtime_error_t *error =
@@ -74,7 +73,7 @@ void shi_guest_disarm(shi_guest *guest) {
   shi_tally(&guest->fuel_used, given - left);
 }
 
-int shi_guest_begin(shi_guest *guest) {
+int shi_guest_begin(shi_guest *guest, uint64_t now_ns) {
   uint64_t wanted = guest->plugin->host->options.wasm_stack + HOST_STACK;
   uint64_t left = shi_stack_left();
   if (left < wanted)
@@ -89,7 +88,7 @@ int shi_guest_begin(shi_guest *guest) {
   shi_thread_in_guest++;
   if (guest->depth > 1) return SH_OK; /* the outermost call has armed the rest */
   guest->stack_top = __builtin_frame_address(0);
-  int status = shi_guest_arm(guest);
+  int status = shi_guest_arm(guest, now_ns);
   if (status == SH_OK) {
     shi_ticker_enter(&guest->plugin->host->ticker);
     shi_cpu_begins(guest);
@@ -235,12 +234,12 @@ void shi_guest_expect_call(shi_guest *guest) {
 }
 
 /* The guest is entered; values hold the parameters, then the results. */
-static int run(shi_guest *guest, const shi_export *export, const wasmtime_func_t *function,
-               wasmtime_val_raw_t *values) {
+static int run(shi_guest *guest, const shi_export *export, const wasmtime_func_t *function, wasmtime_val_raw_t *values,
+               uint64_t now_ns) {
   int status = shi_cells_check(export->params, values);
   if (__builtin_expect(status == SH_OK && shi_on_fiber(guest), 0))
     return shi_fiber_call(guest, export, function, values);
-  if (status == SH_OK) status = shi_guest_begin(guest);
+  if (status == SH_OK) status = shi_guest_begin(guest, now_ns);
   if (status != SH_OK) return status;
   shi_guest_expect_call(guest);
   shi_cells_to_raw(export->params, values);
@@ -271,7 +270,7 @@ static int call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool in
   const shi_export *export = NULL;
   wasmtime_func_t function;
   status = shi_guest_export(guest, index, integers, &export, &function);
-  if (status == SH_OK) status = run(guest, export, &function, values);
+  if (status == SH_OK) status = run(guest, export, &function, values, begun);
   uint64_t taken = shi_now_ns() - begun;
   if (briefly) {
     if (export && taken > SHI_LONG_NS && shi_is_long_since(guest->brief_from_ns)) shi_export_was_long(export);

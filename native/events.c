@@ -89,11 +89,28 @@ static uint64_t time_of_next(const shi_event_ring *ring) {
   return written ? record->ns : NOTHING;
 }
 
-static void take_next(shi_event_ring *ring, sh_event *out) {
+static bool let_through(sh_event_log *log, const shi_record *record) {
+  if (!log || !(log->kinds >> record->kind & 1)) return false;
+  if (record->ns / 1000000000 != log->second) {
+    log->second = record->ns / 1000000000;
+    memset(log->seen, 0, sizeof log->seen);
+  }
+  if (log->seen[record->kind]++ < log->most) return true;
+  log->suppressed[record->kind]++;
+  return false;
+}
+
+/* True: it is in *out. What nobody wants is not worth a copy: a log leaves out nearly all of a flood. */
+static bool take_next(shi_event_ring *ring, sh_event *out, uint32_t kinds, sh_event_log *log) {
   shi_record *record = &ring->records[ring->head % SHI_EVENTS_ROOM];
-  memcpy((uint8_t *)out + WORD, (const uint8_t *)record + WORD, sizeof *out - WORD);
+  bool logged = let_through(log, record), wanted = logged || kinds >> record->kind & 1;
+  if (wanted) {
+    out->logged = logged;
+    memcpy((uint8_t *)out + WORD, (const uint8_t *)record + WORD, sizeof *out - WORD);
+  }
   ring->head++;
   atomic_store_explicit(&record->turn, free_in_lap_of(ring->head - 1) + 2, memory_order_release);
+  return wanted;
 }
 
 static uint32_t oldest_of(const uint64_t *times) {
@@ -103,16 +120,16 @@ static uint32_t oldest_of(const uint64_t *times) {
   return oldest;
 }
 
-uint32_t shi_events_read(shi_events *events, sh_event *out, uint32_t room) {
+uint32_t shi_events_read(shi_events *events, sh_event *out, uint32_t room, uint32_t kinds, sh_event_log *log) {
   uint64_t times[SHI_COPIES];
-  uint32_t count = 0;
+  uint32_t count = 0, left = SHI_COPIES * SHI_EVENTS_ROOM; /* not what comes meanwhile for ever */
   pthread_mutex_lock(&events->reader);
   shi_event_ring *rings = atomic_load_explicit(&events->rings, memory_order_acquire);
   for (uint32_t k = 0; rings && k < SHI_COPIES; k++) times[k] = time_of_next(&rings[k]);
-  while (rings && count < room) {
+  while (rings && count < room && left--) {
     uint32_t k = oldest_of(times);
     if (times[k] == NOTHING) break;
-    take_next(&rings[k], &out[count++]);
+    count += take_next(&rings[k], &out[count], kinds, log);
     times[k] = time_of_next(&rings[k]);
   }
   pthread_mutex_unlock(&events->reader);

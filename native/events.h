@@ -61,8 +61,8 @@ void shi_events_init(shi_events *events);
 void shi_events_destroy(shi_events *events);
 /* Listens to those kinds and no others. What came before stays to be read. 0 or -errno. */
 int shi_events_listen(shi_events *events, uint32_t kinds);
-/* Takes up to `room` events, the oldest first as far as they are written. */
-uint32_t shi_events_read(shi_events *events, sh_event *out, uint32_t room);
+/* As sh_events_read; the oldest first as far as they are written. */
+uint32_t shi_events_read(shi_events *events, sh_event *out, uint32_t room, uint32_t kinds, sh_event_log *log);
 void shi_events_lost(shi_events *events, uint64_t *by_kind);
 
 static inline bool shi_event_wanted(const shi_events *events, enum sh_event_kind kind) {

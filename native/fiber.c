@@ -182,7 +182,7 @@ static int prepare(shi_guest *guest) {
 
 int shi_fiber_begin(shi_guest *guest, shi_job *job, sh_port *port) {
   int status = prepare(guest);
-  if (status == SH_OK) status = shi_guest_arm(guest);
+  if (status == SH_OK) status = shi_guest_arm(guest, job->begun_ns);
   if (status != SH_OK) return status;
   shi_guest_expect_call(guest);
   shi_fiber *fiber = guest->fiber;

@@ -180,7 +180,7 @@ static shi_account *live_account(const shi_guest *guest) {
   return guest->tenant ? &guest->tenant->guests : &guest->plugin->host->guests;
 }
 
-static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits) {
+static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits, uint64_t now_ns) {
   sh_plugin *plugin = guest->plugin;
   const sh_snapshot *from = guest->snapshot;
   atomic_store_explicit(&guest->host, plugin->host, memory_order_relaxed);
@@ -208,7 +208,7 @@ static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits)
   atomic_store_explicit(&guest->calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->host_calls, 0, memory_order_relaxed);
   atomic_store_explicit(&guest->fuel_used, 0, memory_order_relaxed);
-  guest->born_ns = shi_now_ns();
+  guest->born_ns = now_ns;
   shi_account *parent = tenant ? &tenant->account : &plugin->host->account;
   guest->account = (shi_account){.parent = parent, .limit = limits->memory, .level = SHI_ACCOUNT_GUEST};
 
@@ -294,7 +294,7 @@ static int start(shi_guest *guest, sh_wasi *wasi, bool started, uint64_t *commit
   atomic_store(&guest->owner, (uintptr_t)&shi_thread_in_guest);
   atomic_store(&guest->state, state_of(generation, SHI_RUNNING)); /* a start function may call the host */
   guest->depth = 1;
-  int status = shi_guest_begin(guest);
+  int status = shi_guest_begin(guest, guest->born_ns);
   if (status == SH_OK) {
     status = instantiate(guest, started);
     shi_guest_finish(guest);
@@ -323,7 +323,7 @@ uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, cons
   shi_guest *guest = shi_guest_take(plugin, from);
   if (!guest) return shi_fail_no_memory(), 0;
   uint64_t id = shi_guest_id(guest);
-  int status = prepare(guest, tenant, limits);
+  int status = prepare(guest, tenant, limits, begun);
   const shi_whose whose = guest->whose;
   uint64_t committed;
   if (status == SH_OK) status = start(guest, wasi, started, &committed);

@@ -164,9 +164,10 @@ uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, cons
 int shi_call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool integers);
 /* As sh_call, on an event loop; SH_LONG: it was ended, since it took too long for that. */
 int shi_call_briefly(uint64_t id, uint32_t index, wasmtime_val_raw_t *values);
-int shi_guest_begin(shi_guest *guest); /* arms an outermost call, on the thread's own stack */
+/* Arms an outermost call, on the thread's own stack. `now_ns`: of a moment ago, for a look at the clock is dear. */
+int shi_guest_begin(shi_guest *guest, uint64_t now_ns);
 void shi_guest_finish(shi_guest *guest); /* after every begin that succeeded */
-int shi_guest_arm(shi_guest *guest); /* deadline, fuel, epoch */
+int shi_guest_arm(shi_guest *guest, uint64_t now_ns); /* deadline, fuel, epoch */
 void shi_guest_disarm(shi_guest *guest);
 void shi_guest_expect_call(shi_guest *guest); /* it is about to be called, perhaps for the first time */
 /* What an entered guest calls by that index, resolved; SH_START: its start function. */

@@ -308,8 +308,8 @@ int sh_events_listen(sh_host *host, uint32_t kinds) {
   return error ? shi_fail_native(error) : SH_OK;
 }
 
-uint32_t sh_events_read(sh_host *host, sh_event *out, uint32_t room) {
-  return atomic_load(&shi_forked) ? 0 : shi_events_read(&host->events, out, room);
+uint32_t sh_events_read(sh_host *host, sh_event *out, uint32_t room, uint32_t kinds, sh_event_log *log) {
+  return atomic_load(&shi_forked) ? 0 : shi_events_read(&host->events, out, room, kinds, log);
 }
 
 void sh_events_lost(sh_host *host, uint64_t *by_kind) {

@@ -769,7 +769,7 @@ enum sh_refusal {
   SH_REFUSED_PRESSURE /* the host is short of memory; limit: nanoseconds to wait */
 };
 typedef struct {
-  uint32_t unused;
+  uint32_t logged; /* 1: the log lets it through */
   uint16_t kind, detail;
   uint64_t ns, guest;
   uint32_t plugin, tenant; /* numbers; 0: none */
@@ -777,8 +777,17 @@ typedef struct {
 } sh_event;
 /* Listens to the kinds whose bits are set, and no others. SH_NATIVE. */
 int sh_events_listen(sh_host *host, uint32_t kinds);
-/* Takes up to `room` of them, the oldest first. */
-uint32_t sh_events_read(sh_host *host, sh_event *out, uint32_t room);
+/* What a log takes of each second of the events' own time. Whoever has it sets the first two and begins with zeros. */
+typedef struct {
+  uint32_t kinds; /* bits */
+  uint64_t most; /* of each of them */
+  uint64_t second;
+  uint64_t seen[SH_EVENT_KINDS]; /* in that second */
+  uint64_t suppressed[SH_EVENT_KINDS]; /* since the beginning: there were too many */
+} sh_event_log;
+/* Takes them, the oldest first, and gives up to `room`: those of `kinds`, and what the log lets through. `log` may be
+ * NULL. Fewer than `room`: there are no more just now, or so many that the rest can wait for the next look. */
+uint32_t sh_events_read(sh_host *host, sh_event *out, uint32_t room, uint32_t kinds, sh_event_log *log);
 /* Counters, SH_EVENT_KINDS of them: those that nobody read in time. */
 void sh_events_lost(sh_host *host, uint64_t *by_kind);
 /* Names the plugin for probes. Once, before its first guest. */

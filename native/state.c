@@ -195,7 +195,7 @@ int shi_state_capture(shi_guest *guest, shi_state *state) {
     status = read_table(guest, &known, &plan->tables.items[k], &state->tables[k]);
   free(known.items);
   if (status != SH_OK || plan->segments.count == 0) return status;
-  status = shi_guest_begin(guest);
+  status = shi_guest_begin(guest, shi_now_ns());
   if (status != SH_OK) return status;
   atomic_store_explicit(&guest->touched, true, memory_order_relaxed); /* the probes write what was there */
   for (uint32_t k = 0; k < plan->segments.count && status == SH_OK; k++)

@@ -7,7 +7,7 @@ All begin alike: `kind`; `ns`, when it happened by `time.monotonic_ns()`; `guest
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from .._ffi import lib, trap_code_name
@@ -31,7 +31,9 @@ __all__ = [
     "Reset",
     "Spawn",
     "Trap",
+    "bits",
     "decoder",
+    "logged",
 ]
 
 
@@ -290,9 +292,20 @@ _READERS: dict[str, tuple[Any, _Rest]] = {
 KINDS: dict[str, int] = {kind: getattr(lib, f"SH_EVENT_{kind.upper()}") for kind in _READERS}
 """Every kind, with C's number of it."""
 
+
+def bits(kinds: Iterable[str]) -> int:
+    """Return a set of kinds as C has it."""
+    return sum(1 << KINDS[kind] for kind in kinds)
+
+
 _RECORD = struct.Struct("@IHHQQIIQQQQ")
 _BY_NUMBER = {KINDS[kind]: (kind, cls, rest) for kind, (cls, rest) in _READERS.items()}
 _make = tuple.__new__
+
+
+def logged(records: bytes) -> memoryview:
+    """Return of each record whether the log lets it through: the first word."""
+    return memoryview(records).cast("I")[:: _RECORD.size // 4]
 
 
 def decoder(plugins: Mapping[int, str], tenants: Mapping[int, str]) -> Callable[[Any], list[Event]]:

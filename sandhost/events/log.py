@@ -10,9 +10,10 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from .._ffi import ffi
 from .._log import get_logger
 from ..errors import ConfigError, printable
-from .kinds import Event
+from .kinds import KINDS, Event, bits
 
 if TYPE_CHECKING:
     from .stream import Events
@@ -22,14 +23,14 @@ __all__ = ["EventLog"]
 _LOGGER = "sandhost.events"
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _LOOK_EVERY_S = 0.1
-_SECOND_NS = 1_000_000_000
+_EVERY = 1 << 63
 
 
 class EventLog:
-    """What waits to be logged, and what is not for there is too much of it.
+    """What waits to be logged, and how much is not for there is too much of it.
 
     Guests decide how often they trap, so a second of the events' own time lets through `per_second` of
-    each kind and counts the rest.
+    each kind. C counts the rest where it lies: a flood never becomes objects.
     """
 
     def __init__(self, levels: Mapping[str, str], per_second: int, kinds: frozenset[str]) -> None:
@@ -41,11 +42,10 @@ class EventLog:
         if not isinstance(per_second, int) or per_second < 1:
             raise ConfigError(f"per_second is {per_second!r:.100}; give 1 or more")
         self.kinds = kinds
-        self.suppressed: Counter[str] = Counter()
-        self._levels, self._per_second = dict(levels), per_second
+        most = min(per_second, _EVERY)
+        self.limits = ffi.new("sh_event_log *", {"kinds": bits(kinds), "most": most})
+        self._levels = dict(levels)
         self._waiting: deque[Event] = deque()
-        self._second = 0
-        self._let_through: Counter[str] = Counter()
         self._said: Counter[str] = Counter()
         self._said_lost: Counter[str] = Counter()
         self._said_s = time.monotonic()
@@ -67,22 +67,19 @@ class EventLog:
             self._thread.join()
 
     def take(self, events: Iterable[Event]) -> None:
-        """Look at what happened; keep what is to be logged."""
-        for event in events:
-            kind = event.kind
-            if kind not in self._levels:
-                continue
-            if event.ns // _SECOND_NS != self._second:
-                self._second = event.ns // _SECOND_NS
-                self._let_through.clear()
-            self._let_through[kind] += 1
-            if self._let_through[kind] <= self._per_second:
-                self._waiting.append(event)
-            else:
-                self.suppressed[kind] += 1
+        """Keep what is to be logged."""
+        self._waiting.extend(events)
 
-    def flush(self, lost: Mapping[str, int], *, last: bool) -> None:
+    @property
+    def suppressed(self) -> dict[str, int]:
+        """Events that were left out, by kind."""
+        return {kind: n for kind, at in KINDS.items() if (n := self.limits.suppressed[at])}
+
+    def flush(self, events: Events, *, last: bool) -> None:
         """Log what was kept; once a second, and at the `last`, also how much was not. By one thread."""
+        due = last or time.monotonic() - self._said_s >= 1
+        if not self._waiting and not due:
+            return
         logger = get_logger(_LOGGER)
         while self._waiting:
             event = self._waiting.popleft()
@@ -92,11 +89,12 @@ class EventLog:
                 if value is not None and name != "kind"
             }
             getattr(logger, self._levels[event.kind])(event.kind, **fields)
-        if not last and time.monotonic() - self._said_s < 1:
+        if not due:
             return
         self._said_s = time.monotonic()
+        suppressed, lost = self.suppressed, events.lost
         for kind, level in self._levels.items():
-            more = self.suppressed[kind] - self._said[kind]
+            more = suppressed.get(kind, 0) - self._said[kind]
             if more:
                 getattr(logger, level)("events not logged", kind=kind, count=more)
             self._said[kind] += more
@@ -116,7 +114,7 @@ def _log_on(events: weakref.ReferenceType[Events], log: EventLog, stop: threadin
             return
         try:
             alive.look()
-            log.flush(alive.lost, last=last)
+            log.flush(alive, last=last)
         except Exception:  # noqa: BLE001 - a handler of the application's raised: shown, and the next is logged
             kind, error, traceback = sys.exc_info()
             assert kind is not None

@@ -12,7 +12,7 @@ from typing import Any
 
 from .._ffi import failure, ffi, lib
 from ..errors import ConfigError, SandhostError
-from .kinds import KINDS, Event, decoder
+from .kinds import KINDS, Event, bits, decoder, logged
 from .log import EventLog
 
 __all__ = ["Events"]
@@ -79,7 +79,7 @@ class Events:
         before = self._log
         with self._lock:
             every = wanted | (log.kinds if log is not None else frozenset())
-            if lib.sh_events_listen(self._native, sum(1 << KINDS[kind] for kind in every)):
+            if lib.sh_events_listen(self._native, bits(every)):
                 raise failure()
             self._wanted |= wanted
             self._look()  # what was recorded so far is for who wanted it
@@ -137,11 +137,16 @@ class Events:
 
     def _look(self) -> None:
         """Take what the rings hold, to where it is wanted. Under the lock."""
+        log, wanted = self._log, bits(self._wanted)
+        limits = ffi.NULL if log is None else log.limits
         for _ in range(_MOST_BATCHES):
-            count = lib.sh_events_read(self._native, self._records, _BATCH)
-            events = self._decode(self._buffer[: count * ffi.sizeof("sh_event")])
-            if self._log is not None:
-                self._log.take(events)
+            count = lib.sh_events_read(self._native, self._records, _BATCH, wanted, limits)
+            if not count:  # ten looks a second of who logs trouble: nearly all
+                return
+            records = self._buffer[: count * ffi.sizeof("sh_event")]
+            events = self._decode(records)
+            if log is not None:
+                log.take(itertools.compress(events, logged(records)))
             self._keep(event for event in events if event.kind in self._wanted)
             if count < _BATCH:
                 return
@@ -181,7 +186,7 @@ class Events:
     @property
     def suppressed(self) -> dict[str, int]:
         """Events that the present log has left out, by kind."""
-        return dict(self._log.suppressed) if self._log is not None else {}
+        return self._log.suppressed if self._log is not None else {}
 
     def look(self) -> None:
         """Take what has happened. Not for users: the thread that logs does."""

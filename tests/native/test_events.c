@@ -28,7 +28,7 @@ static sh_event made_of(uint64_t seed) {
 static bool is_whole(const sh_event *event) {
   sh_event wanted = made_of(event->guest);
   wanted.ns = event->ns;
-  wanted.unused = event->unused;
+  wanted.logged = event->logged;
   return event->ns != 0 && memcmp(event, &wanted, sizeof wanted) == 0;
 }
 
@@ -59,7 +59,7 @@ static uint64_t read_all(uint64_t *last) {
   uint64_t sum = 0;
   uint32_t count;
   do {
-    count = shi_events_read(&events, batch, 1000);
+    count = shi_events_read(&events, batch, 1000, all_kinds, NULL);
     for (uint32_t k = 0; k < count; k++) {
       CHECK(is_whole(&batch[k]));
       uint64_t thread = batch[k].guest >> 32;
@@ -121,7 +121,7 @@ static void a_full_ring_refuses_and_counts_by_kind(void) {
     put(SH_EVENT_TRAP); /* its kind is what the seed leaves by division */
     put(SH_EVENT_TRAP);
     put(SH_EVENT_CANCEL);
-    CHECK_EQ(shi_events_read(&events, read, SHI_EVENTS_ROOM + 1), SHI_EVENTS_ROOM);
+    CHECK_EQ(shi_events_read(&events, read, SHI_EVENTS_ROOM + 1, all_kinds, NULL), SHI_EVENTS_ROOM);
     for (uint64_t k = 1; k <= SHI_EVENTS_ROOM; k++) {
       CHECK_EQ(read[k - 1].guest, first + k);
       CHECK(is_whole(&read[k - 1]));
@@ -131,7 +131,7 @@ static void a_full_ring_refuses_and_counts_by_kind(void) {
     CHECK_EQ(by_kind[SH_EVENT_CANCEL], lap + 1);
     CHECK_EQ(lost(), 3 * (lap + 1));
   }
-  CHECK_EQ(shi_events_read(&events, read, 1), 0);
+  CHECK_EQ(shi_events_read(&events, read, 1, all_kinds, NULL), 0);
   shi_events_destroy(&events);
 }
 
@@ -143,11 +143,44 @@ static void only_what_is_listened_to_is_written(void) {
   shi_event_cancel(&events, who);
   CHECK_EQ(shi_events_listen(&events, 0), 0);
   shi_event_trap(&events, who, 4);
-  CHECK_EQ(shi_events_read(&events, read, 4), 1); /* what came before stays */
+  CHECK_EQ(shi_events_read(&events, read, 4, all_kinds, NULL), 1); /* what came before stays */
   CHECK(read[0].kind == SH_EVENT_TRAP && read[0].guest == 7 && read[0].plugin == 8 && read[0].tenant == 9);
   CHECK_EQ(read[0].values[0], 3);
   CHECK_EQ(lost(), 0);
   shi_event_trap(&shi_no_events, who, 5); /* of no host: nobody can listen */
+  shi_events_destroy(&events);
+}
+
+static void put_at(enum sh_event_kind kind, uint64_t ns) {
+  sh_event event = {.kind = (uint16_t)kind, .ns = ns};
+  shi_event_put(&events, &event);
+}
+
+static void a_log_takes_so_many_of_each_kind_in_a_second(void) {
+  fresh(all_kinds);
+  sh_event read[16];
+  sh_event_log log = {.kinds = 1u << SH_EVENT_TRAP | 1u << SH_EVENT_CANCEL, .most = 2};
+  const uint64_t second = 1000000000;
+  for (uint64_t k = 0; k < 5; k++) put_at(SH_EVENT_TRAP, 7 * second + k);
+  put_at(SH_EVENT_SPAWN, 7 * second + 5);
+  put_at(SH_EVENT_CANCEL, 8 * second - 1);
+  put_at(SH_EVENT_TRAP, 8 * second);
+  CHECK_EQ(shi_events_read(&events, read, 16, 0, &log), 4);
+  for (int k = 0; k < 4; k++) CHECK(read[k].logged == 1 && read[k].kind != SH_EVENT_SPAWN);
+  CHECK(read[1].ns == 7 * second + 1 && read[2].kind == SH_EVENT_CANCEL && read[3].ns == 8 * second);
+  CHECK(log.suppressed[SH_EVENT_TRAP] == 3 && log.suppressed[SH_EVENT_CANCEL] == 0);
+
+  for (uint64_t k = 1; k < 4; k++) put_at(SH_EVENT_TRAP, 8 * second + k); /* who reads them gets all; one is logged */
+  CHECK_EQ(shi_events_read(&events, read, 16, 1u << SH_EVENT_TRAP, &log), 3);
+  CHECK(read[0].logged == 1 && read[1].logged == 0 && read[2].logged == 0);
+  CHECK_EQ(log.suppressed[SH_EVENT_TRAP], 5);
+
+  for (uint64_t k = 0; k < SHI_EVENTS_ROOM; k++)
+    put_at(SH_EVENT_TRAP, 8 * second + 9); /* a whole ring of what is too much */
+  CHECK_EQ(shi_events_read(&events, read, 16, 0, &log), 0);
+  put_at(SH_EVENT_TRAP, 9 * second);
+  CHECK_EQ(shi_events_read(&events, read, 16, 0, &log), 1);
+  CHECK(log.suppressed[SH_EVENT_TRAP] == 5 + SHI_EVENTS_ROOM && lost() == 0);
   shi_events_destroy(&events);
 }
 
@@ -164,8 +197,8 @@ static void the_rings_of_threads_are_read_in_the_order_of_time(void) {
     CHECK_EQ(pthread_create(&thread, NULL, put_one_more, (void *)k), 0);
     pthread_join(thread, NULL);
   }
-  CHECK_EQ(shi_events_read(&events, read, 3), 3);
-  CHECK_EQ(shi_events_read(&events, read + 3, 62), 61);
+  CHECK_EQ(shi_events_read(&events, read, 3, all_kinds, NULL), 3);
+  CHECK_EQ(shi_events_read(&events, read + 3, 62, all_kinds, NULL), 61);
   for (uint64_t k = 0; k < 64; k++) {
     CHECK_EQ(read[k].guest, k + 1);
     CHECK(k == 0 || read[k].ns >= read[k - 1].ns);
@@ -188,7 +221,7 @@ static void without_memory_nobody_listens(void) {
     CHECK_EQ(shi_events_listen(&events, all_kinds), 0); /* asked again, it works */
     shi_event_cancel(&events, (shi_whose){0});
     sh_event read;
-    CHECK_EQ(shi_events_read(&events, &read, 1), 1);
+    CHECK_EQ(shi_events_read(&events, &read, 1, all_kinds, NULL), 1);
     shi_events_destroy(&events);
     CHECK_EQ(count_mappings(NULL, UINT64_MAX), mappings);
   }
@@ -210,14 +243,14 @@ static void a_pool_tells_of_resets_decommits_and_quarantine(void) {
   sh_reclaim reclaim = {.returned_bytes = 5, .kept_bytes = 5, .deferred_bytes = 5}; /* of other regions of its guest */
   CHECK_EQ(shi_region_release(f.pool, region, -1, &reclaim), 0);
   sh_event read[8];
-  CHECK_EQ(shi_events_read(&events, read, 8), 1);
+  CHECK_EQ(shi_events_read(&events, read, 8, all_kinds, NULL), 1);
   CHECK(read[0].kind == SH_EVENT_RESET && read[0].guest == 11 && read[0].plugin == 12 && read[0].tenant == 13);
   CHECK_EQ(read[0].values[0] + 5, reclaim.returned_bytes);
   CHECK_EQ(read[0].values[1], 256 * KIB);
   CHECK_EQ(read[0].values[2], MIB - 256 * KIB);
   CHECK_EQ(read[0].values[3], reclaim.ns);
   shi_pool_trim(f.pool, 0); /* the queue, then what was kept */
-  CHECK_EQ(shi_events_read(&events, read, 8), 2);
+  CHECK_EQ(shi_events_read(&events, read, 8, all_kinds, NULL), 2);
   CHECK(read[0].kind == SH_EVENT_DECOMMIT && read[0].guest == 11 && read[0].values[0] == MIB - 256 * KIB);
   CHECK(read[1].kind == SH_EVENT_DECOMMIT && read[1].guest == 11 && read[1].values[0] == 256 * KIB);
 
@@ -225,7 +258,7 @@ static void a_pool_tells_of_resets_decommits_and_quarantine(void) {
   memset(region->base, 1, OS_PAGE);
   sh_fault_inject(SH_OS_MADVISE, 0, 1, ENOMEM);
   CHECK_EQ(shi_region_release(f.pool, region, SH_POLICY_IMMEDIATE, &reclaim), 0);
-  CHECK_EQ(shi_events_read(&events, read, 8), 2);
+  CHECK_EQ(shi_events_read(&events, read, 8, all_kinds, NULL), 2);
   CHECK(read[0].kind == SH_EVENT_RESET && read[0].detail == SH_POLICY_IMMEDIATE && read[0].values[0] == 0);
   CHECK(read[1].kind == SH_EVENT_QUARANTINE && read[1].guest == 11 && read[1].values[0] == 4 * MIB);
   fixture_close(&f);
@@ -236,6 +269,7 @@ int main(void) {
   RUN(what_was_written_is_read_whole_or_counted_as_lost);
   RUN(a_full_ring_refuses_and_counts_by_kind);
   RUN(only_what_is_listened_to_is_written);
+  RUN(a_log_takes_so_many_of_each_kind_in_a_second);
   RUN(the_rings_of_threads_are_read_in_the_order_of_time);
   RUN(without_memory_nobody_listens);
   RUN(a_pool_tells_of_resets_decommits_and_quarantine);
