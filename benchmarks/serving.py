@@ -47,9 +47,9 @@ from sandhost.serve.app import open_service
 from sandhost.serve.config import Settings
 from sandhost.serve.gate import Gate
 from sandhost.serve.http import make_app
+from sandhost.serve.invocation import Invocation
 from sandhost.serve.loaded import Loaded
 from sandhost.serve.requests import arguments_of, body, route, token_of
-from sandhost.serve.service import Invocation
 from sandhost.serve.tokens import Scope
 from sandhost.serve.wire import GatedProtocol
 from sandhost.tenants import Tenant

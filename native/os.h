@@ -14,6 +14,8 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "sandhost.h"
+
 uint64_t shi_os_page(void);
 uint64_t shi_os_now_ns(void); /* monotonic */
 uint32_t shi_os_cpu(void);    /* the CPU that runs the caller, at this moment */
@@ -21,6 +23,10 @@ uint32_t shi_os_cpu_count(void);
 
 /* Records `operation` as the one that failed and returns -error: for failures outside this file. */
 int shi_os_failure(const char *operation, int error);
+
+/* os_faults.c: whether this call shall fail, errno is then set; whether it shall sooner or later. Either costs a load. */
+bool shi_os_injected(enum sh_os_call call);
+bool shi_os_armed(enum sh_os_call call);
 
 /* ---- address space ---------------------------------------------------------------------------------------------- */
 

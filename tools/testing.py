@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .debian import CHROMIUM_VARIABLE, chromium, prometheus
+from .debian import CHROMIUM_VARIABLE, chromium, libseccomp, prometheus, systemd_analyze
 from .install import PIP, environment, tools_path, wheel
 from .machine import compiler, find_python, version_of
 from .places import CACHE, ROOT
@@ -88,7 +88,7 @@ def environment_of(folder: Path, tiers: Iterable[str]) -> dict[str, str]:
         return INSTALLED
     has_browser = list(folder.glob("lib/python3*/site-packages/playwright"))
     browser = chromium() if has_browser else {CHROMIUM_VARIABLE: ""}
-    return {**INSTALLED, **prometheus(), **browser}
+    return {**INSTALLED, **prometheus(), **systemd_analyze(), **libseccomp(), **browser}
 
 
 def install_cpython(folder: Path) -> None:

@@ -171,13 +171,14 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
             timeout_graceful_shutdown=math.ceil(settings.drain_time),
         )
     )
+    signals = _signals()
     say(f"listening on http://{_address(*listener.getsockname()[:2])}")
     rpc = None
     if settings.grpc_port is not None:
         rpc = RpcServer(service, connections)
         port = await rpc.start(settings.grpc_host, settings.grpc_port)
         say(f"listening on grpc://{_address(settings.grpc_host, port)}")
-    ending = asyncio.ensure_future(_end_on_signal(service, server, rpc))
+    ending = asyncio.ensure_future(_end_on_signal(signals, service, server, rpc))
     notify("READY=1")
     watched = asyncio.ensure_future(keep_watched())
     try:
@@ -200,11 +201,17 @@ def _spare_what_is_loaded() -> None:
     gc.freeze()
 
 
-async def _end_on_signal(service: Service, server: uvicorn.Server, rpc: RpcServer | None) -> None:
+def _signals() -> asyncio.Queue[None]:
+    """Return where an item comes for each signal to end, from now on."""
     signals: asyncio.Queue[None] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, None)
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, None)
+    return signals
+
+
+async def _end_on_signal(
+    signals: asyncio.Queue[None], service: Service, server: uvicorn.Server, rpc: RpcServer | None
+) -> None:
     await signals.get()
     get_logger("sandhost.serve").info("stopping")
     stopping(service.settings.drain_time)

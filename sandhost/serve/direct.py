@@ -16,11 +16,12 @@ from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
 from .._log import get_logger
+from .invocation import SOON_S
 from .problems import Internal, Problem
 from .records import Principal
 from .registry import LATEST
 from .requests import arguments_of
-from .service import SOON_S, Service
+from .service import Service
 from .tokens import Scope
 from .values import from_json, to_json
 

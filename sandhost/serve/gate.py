@@ -20,40 +20,28 @@ for as long as it liked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, MutableMapping
-from functools import lru_cache
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from .direct import Direct, Target, target_of
-from .overload import Admission, Request
+from .line import Request
+from .overload import Admission
 from .problems import Problem, Unknown
 from .records import Principal
-from .requests import bearer, problem_response
+from .replies import Reply, refusal, reply_to
+from .requests import bearer
 from .service import Service
 from .tokens import Scope
 
-__all__ = ["PLACE", "Answer", "Gate", "Place", "refusal"]
+__all__ = ["PLACE", "Gate", "Place"]
 
 PLACE = "sandhost.place"
 """Where a request's place stands in the ASGI scope."""
 _NOBODY = ""
-_DONE = b"HTTP/1.1 200 OK\r\n"
-_JSON = b"content-length: %d\r\ncontent-type: application/json\r\n\r\n%b"
 _STARTS_GUESTS = ("call", "bytes", "run", "sessions")
-_HINT_STEP_S = 0.05
 _HEAD_ENDS = b"\r\n\r\n"
 _MOST_KNOWN, _MOST_HEAD_BYTES = 4096, 2048
 """Arbitrary."""
-
-
-class Answer(NamedTuple):
-    """The bytes of a response, but for the headers that all have."""
-
-    first: bytes
-    """Its first line."""
-    rest: bytes
-    close: bool = False
-    """Whether the connection ends with it."""
 
 
 class Place:
@@ -110,6 +98,7 @@ class Gate:
         self._service, self._admission = service, service.admission
         self._direct = Direct(service)
         self._known: dict[bytes, _Known] = {}
+        self._common: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
     def place_for(self, scope: MutableMapping[str, Any]) -> Place | None:
         """Return what a request has to ask for a place with, also left in its scope. None: it needs none.
@@ -118,12 +107,8 @@ class Gate:
             Unknown: it has no valid token.
         """
         path: str = scope["path"]
-        token = deadline = b""
-        for name, value in scope["headers"]:  # of several the first counts, as for the application
-            if name == b"authorization":
-                token = token or value
-            elif name == b"sandhost-deadline":
-                deadline = deadline or value
+        headers = _by_name(scope["headers"])
+        token, deadline = headers.get(b"authorization", b""), headers.get(b"sandhost-deadline", b"")
         text, who, target = bearer(token.decode("latin-1")) or "", None, None
         deadline_s = _seconds(deadline)
         try:
@@ -144,14 +129,20 @@ class Gate:
         place = scope[PLACE] = Place(self._admission, who, deadline_s, target)
         return place
 
-    def answer(self, place: Place, body: bytes | bytearray) -> Answer | None:
+    def answer(self, place: Place, body: bytes | bytearray) -> Reply | None:
         """Return the answer to a request that is all here; None: the application has it."""
         if place.who is None or place.target is None:
             return None
-        return _wired(self._direct.answer(place.target, place.who, body))
+        return reply_to(self._direct.answer(place.target, place.who, body))
+
+    def lines_of(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the headers that all answers have, as bytes: uvicorn makes a new list of them each second."""
+        if headers is not self._common[0]:
+            self._common = headers, b"".join(b"%b: %b\r\n" % pair for pair in headers)
+        return self._common[1]
 
     def remember(
-        self, data: bytes, headers: Iterable[tuple[bytes, bytes]], target: Target | None
+        self, data: bytes, headers: Sequence[tuple[bytes, bytes]], target: Target | None
     ) -> None:
         """Keep the head of a request that was answered directly, or that its tenant had too many of.
 
@@ -160,7 +151,7 @@ class Gate:
             headers: as they were parsed; without Transfer-Encoding.
         """
         end = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
-        head, found = data[:end], dict(reversed([*headers]))
+        head, found = data[:end], _by_name(headers)
         body_bytes = int(found.get(b"content-length", b"0"))
         # Whose end is where it was found: no line before the first, and none that ends in another way.
         plain = head[:1].isalpha() and head.count(b"\r\n") == head.count(b"\n") == head.count(b"\r")
@@ -170,7 +161,7 @@ class Gate:
             token = bearer(found.get(b"authorization", b"").decode("latin-1")) or ""
             self._known[head] = _Known(token, body_bytes, target)
 
-    def answer_again(self, data: bytes, client: tuple[str, int] | None) -> Answer | None:
+    def answer_again(self, data: bytes, client: tuple[str, int] | None) -> Reply | None:
         """Return the answer to a request whose head is known, if it is all here; None: it has to be parsed."""
         end = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
         known = self._known.get(data[:end])
@@ -181,8 +172,13 @@ class Gate:
         except Unknown as problem:
             return refusal(problem, close=False)
         if known.target is None:
-            return _wired(self._admission.turn_away(who.tenant))
-        return _wired(self._direct.answer(known.target, who, data[end:]))
+            return reply_to(self._admission.turn_away(who.tenant))
+        return reply_to(self._direct.answer(known.target, who, data[end:]))
+
+
+def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return headers by their names: of several the first, as the application has it."""
+    return dict(reversed(headers))
 
 
 def _peer(client: tuple[str, int] | None) -> str:
@@ -202,37 +198,3 @@ def _seconds(text: bytes) -> float | None:
     except ValueError:
         return None
     return value if 0 <= value < math.inf else None
-
-
-def _wired(result: bytes | Problem | None) -> Answer | None:
-    if isinstance(result, bytes):
-        return Answer(_DONE, _JSON % (len(result), result))
-    if isinstance(result, Problem):
-        return refusal(result, close=False)
-    return None
-
-
-def refusal(problem: Problem, *, close: bool) -> Answer:
-    """Return the answer to a request that may not come in."""
-    if problem.facts:  # of a trap: its own
-        return _refusal_of(problem, close=close)
-    hint_s = problem.retry_after_s
-    if hint_s is not None:  # rounded, so that few answers are ever made
-        hint_s = round(math.ceil(hint_s / _HINT_STEP_S) * _HINT_STEP_S, 2)
-    # A class can be hashed; mypy looks at its instances.
-    return _refusal(type(problem), problem.detail, hint_s, close)  # type: ignore[arg-type]
-
-
-@lru_cache(maxsize=1024)
-def _refusal(kind: type[Problem], detail: str, hint_s: float | None, close: bool) -> Answer:
-    return _refusal_of(kind(detail, retry_after_s=hint_s), close=close)
-
-
-def _refusal_of(problem: Problem, *, close: bool) -> Answer:
-    response = problem_response(problem)
-    if close:
-        response.headers["connection"] = "close"
-    first = f"HTTP/1.1 {int(problem.status)} {problem.status.phrase}\r\n".encode()
-    lines = b"".join(b"%b: %b\r\n" % pair for pair in response.raw_headers)
-    closes = response.headers.get("connection") == "close"
-    return Answer(first, lines + b"\r\n" + bytes(response.body), closes)

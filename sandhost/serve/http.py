@@ -36,6 +36,7 @@ from .bag_asgi import BagMiddleware
 from .bodies import BodyResponse, Held
 from .frames import CommandResponse
 from .gate import PLACE
+from .invocation import Invocation
 from .loaded import functions
 from .openapi import openapi_route
 from .problems import Internal, Missing, Problem, Unavailable, WrongMethod
@@ -54,7 +55,7 @@ from .requests import (
     token_of,
     version_settings,
 )
-from .service import Invocation, Service
+from .service import Service
 from .tokens import Scope
 
 __all__ = ["make_app"]

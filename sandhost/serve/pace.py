@@ -1,13 +1,14 @@
 """How much of one turn of an event loop goes to calls that are over before it ends.
 
     poll ──► call call call call call │ refused, refused, refused ──► poll
-             └───── target ──────────┘ or, while it is only a burst, up to `wait_s`
+             └─ as long as it takes, up to `wait_s`; in overload, up to the target
 
 Such calls never wait inside the service, and no count of them shows that there are too many: what is ready
 waits in the kernel for its place in the turn, and what comes meanwhile waits for the next one. So how long
-turns are is how long requests wait. A long one now and then is a burst. When none was short for a tenth of a
-second it is overload, by the rule of CoDel (Nichols and Jacobson, 2012; RFC 8289): then, past the target,
-only tenants are served that had less than their share of the turn. Each has at least one call in it.
+turns are is how long requests wait. A long one now and then is a burst, and what it left over is gone some
+turns later. When a tenth of a second had no turn that was short and refused nobody, it is overload, by
+the rule of CoDel (Nichols and Jacobson, 2012; RFC 8289). Then turns have a target, and past it only tenants
+are served that had less than their share of the turn: each has at least one call in it.
 
 No clock, and no thread.
 """
@@ -19,10 +20,10 @@ from collections import defaultdict
 
 __all__ = ["Pace"]
 
-_TARGET_S = 0.002
-"""With some 0.1 ms a call: long enough for polling to cost little, and waiting two turns is still little."""
-_WINDOW_S = 0.1
-"""As CoDel's interval."""
+_TARGET_S = 0.001
+"""Of a turn in overload: some ten calls. Who is refused waits for them, and for all that are refused before."""
+_SHORT_S, _WINDOW_S = 0.005, 0.1
+"""CoDel's target and interval."""
 
 
 class Pace:
@@ -34,35 +35,34 @@ class Pace:
 
     def __init__(self, wait_s: float) -> None:
         self._wait_s = wait_s
-        self._target_s = min(_TARGET_S, wait_s)
         self._had: defaultdict[str, float] = defaultdict(float)
         """Calls of this turn, over their tenant's weight."""
         self._all = 0.0  # invariant: their sum
+        self._refused = False  # anybody, in this turn
         self._began_s = self._ended_s = self._calm_s = -math.inf
 
     def begin(self, now_s: float) -> None:
         """A turn begins."""
-        if now_s - self._ended_s > self._target_s:
+        if now_s - self._ended_s > _SHORT_S:
             self._calm_s = now_s  # there was nothing to do
         self._began_s = now_s
         self._had.clear()
-        self._all = 0.0
+        self._all, self._refused = 0.0, False
 
     def end(self, now_s: float) -> None:
         """The turn is over."""
         self._ended_s = now_s
-        if now_s - self._began_s <= self._target_s:
+        if now_s - self._began_s <= _SHORT_S and not self._refused:
             self._calm_s = now_s
 
     def admits(self, tenant: str, weight: float, now_s: float) -> bool:
         """Tell whether a call may be made in this turn, and count it if so."""
         age_s = now_s - self._began_s
-        if age_s > self._target_s and not (
-            age_s <= self._wait_s
-            and (
-                now_s - self._calm_s <= _WINDOW_S or self._had[tenant] * len(self._had) < self._all
-            )
+        burst = now_s - self._calm_s <= _WINDOW_S
+        if age_s > self._wait_s or not (
+            burst or age_s <= _TARGET_S or self._had[tenant] * len(self._had) < self._all
         ):
+            self._refused = True
             return False
         self._had[tenant] += 1 / weight
         self._all += 1 / weight

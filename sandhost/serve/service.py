@@ -11,23 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from types import TracebackType
-from typing import NamedTuple, TypeVar
-
-import anyio
+from typing import TypeVar
 
 from .._log import get_logger
 from ..aio.pipe import Pipe
-from ..errors import GuestExit, OutOfBounds, SandhostError
+from ..errors import GuestExit, SandhostError
 from ..guest import Guest
 from ..host import Host
 from ..memory import GuestMemory
 from ..modules.types import FuncType
-from ..plugin import Plugin
 from ..tenants import Quotas, Tenant
 from ..wasi import Wasi
 from .bag import Bags
@@ -35,16 +30,15 @@ from .bodies import Bodies
 from .compiler import Compilers
 from .config import Settings
 from .deployments import Deployments
+from .invocation import Answering, Invocation, check_bytes_call
 from .loaded import LONG, Loaded, Versions, origin_of, signature
 from .overload import Admission
 from .problems import (
     Conflict,
-    DeadlinePassed,
     Denied,
     GuestFailed,
     Invalid,
     Missing,
-    Problem,
     Unavailable,
     Unknown,
     problem_of,
@@ -57,7 +51,7 @@ from .threads import in_thread
 from .tokens import Scope
 from .values import from_json, to_json
 
-__all__ = ["SOON_S", "Invocation", "Service"]
+__all__ = ["Service"]
 
 _T = TypeVar("_T")
 _LOGGER = "sandhost.serve"
@@ -65,27 +59,6 @@ _STOPPED_RETRY_S = 1.0
 _SWEEP_EVERY_S = 3600.0
 _NO_MORE_READY = 3  # the level of pressure from which on nobody starts guests
 _TELL_EVERY_S = 60.0
-SOON_S = 0.1
-"""Who waits for less than this has an eye on the time, which `Service.call_at_once` has not. Arbitrary."""
-
-
-class Invocation(NamedTuple):
-    """Which function of which plugin, for whom, and until when."""
-
-    who: Principal
-    plugin: str
-    ref: str
-    function: str
-    until_s: float | None = None
-    """By time.monotonic(); None: as long as the version's own limit allows."""
-    session: str | None = None
-    """Of a guest that was kept; None: a fresh one."""
-    let_in: bool = False
-    """It has a place already, which its door gives back."""
-
-    def left_s(self) -> float | None:
-        """Return the seconds that are left; None: there is no end."""
-        return None if self.until_s is None else max(0.0, self.until_s - time.monotonic())
 
 
 class Service:
@@ -433,7 +406,7 @@ class Service:
             take: takes the result out of the guest's memory, by address and length.
         """
         async with self._guest_of(what) as guest:
-            _check_bytes_call(guest.plugin, what.function)
+            check_bytes_call(guest.plugin, what.function)
             at = await guest.call_async("alloc", len(given)) & 0xFFFFFFFF
             guest.memory.write(at, given)
             packed = await guest.call_async(what.function, at, len(given))
@@ -504,9 +477,9 @@ class Service:
             return contextlib.nullcontext()
         return self.admission.enter(what.who.tenant, what.left_s())
 
-    def _answering(self, what: Invocation) -> _Answering:
+    def _answering(self, what: Invocation) -> Answering:
         self._check_running()
-        return _Answering(what)
+        return Answering(what)
 
     # ---- sessions ----
 
@@ -552,43 +525,3 @@ class Service:
         finally:
             del self._working[at]
             mine.set_result(None)
-
-
-class _Answering:
-    """A request's work, within its time; what goes wrong in it is the requester's problem."""
-
-    __slots__ = ("_scope",)
-
-    def __init__(self, what: Invocation) -> None:
-        left_s = what.left_s()
-        self._scope = None if left_s is None else anyio.move_on_after(left_s)
-
-    def __enter__(self) -> None:
-        if self._scope is not None:
-            self._scope.__enter__()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        scope = self._scope
-        if scope is not None and scope.__exit__(kind, error, traceback):
-            raise DeadlinePassed("the request's time was over")
-        if isinstance(error, OutOfBounds):
-            raise GuestFailed(f"the plugin gave an address outside its memory: {error}") from error
-        if isinstance(error, Problem):
-            return  # it is one already
-        if isinstance(error, (SandhostError, TypeError, OverflowError)):
-            raise problem_of(error) from error
-
-
-def _check_bytes_call(plugin: Plugin, function: str) -> None:
-    wanted = {
-        "alloc": FuncType(("i32",), ("i32",)),
-        function: FuncType(("i32", "i32"), ("i64",)),
-    }
-    for name, type_ in wanted.items():
-        if signature(plugin, name) != type_:
-            raise Invalid(f"to take bytes, {name[:100]!r} has to be {type_}")

@@ -10,12 +10,14 @@ connected ──► head, body ──► gate ──► application, with a plac
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .gate import Answer, Gate, Place, refusal
+from .gate import Gate, Place
 from .problems import Problem, TooMany
+from .replies import Reply, refusal
 
 __all__ = ["BoundedProtocol", "GatedProtocol"]
 
@@ -102,6 +104,8 @@ class GatedProtocol(BoundedProtocol):
     """What is at work, or waits for its place."""
     _headed: _Headed | None = None
     """What has its head here, and perhaps all of its body, while bytes are being read."""
+    _idle_since_s = math.inf
+    """Infinite while a request is at work."""
     _reading = False
     _lingering = False
     _received: bytes | None = None
@@ -119,6 +123,9 @@ class GatedProtocol(BoundedProtocol):
             self._serving.disconnected = True
             self._serving.message_event.set()
         super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
 
     def data_received(self, data: bytes) -> None:
         """Read a request, unless it is known and can be answered at once."""
@@ -149,11 +156,39 @@ class GatedProtocol(BoundedProtocol):
         if not self.pipeline:
             self.flow.resume_reading()
 
+    # uvicorn's own on_response_complete makes a timer for each request, and cancels that of the one before.
+
     def on_response_complete(self) -> None:
         """Go on with the next request, unless nobody reads the answers."""
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
         if self.flow.write_paused:
             self.flow.pause_reading()
+        else:
+            self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since_s = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_again_in(self.timeout_keep_alive)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since_s = math.inf
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close it, if it has been idle for so long."""
+        self.timeout_keep_alive_task = None
+        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        if left_s <= 0:
+            self.transport.close()
+        elif left_s < math.inf:  # else a request is at work, whose end looks after it
+            self._look_again_in(left_s)
+
+    def _look_again_in(self, seconds: float) -> None:
+        handler = self.timeout_keep_alive_handler
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, handler)
 
     def on_message_complete(self) -> None:
         """All of the request is here."""
@@ -229,7 +264,7 @@ class GatedProtocol(BoundedProtocol):
     def _remember(self, cycle: RequestResponseCycle, place: Place | None) -> None:
         if self._fresh is not None:
             target = None if place is None else place.target
-            self.gate.remember(self._fresh, cycle.scope["headers"], target)
+            self.gate.remember(self._fresh, list(cycle.scope["headers"]), target)
 
     def _may_answer(self) -> bool:
         """Whether what comes on this connection may be answered here: its client reads, and uvicorn takes it."""
@@ -237,11 +272,11 @@ class GatedProtocol(BoundedProtocol):
             self.limit_concurrency and len(self.connections) >= self.limit_concurrency
         )
 
-    def _answer(self, answer: Answer) -> None:
+    def _answer(self, answer: Reply) -> None:
         if self.transport.is_closing():
             return
-        date = b"".join(b"%b: %b\r\n" % pair for pair in self.server_state.default_headers)
-        self.transport.write(answer.first + date + answer.rest)
+        headers = self.gate.lines_of(self.server_state.default_headers)
+        self.transport.write(answer.first + headers + answer.rest)
         if answer.close:
             self._linger()
         elif self.pipeline:

@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 from sandhost.serve.rpc import messages
 from sandhost.serve.rpc.server import RpcServer
 
-from .serving import Desk, desk
+from .serving import ADMIN, Child, Client, Desk, desk
 
 _KINDS = {
     (False, False): "unary_unary",
@@ -67,6 +67,21 @@ class Stub:
         )
         reply = await self.Call(request)
         return [getattr(v, v.WhichOneof("kind")) for v in reply.results]
+
+
+def with_stub(one: Child, test: Callable[[Any], Awaitable[None]]) -> None:
+    """Run a test as a tenant of a service in a child."""
+
+    async def run() -> None:
+        async with one.http() as http:
+            admin = Client(http, ADMIN)
+            await admin.ask("PUT", "/v1/admin/tenants/acme", 201, json={})
+            body = {"scopes": ["deploy", "invoke"]}
+            made = await admin.ask("POST", "/v1/admin/tenants/acme/tokens", 201, json=body)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{one.grpc_port}") as channel:
+            await test(Stub(channel, made["token"]))
+
+    asyncio.run(run())
 
 
 def value(given: Any) -> messages.Value:

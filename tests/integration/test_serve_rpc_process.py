@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import grpc.aio
 import httpx
 import pytest
 from helpers import guest_file, wait_until
-from helpers.rpcs import Stub
-from helpers.serving import ADMIN, Child, Client, child
+from helpers.rpcs import with_stub
+from helpers.serving import Child, child
 
 from sandhost.serve.rpc.messages import (
     CallManyRequest,
@@ -39,21 +38,6 @@ PING = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b"12345678"
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
-
-
-def with_stub(one: Child, test: Callable[[Any], Awaitable[None]]) -> None:
-    """Run a test as a tenant."""
-
-    async def run() -> None:
-        async with one.http() as http:
-            admin = Client(http, ADMIN)
-            await admin.ask("PUT", "/v1/admin/tenants/acme", 201, json={})
-            body = {"scopes": ["deploy", "invoke"]}
-            made = await admin.ask("POST", "/v1/admin/tenants/acme/tokens", 201, json=body)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{one.grpc_port}") as channel:
-            await test(Stub(channel, made["token"]))
-
-    asyncio.run(run())
 
 
 def raw(port: int, data: bytes) -> bytes:

@@ -38,7 +38,8 @@ bool is_readable(const uint8_t *at);
 uint64_t resident_bytes(const uint8_t *at, uint64_t bytes);
 uint64_t process_resident_bytes(void);
 int open_files(void);
-int count_mappings(void);
+/* Of these addresses: others are the sanitizer's as well, which maps memory when it likes. */
+int count_mappings(const uint8_t *from, uint64_t bytes);
 
 uint64_t random_next(uint64_t *state); /* xorshift64* */
 

@@ -175,7 +175,7 @@ static void the_rings_of_threads_are_read_in_the_order_of_time(void) {
 
 static void without_memory_nobody_listens(void) {
   static const int calls[] = {SH_OS_MMAP, SH_OS_MPROTECT};
-  int mappings = count_mappings();
+  int mappings = count_mappings(NULL, UINT64_MAX);
   for (size_t k = 0; k < sizeof calls / sizeof *calls; k++) {
     events = (shi_events){0};
     shi_events_init(&events);
@@ -190,7 +190,7 @@ static void without_memory_nobody_listens(void) {
     sh_event read;
     CHECK_EQ(shi_events_read(&events, &read, 1), 1);
     shi_events_destroy(&events);
-    CHECK_EQ(count_mappings(), mappings);
+    CHECK_EQ(count_mappings(NULL, UINT64_MAX), mappings);
   }
 }
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..debian import qemu
 from ..install import environment, wheel
 from ..places import CACHE, ROOT
 from ..processes import Failed, output_of, quietly
@@ -31,10 +32,6 @@ def numa(words: Sequence[str] = ()) -> int:
         help="boot this one (default: Debian's newest for clouds, fetched with apt-get download)",
     )
     given = parser.parse_args(words)
-    if shutil.which("qemu-system-x86_64") is None:
-        raise Failed(
-            "qemu-system-x86_64 is not installed (Debian, Ubuntu: apt install qemu-system-x86)"
-        )
     folder = CACHE / "numa"
     folder.mkdir(parents=True, exist_ok=True)
     kernel = given.kernel or debian_kernel(folder)
@@ -72,8 +69,9 @@ def boot(kernel: Path, image: Path) -> int:
             "-numa",
             f"node,nodeid={node},cpus={first}-{first + CPUS_EACH - 1},memdev=memory{node}",
         ]
+    program = qemu()
     command = [
-        "qemu-system-x86_64",
+        program,
         *(
             "-accel",
             "tcg,thread=multi",
@@ -101,7 +99,7 @@ def boot(kernel: Path, image: Path) -> int:
                 lines.append(line)
     if not lines:
         raise Failed("the machine did not come up; see what it says without `quiet loglevel=0`")
-    version = output_of(["qemu-system-x86_64", "--version"]).stdout.splitlines()[0]
+    version = output_of([program, "--version"]).stdout.splitlines()[0]
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("\n".join(["./run numa", version.split(" (")[0], *lines]) + "\n")
     if lines[-1] != "all pages are where they belong":

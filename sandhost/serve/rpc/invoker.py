@@ -12,10 +12,11 @@ import anyio
 import grpc
 
 from ..commands import run_command
+from ..invocation import SOON_S, Invocation
 from ..problems import Invalid, Problem
 from ..records import Answer
 from ..registry import LATEST
-from ..service import SOON_S, Invocation, Service
+from ..service import Service
 from ..tokens import Scope
 from .doors import Doors, Rpc
 from .messages import (
