@@ -15,6 +15,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import Any
 
@@ -40,29 +41,7 @@ _WRITER = b"""(module
   (func (export "write") (param $slot i32)
     (i64.store (i32.shl (local.get $slot) (i32.const 3)) (call $open (i32.const 1024)))))"""
 
-_TURNOVER = """(module
-  (import "sandhost" "list_new" (func $new (result i64)))
-  (import "sandhost" "list_push" (func $push (param i64 i64)))
-  (import "sandhost" "list_set" (func $set (param i64 i32 i64)))
-  (import "sandhost" "release" (func $release (param i64) (result i32)))
-  (global $all (mut i64) (i64.const 0))
-  (func (export "fill") (param $count i32) (local $one i64)
-    (global.set $all (call $new))
-    (loop $again
-      (call $push (global.get $all) (local.tee $one (call $new)))
-      (drop (call $release (local.get $one)))
-      (br_if $again (local.tee $count (i32.sub (local.get $count) (i32.const 1))))))
-  (func (export "replace") (param $from i32) (param $count i32) (local $one i64) (local $work i32)
-    (loop $again
-      (local.set $count (i32.sub (local.get $count) (i32.const 1)))
-      (local.set $one (call $new))
-      (call $push (local.get $one) (local.get $one))
-      (call $set (global.get $all) (i32.add (local.get $from) (local.get $count)) (local.get $one))
-      (drop (call $release (local.get $one)))
-      (local.set $work (i32.const {work}))
-      (loop $compute (br_if $compute (local.tee $work (i32.sub (local.get $work) (i32.const 1)))))
-      (br_if $again (local.get $count)))))"""
-"""Lists that refer to themselves, so that only a collection finds what was replaced."""
+_TURNOVER = Path(__file__).resolve().parents[1] / "guests" / "wat" / "turnover.wat"
 _CELLS, _GUESTS, _WORK, _AT_ONCE = 60_000, 4, 400, 1000
 _HUNGRY, _UNTENDED = 4, 20_000
 
@@ -198,11 +177,11 @@ def _turn_over(
 ) -> dict[str, Any]:
     cycles: list[Cycle] = []
     with _host(cycles) as (host, collector), _hungry(hungry):
-        plugin = host.load(_TURNOVER.format(work=_WORK).encode())
+        plugin = host.load(_TURNOVER)
         guests = [plugin.spawn() for _ in range(_GUESTS)]
         for guest in guests:
             guest.call("fill", _CELLS)
-            guest.call("replace", 0, _CELLS)  # as large as they will be
+            guest.call("replace", 0, _CELLS, _WORK)  # as large as they will be
         collector.collect()
         held = host.handles.figures().live_bytes
         limit = held * 3 // 2 if limited else None
@@ -212,7 +191,7 @@ def _turn_over(
         begun, at, done = perf_counter(), 0, 0
         while perf_counter() - begun < seconds:
             for guest in guests:
-                guest.call("replace", at, at_once)
+                guest.call("replace", at, at_once, _WORK)
                 curve.append((perf_counter() - begun, host.handles.figures().live_bytes))
             at = (at + at_once) % _CELLS
             done += at_once * len(guests)

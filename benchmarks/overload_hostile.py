@@ -15,13 +15,15 @@ import os
 import random
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from multiprocessing.connection import Connection
 
 from overload_load import Load, Stream, call, statuses
 
 FLOOD_PER_S, GUESSES_PER_S = 2000, 500
-IDLE_CONNECTIONS, SPINNERS, GROWERS = 200, 8, 4
+AT_ONCE = {"spin": 8, "grow": 4, "garbage": 2, "big": 2, "oversized": 1, "hoard": 2, "idle": 200}
+MEANS = ("flood", "guess", *AT_ONCE)
+"""Of what the attack is made."""
 PAUSE_S = 0.05
 """Between attempts at what makes much work: uploads, bodies, sessions."""
 OVERSIZED = 16 << 20
@@ -55,38 +57,41 @@ class Hostile:
         """Deploy what it attacks with."""
         asyncio.run(_Attack(self._port, self._token).prepare())
 
-    def begin(self, seconds: float) -> Running:
-        """Attack from now on for so long."""
-        return Running(self._port, self._token, seconds)
+    def begin(self, seconds: float, means: Sequence[str] = MEANS) -> Running:
+        """Attack from now on for so long, by these means."""
+        return Running(self._port, self._token, seconds, means)
 
 
 class Running:
     """An attack that goes on."""
 
-    def __init__(self, port: int, token: str, seconds: float) -> None:
+    def __init__(self, port: int, token: str, seconds: float, means: Sequence[str]) -> None:
         self._here, there = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=_run, args=(port, token, seconds, there))
+        self._process = context.Process(target=_run, args=(port, token, seconds, means, there))
         self._process.start()
-        flood = Stream(FLOOD_PER_S, 64, call(token))
-        guesses = Stream(GUESSES_PER_S, 16, call("sh_" + secrets.token_urlsafe(32)))
-        self._flood = Load(port, [flood, guesses], seconds, seed=7)
+        floods = {
+            "flood": Stream(FLOOD_PER_S, 64, call(token)),
+            "guess": Stream(GUESSES_PER_S, 16, call("sh_" + secrets.token_urlsafe(32))),
+        }
+        self._flooding = [name for name in floods if name in means]
+        self._flood = Load(port, [floods[name] for name in self._flooding], seconds, seed=7)
 
     def end(self) -> dict[str, int]:
         """Wait for it; return what it met, by what it did."""
         met = Counter(self._here.recv())
         self._process.join()
         arrivals = self._flood.arrivals()
-        for number, name in enumerate(("flood", "guess")):
+        for number, name in enumerate(self._flooding):
             of_it = [one for one in arrivals if one.stream == number]
             met.update({f"{name} {status}": n for status, n in statuses(of_it).items()})
         return dict(met)
 
 
-def _run(port: int, token: str, seconds: float, pipe: Connection) -> None:
+def _run(port: int, token: str, seconds: float, means: Sequence[str], pipe: Connection) -> None:
     os.nice(5)  # it is the service that is to be slowed, not who else is on this machine
     attack = _Attack(port, token)
-    asyncio.run(attack.run(seconds))
+    asyncio.run(attack.run(seconds, means))
     pipe.send(dict(attack.met))
 
 
@@ -101,18 +106,12 @@ class _Attack:
             await self._ask("PUT", f"/v1/plugins/{name}", module)
             await self._ask("GET", f"/v1/plugins/{name}/versions/1?wait=30")
 
-    async def run(self, seconds: float) -> None:
-        kinds: list[tuple[Callable[[], Awaitable[object]], int]] = [
-            (self._spin, SPINNERS),
-            (self._grow, GROWERS),
-            (self._garbage, 2),
-            (self._big, 2),
-            (self._oversized, 1),
-            (self._hoard, 2),
-            (self._idle, IDLE_CONNECTIONS),
-        ]
+    async def run(self, seconds: float, means: Sequence[str]) -> None:
         tasks = [
-            asyncio.ensure_future(self._again(what)) for what, count in kinds for _ in range(count)
+            asyncio.ensure_future(self._again(getattr(self, f"_{name}")))
+            for name, count in AT_ONCE.items()
+            if name in means
+            for _ in range(count)
         ]
         await asyncio.sleep(seconds)
         for task in tasks:

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-ADMIN = "sh_" + "A" * 43
+from serving_process import ADMIN, processor_s
 
 
 class Server:
@@ -40,8 +40,7 @@ class Server:
 
     def cpu_s(self) -> float:
         """Return the processor time it has used."""
-        words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+        return processor_s(self.pid)
 
     def ask(self, method: str, path: str, body: bytes = b"", token: str = ADMIN) -> bytes:
         """Return the answer to a request."""
@@ -109,7 +108,7 @@ def _run(folder: str, settings: dict[str, Any], pipe: Connection) -> None:
             pipe.send(int(words.rpartition(":")[2]))
             threading.Thread(target=answer, daemon=True).start()
 
-    wanted = Settings(data=folder, http_port=0, admin_token=ADMIN, **settings)
+    wanted = Settings(data=folder, http_port=0, grpc_port=0, admin_token=ADMIN, **settings)
     raise SystemExit(app.serve(wanted, say))
 
 
@@ -121,6 +120,7 @@ def served(**settings: Any) -> Iterator[Server]:
         context = multiprocessing.get_context("spawn")
         process = context.Process(target=_run, args=(folder, settings, there))
         process.start()
+        there.close()  # so that its end is seen
         assert process.pid is not None
         yield Server(here, process.pid)
         os.kill(process.pid, signal.SIGTERM)

@@ -13,25 +13,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import multiprocessing
-import os
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 from common import RESULTS, median, percentile
+from serving_process import ADD, ADMIN, deploy, processor_s, running
 
 from sandhost.bench.machine import describe
 from sandhost.serve.app import open_service
 from sandhost.serve.config import Settings
-from sandhost.serve.records import VersionSettings
 from sandhost.serve.rpc.doors import Doors, Rpc
 from sandhost.serve.rpc.messages import (
     CallManyReply,
@@ -44,9 +39,6 @@ from sandhost.serve.rpc.server import RpcServer
 from sandhost.serve.tokens import Scope
 
 AT_ONCE = (1, 16)
-ADMIN = "sh_" + "A" * 43
-ADD = b"""(module (memory (export "memory") 1)
-  (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1))))"""
 WAYS = {"without a sandbox": "/plain.Plain/Call", "a fresh guest": "/sandhost.v1.Invoker/Call"}
 REQUEST = CallRequest(plugin="sum", function="add", arguments=[Value(i32=2), Value(i32=3)])
 METADATA = (("authorization", f"Bearer {ADMIN}"),)
@@ -62,13 +54,7 @@ async def serve(folder: str, pipe: Connection) -> None:
             left, right = request.arguments
             return CallReply(results=[Value(i32=left.i32 + right.i32)])
 
-        registry = service.registry
-        who = registry.who(ADMIN)
-        digest, size = registry.blobs.put([ADD], 1 << 20)
-        limits = settings.guest_limits()
-        version = await service.deploy(who, "sum", (digest, size), VersionSettings(limits))
-        while registry.version(who.tenant, "sum", version.number).state != "ready":
-            await asyncio.sleep(0.01)
+        await deploy(service, ADMIN, "sum", ADD)
         server = RpcServer(service, 100)
         doors = Doors(service)
         handlers = {"Call": doors.one("Call", Scope.INVOKE, CallRequest, plain)}
@@ -77,35 +63,6 @@ async def serve(folder: str, pipe: Connection) -> None:
         await asyncio.to_thread(pipe.recv)
         await server.stop(5)
         await service.drain()
-
-
-def run_server(folder: str, pipe: Connection) -> None:
-    """Be the server's process."""
-    import uvloop
-
-    uvloop.install()
-    asyncio.run(serve(folder, pipe))
-
-
-@contextlib.contextmanager
-def served() -> Iterator[tuple[int, int]]:
-    """Have a server in a process of its own; give its port and its id."""
-    here, there = multiprocessing.Pipe()
-    with tempfile.TemporaryDirectory() as folder:
-        context = multiprocessing.get_context("spawn")
-        process = context.Process(target=run_server, args=(folder, there))
-        process.start()
-        assert process.pid is not None
-        yield here.recv(), process.pid
-        here.send(None)
-        process.join()
-        assert process.exitcode == 0
-
-
-def processor_s(pid: int) -> float:
-    """Return the processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def ask(port: int, path: str, seconds: float, at_once: int) -> tuple[float, list[float]]:
@@ -185,7 +142,8 @@ def main() -> None:
     quick = parser.parse_args().quick
     rounds, seconds = (2, 1.0) if quick else (5, 2.0)
     results: dict[str, Any] = {}
-    with served() as (port, pid):
+    with running(serve) as (pid, port):
+        assert isinstance(port, int)
         for at_once in AT_ONCE:
             found = results[str(at_once)] = measure(port, pid, at_once, rounds, seconds)
             for way in WAYS:

@@ -3,9 +3,7 @@
 
 #include <inttypes.h>
 #include <sched.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #include "bridge.h"
@@ -41,75 +39,6 @@ uint64_t shi_thread_cpu_ns(void) {
   struct timespec now;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
   return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-/* ---- the heap ------------------------------------------------------------------------------------------------------ */
-
-static const uint64_t hot_reserved = (uint64_t)SHI_CELLS_MOST * sizeof(shi_hot);
-static const uint64_t cold_reserved = (uint64_t)SHI_CELLS_MOST * sizeof(shi_cold);
-static const uint64_t origins_reserved = (uint64_t)SHI_CELLS_MOST * sizeof(shi_origin);
-
-static void init_locks(shi_heap *heap) {
-  pthread_mutexattr_t adaptive; /* it spins before it sleeps: whoever holds the lock gives it away soon */
-  pthread_mutexattr_init(&adaptive);
-  pthread_mutexattr_settype(&adaptive, PTHREAD_MUTEX_ADAPTIVE_NP);
-  pthread_mutex_init(&heap->mutex, &adaptive);
-  pthread_mutexattr_destroy(&adaptive);
-  pthread_condattr_t monotonic;
-  pthread_condattr_init(&monotonic);
-  pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-  pthread_cond_init(&heap->wake, &monotonic);
-  pthread_cond_init(&heap->done, &monotonic);
-  pthread_condattr_destroy(&monotonic);
-}
-
-int shi_heap_create(shi_account *handles, shi_account *bytes, shi_heap **out) {
-  shi_heap *heap = calloc(1, sizeof *heap);
-  if (!heap) return shi_fail_no_memory();
-  heap->oldest_free = heap->newest_free = SHI_NONE;
-  heap->handles = handles;
-  heap->bytes = bytes;
-  heap->goal_bytes = heap->trigger_bytes = UINT64_MAX;
-  heap->plan.growth = -1;
-  heap->share = 1;
-  heap->born_ns = shi_now_ns();
-  heap->events = &shi_no_events;
-  init_locks(heap);
-  int error = shi_os_pagemap_open(&heap->pagemap);
-  if (!error) error = shi_os_reserve(hot_reserved, (uint8_t **)&heap->hot);
-  if (!error) error = shi_os_reserve(cold_reserved, (uint8_t **)&heap->cold);
-  if (!error) error = shi_os_reserve(origins_reserved, (uint8_t **)&heap->origins);
-  int status = error ? shi_fail_native(error) : SH_OK;
-  if (status == SH_OK && !(heap->sites = shi_sites_new())) status = shi_fail_no_memory();
-  const shi_holder_request host = {.handles_limit = UINT64_MAX, .bytes_limit = UINT64_MAX};
-  if (status == SH_OK && !shi_holder_new(heap, &host)) status = SH_NATIVE;
-  if (status == SH_OK)
-    *out = heap;
-  else
-    shi_heap_destroy(heap);
-  return status;
-}
-
-void shi_heap_destroy(shi_heap *heap) {
-  shi_cycle_thread_end(heap);
-  for (uint32_t index = 0; index < heap->count; index++)
-    if (heap->hot[index].edged) free(heap->cold[index].edges);
-  for (uint32_t k = 0; k < heap->holder_count; k++) {
-    if (heap->holders[k]) free(heap->holders[k]->flight);
-    free(heap->holders[k]);
-  }
-  free(heap->holders);
-  free(heap->dropped);
-  shi_stack_free(&heap->stack);
-  if (heap->hot) shi_os_unreserve((uint8_t *)heap->hot, hot_reserved);
-  if (heap->cold) shi_os_unreserve((uint8_t *)heap->cold, cold_reserved);
-  if (heap->origins) shi_os_unreserve((uint8_t *)heap->origins, origins_reserved);
-  shi_sites_free(heap->sites);
-  shi_os_pagemap_close(&heap->pagemap);
-  pthread_cond_destroy(&heap->done);
-  pthread_cond_destroy(&heap->wake);
-  pthread_mutex_destroy(&heap->mutex);
-  free(heap);
 }
 
 /* ---- free cells ----------------------------------------------------------------------------------------------------- */
@@ -161,179 +90,6 @@ static void put(shi_heap *heap, uint32_t index) {
   heap->free_count++;
 }
 
-/* ---- holders -------------------------------------------------------------------------------------------------------- */
-
-static int holder_slot(shi_heap *heap, uint32_t *slot) {
-  for (*slot = heap->holder_hint; *slot < heap->holder_count; (*slot)++)
-    if (!heap->holders[*slot]) return SH_OK;
-  if (heap->holder_count == heap->holder_capacity) {
-    uint32_t capacity = heap->holder_capacity ? 2 * heap->holder_capacity : 16;
-    shi_holder **holders = realloc(heap->holders, capacity * sizeof *holders);
-    if (!holders) return shi_fail_no_memory();
-    heap->holders = holders;
-    heap->holder_capacity = capacity;
-  }
-  heap->holders[heap->holder_count++] = NULL;
-  return SH_OK;
-}
-
-shi_holder *shi_holder_new(shi_heap *heap, const shi_holder_request *request) {
-  shi_holder *holder = calloc(1, sizeof *holder + 2 * request->global_count * sizeof holder->globals[0]);
-  if (!holder) {
-    shi_fail_no_memory();
-    return NULL;
-  }
-  *holder = (shi_holder){
-      .heap = heap,
-      .first = SHI_NONE,
-      .guest = request->guest,
-      .plugin = request->plugin,
-      .tenant = request->tenant,
-      .scans = request->scans,
-      .calls = request->in_call,
-      .pieces = request->pieces,
-      .context = request->context,
-      .global_count = request->global_count,
-      .handles = {.parent = request->handles ? request->handles : heap->handles, .limit = request->handles_limit},
-      .bytes = {.parent = request->bytes ? request->bytes : heap->bytes, .limit = request->bytes_limit},
-  };
-  shi_heap_lock(heap);
-  int status = holder_slot(heap, &holder->index);
-  if (status == SH_OK) {
-    heap->holders[holder->index] = holder;
-    holder->source = shi_source_of(heap->sites, request->tenant, request->plugin_name, request->node);
-    heap->holder_hint = holder->index + 1;
-    holder->scanned_in = heap->cycle;
-  }
-  shi_heap_unlock(heap);
-  if (status == SH_OK) return holder;
-  free(holder);
-  return NULL;
-}
-
-void shi_holder_call_begins(shi_holder *holder) { atomic_fetch_add(&holder->calls, 1); }
-
-static void see_root(shi_heap *heap, uint32_t index) {
-  heap->hot[index].root = heap->cold[index].retained || heap->cold[index].pins || heap->hot[index].flight;
-}
-
-/* The barrier, for roots. */
-static void clear_root(shi_heap *heap, uint32_t index) {
-  see_root(heap, index);
-  if (!heap->hot[index].root && heap->phase == SHI_HEAP_MARKING) shi_shade(heap, index);
-}
-
-/* The last of those in flight. */
-static void land_one(shi_holder *holder) {
-  uint32_t index = holder->flight[--holder->flight_count];
-  shi_hot *cell = &holder->heap->hot[index];
-  if (!cell->flight || cell->owner != holder->index) return; /* it is gone, and was used again perhaps */
-  shi_capture_before(holder->heap, index);
-  cell->flight = 0;
-  see_root(holder->heap, index);
-}
-
-/* Without the barrier: what the guest has kept is in its memory, which is yet to be scanned, or was, and then what came
- * after was black or is still in the snapshot. */
-static void land(shi_holder *holder) {
-  shi_heap *heap = holder->heap;
-  while (holder->flight_count) {
-    land_one(holder);
-    if (shi_heap_wanted(heap)) shi_heap_let_in(heap);
-  }
-}
-
-bool shi_holder_land_some(shi_holder *holder) {
-  enum { SOME = 2048 };
-  for (int k = 0; k < SOME && holder->landing; k++, holder->landing--) land_one(holder);
-  return holder->landing == 0;
-}
-
-static void take_globals(shi_holder *holder) {
-  memcpy(holder->globals, shi_holder_new_globals(holder), holder->global_count * sizeof holder->globals[0]);
-}
-
-static void stand(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone) {
-  take_globals(holder);
-  holder->stack = stack;
-  holder->stack_bytes = bytes;
-  holder->landing = alone && !holder->lent ? holder->flight_count : 0;
-}
-
-void shi_holder_call_stands(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone) {
-  shi_heap *heap = holder->heap;
-  shi_heap_lock(heap);
-  stand(holder, stack, bytes, alone);
-  holder->stands = true;
-  atomic_fetch_add(&holder->calls, 1);
-  if (heap->phase == SHI_HEAP_MARKING && heap->asked_in == heap->cycle) pthread_cond_signal(&heap->wake);
-  shi_heap_unlock(heap);
-}
-
-void shi_holder_call_goes_on(shi_holder *holder) {
-  if (!holder->stands) return;
-  holder->stands = false;
-  atomic_fetch_add(&holder->calls, 1);
-}
-
-bool shi_holder_is_waited_for(shi_holder *holder) {
-  shi_heap *heap = holder->heap;
-  shi_heap_lock(heap);
-  bool waited_for = heap->phase == SHI_HEAP_MARKING && heap->asked_in == heap->cycle &&
-                    holder->scanned_in != heap->cycle && holder->kept_in != heap->cycle;
-  shi_heap_unlock(heap);
-  return waited_for;
-}
-
-void shi_holder_scan_standing(shi_holder *holder, const uint8_t *stack, uint64_t bytes, bool alone) {
-  shi_heap *heap = holder->heap;
-  shi_heap_lock(heap);
-  stand(holder, stack, bytes, alone);
-  if (heap->phase == SHI_HEAP_MARKING) shi_scan_own(holder);
-  holder->scan_calls = 0; /* what was not finished begins again at the next stand: the guest goes on */
-  holder->stack_bytes = holder->landing = 0;
-  shi_heap_unlock(heap);
-}
-
-void shi_holder_call_ends(shi_holder *holder) {
-  shi_heap_lock(holder->heap);
-  take_globals(holder);
-  holder->stack_bytes = holder->landing = 0;
-  holder->lent = false;
-  land(holder);
-  atomic_fetch_add(&holder->calls, 1);
-  if (holder->heap->phase == SHI_HEAP_MARKING && holder->heap->asked_in == holder->heap->cycle) shi_scan_own(holder);
-  shi_heap_unlock(holder->heap);
-}
-
-/* Before a cell with many edges is freed while its edges are roots of the snapshot: a slice of them at a time. */
-static void empty_in_slices(shi_heap *heap, uint32_t index) {
-  enum { SLICE = 1024 };
-  while (heap->hot[index].edged && heap->phase == SHI_HEAP_MARKING && heap->cold[index].edges->count > SLICE) {
-    shi_edges *edges = heap->cold[index].edges;
-    shi_capture_before(heap, index);
-    for (int k = 0; k < SLICE; k++) shi_shade_handle(heap, edges->to[--edges->count]);
-    shi_heap_let_in(heap);
-  }
-}
-
-void shi_holder_close(shi_holder *holder) {
-  shi_heap *heap = holder->heap;
-  shi_heap_lock(heap);
-  holder->closed = true;
-  while (heap->scanning == holder) shi_heap_let_in(heap); /* its memory is about to go */
-  while (holder->first != SHI_NONE) {
-    empty_in_slices(heap, holder->first);
-    shi_cell_free(heap, holder->first);
-    if (shi_heap_wanted(heap)) shi_heap_let_in(heap);
-  }
-  heap->holders[holder->index] = NULL;
-  if (holder->index < heap->holder_hint) heap->holder_hint = holder->index;
-  shi_heap_unlock(heap);
-  free(holder->flight);
-  free(holder);
-}
-
 /* ---- ownership ------------------------------------------------------------------------------------------------------ */
 
 static void add_to_owner(shi_heap *heap, shi_holder *holder, uint32_t index) {
@@ -381,6 +137,12 @@ static int own(shi_heap *heap, uint32_t index) {
   heap->cold[index].retained++;
   heap->hot[index].root = 1;
   return SH_OK;
+}
+
+/* The barrier, for roots. */
+static void clear_root(shi_heap *heap, uint32_t index) {
+  shi_see_root(heap, index);
+  if (!heap->hot[index].root && heap->phase == SHI_HEAP_MARKING) shi_shade(heap, index);
 }
 
 /* ---- limits --------------------------------------------------------------------------------------------------------- */
@@ -667,41 +429,3 @@ int shi_cell_lend(shi_heap *heap, uint64_t handle) {
   shi_heap_unlock(heap);
   return status;
 }
-
-/* ---- invariants ------------------------------------------------------------------------------------------------------ */
-
-#ifdef SANDHOST_DEBUG
-static void must(bool holds, const char *what) {
-  if (holds) return;
-  fprintf(stderr, "handle heap: not true: %s\n", what);
-  abort();
-}
-
-void shi_heap_check(shi_heap *heap) {
-  uint64_t cells = 0, bytes = 0, objects = 0;
-  for (uint32_t index = 0; index < heap->count; index++) {
-    const shi_hot *cell = &heap->hot[index];
-    if (cell->tag >> 24 == 0) continue;
-    const shi_cold *cold = &heap->cold[index];
-    cells++;
-    bytes += cell->size;
-    objects += cold->object != SHI_NONE;
-    must(cell->root == (cold->retained || cold->pins || cell->flight), "root == retained || pins || flight");
-    must(!cell->grey || cell->mark == heap->mark, "grey cells are marked");
-  }
-  must(cells == heap->live_cells && heap->allocs - heap->frees == cells, "allocs - frees == live_cells");
-  must(bytes == heap->live_bytes && heap->alloc_bytes - heap->free_bytes == bytes, "live_bytes");
-  must(cells + heap->free_count + heap->retired == heap->count, "every cell is live, free or retired");
-  must(objects == heap->objects, "objects");
-  for (uint32_t k = 0; k < heap->holder_count; k++) {
-    const shi_holder *holder = heap->holders[k];
-    uint64_t owned = 0, size = 0;
-    for (uint32_t index = holder ? holder->first : SHI_NONE; index != SHI_NONE; index = heap->cold[index].next) {
-      owned++;
-      size += heap->hot[index].size;
-    }
-    must(!holder || (owned == holder->cells && owned == holder->handles.used), "a holder's list is what it owns");
-    must(!holder || size == holder->bytes.used, "a holder's bytes are those of its cells");
-  }
-}
-#endif

@@ -13,6 +13,7 @@
  * freed, and not before SHI_QUARANTINE others wait behind them; one whose generation would wrap is never used again.
  *
  *   files   heap.c table, ownership, limits       heap_edges.c what cells refer to; the barrier
+ *           heap_holders.c who holds them         heap_open.c  beginning, end, invariants
  *           mark.c who is reachable               sweep.c      who is not, and the whole cycle in a thread
  *           heap_cycle.c when one begins, and what is known of it
  *           scan.c handles in a guest's memory    heap_guest.c what guests import       heap_door.c what Python calls
@@ -295,6 +296,11 @@ int shi_cell_new_with(shi_holder *holder, const shi_cell_request *request, shi_e
 void shi_capture_save(sh_capture *capture, const shi_heap *heap, uint32_t index);
 static inline void shi_capture_before(const shi_heap *heap, uint32_t index) {
   if (__builtin_expect(heap->capture != NULL, 0)) shi_capture_save(heap->capture, heap, index);
+}
+
+/* A cell is a root while somebody holds it that no other cell is. Call it after each change of one of the three. */
+static inline void shi_see_root(shi_heap *heap, uint32_t index) {
+  heap->hot[index].root = heap->cold[index].retained || heap->cold[index].pins || heap->hot[index].flight;
 }
 
 /* What follows takes the lock, and `handle` from anyone: SH_INVALID_HANDLE unless it is live and `holder`'s (NULL: whose

@@ -14,6 +14,8 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "sandhost.h"
+
 uint64_t shi_os_page(void);
 uint64_t shi_os_now_ns(void); /* monotonic */
 uint32_t shi_os_cpu(void);    /* the CPU that runs the caller, at this moment */
@@ -21,6 +23,10 @@ uint32_t shi_os_cpu_count(void);
 
 /* Records `operation` as the one that failed and returns -error: for failures outside this file. */
 int shi_os_failure(const char *operation, int error);
+
+/* os_faults.c: whether this call shall fail, errno is then set; whether it shall sooner or later. Either costs a load. */
+bool shi_os_injected(enum sh_os_call call);
+bool shi_os_armed(enum sh_os_call call);
 
 /* ---- address space ---------------------------------------------------------------------------------------------- */
 
@@ -114,6 +120,8 @@ void shi_os_file_close(int fd);
 int shi_os_open_beneath(int fd, const char *path, int flags, uint32_t mode);
 /* Starts a thread that gets no signals: they belong to the application's own threads. */
 int shi_os_thread_start(pthread_t *out, const char *name, void *(*run)(void *), void *argument);
+/* The calling thread gives way, from now on, to threads of this and of other processes that did not. */
+void shi_os_thread_give_way(void);
 /* A file of the kernel's that prints anew at each read from its beginning: kept open, and read with one call. Closed by
  * shi_os_file_close. */
 int shi_os_text_open(const char *path, int *fd);

@@ -35,6 +35,7 @@ static void let_faults_through(void) {
 static void *work(void *argument) {
   shi_workers *workers = argument;
   let_faults_through();
+  shi_os_thread_give_way();
   pthread_mutex_lock(&workers->lock);
   for (;;) {
     workers->idle++;

@@ -1,5 +1,8 @@
 /* The threads that run guests whose call can wait and has used up its slice on the event loop. They never enter Python.
  *
+ * They give way to all threads that do not: a call that is here has shown that it takes its time, and the event loop's
+ * thread, where the short ones are, should not wait for the end of its slice.
+ *
  * One queue: first come, first served, a slice of one tick each, so that no guest waits for more than the others' slices.
  */
 #ifndef SANDHOST_WORKERS_H

@@ -4,7 +4,7 @@
     serve, client                 plugins of many tenants behind HTTP and gRPC; who asks for them
     interpreters                  Python and JavaScript as guests
     observe                       what a host does and holds: metrics, traces, profiles, views
-    host, governed                puts the parts together, owns their lifetimes; its memory's hands
+    host, governed, loader        puts the parts together, owns their lifetimes; its memory's hands; plugins
     gc, govern                    when the handle heap is collected, and how hard; statistics, pressure
     plugin, snapshot, guest,      what is loaded, what a guest was, what runs; how calls cross
       aio, calls, hostcalls         and how they wait, on an event loop
@@ -61,7 +61,9 @@ if typing.TYPE_CHECKING:
     from .events import Events
     from .govern.stats import Latency, MemStats, NodeStats
     from .guest import Guest, GuestStats
-    from .heap import Handle, HandleHeap, HandleInfo, HeapFigures
+    from .heap import HandleHeap, HandleInfo
+    from .heap_figures import HeapFigures
+    from .heap_kinds import Handle
     from .host import Host
     from .memory import GuestMemory
     from .pages import Buffer, PagePool, PoolStats
@@ -139,10 +141,10 @@ _LATE = {
     "Events": ".events",
     "Guest": ".guest",
     "GuestStats": ".guest",
-    "Handle": ".heap",
+    "Handle": ".heap_kinds",
     "HandleHeap": ".heap",
     "HandleInfo": ".heap",
-    "HeapFigures": ".heap",
+    "HeapFigures": ".heap_figures",
     "GuestMemory": ".memory",
     "Host": ".host",
     "Latency": ".govern.stats",

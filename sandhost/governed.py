@@ -156,7 +156,7 @@ class GovernedHost:
             return None
         if lib.sh_guest_running(guest_id):
             return False
-        for guest in self._host.mapped():  # Python has more of it to let go of
+        for guest in self._host.mapped_guests.all():  # Python has more of it to let go of
             if guest.id == guest_id:
                 try:
                     guest.close()

@@ -25,6 +25,8 @@ __all__ = ["BoundFunction", "Guest", "GuestStats"]
 
 _STDOUT, _STDERR = 1, 2
 _NO_OUTPUT = ((b"", 0), (b"", 0))
+_LARGE_BYTES = 32 << 20
+"""A close gives back 10 GiB a second. Below 64 MiB another thread does it, unless it has as much to do already."""
 
 _mapping = threading.RLock()
 """Two threads that map a guest's memories at once would pin them twice, and unpin them once."""
@@ -323,6 +325,8 @@ class Guest(Closing):
     async def aclose(self) -> Reclaim:
         """End the call that another task has made, if there is one, then the guest; see `close`.
 
+        The event loop does not wait while the kernel takes much memory back.
+
         Raises:
             GuestBusy: views of its memory are alive, or the guest is inside a host function that
                 does not end.
@@ -331,7 +335,19 @@ class Guest(Closing):
             from .aio.call import end_calls
 
             await end_calls(self)
+        if self.is_large:
+            from anyio.to_thread import run_sync
+
+            return await run_sync(self.close)
         return self.close()
+
+    @property
+    def is_large(self) -> bool:
+        """Whether closing it may take more than a few ms. Not for users."""
+        try:
+            return self.stats().memory_bytes >= _LARGE_BYTES
+        except SandhostError:  # it has ended
+            return False
 
     def abandon(self) -> None:
         """Let go of everything, because the spawn failed after the host was called. Not for users."""

@@ -9,65 +9,27 @@ When nobody holds the cell any more, C hands the place back and the object is dr
 from __future__ import annotations
 
 import itertools
-import sys
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ._ffi import failure, ffi, lib
 from ._log import get_logger
-from .errors import ConfigError, GuestClosed, SandhostError
+from .errors import GuestClosed, SandhostError
 from .heap_figures import HeapCycle, HeapFigures, read_cycle, read_figures
+from .heap_kinds import Kind, Kinds
+from .heap_labels import Labels
 from .limits import UNLIMITED
 
-__all__ = ["Handle", "HandleHeap", "HandleInfo", "HeapFigures", "handle_class"]
+__all__ = ["HandleHeap", "HandleInfo"]
 
 T = TypeVar("T")
 
 
-class _Mark:
-    """What tells `Handle[T]` from T in an annotation."""
-
-
-_MARK = _Mark()
-
-Handle = Annotated[T, _MARK]
-"""In the annotations of a host function: `Handle[Table]` crosses to the guest as a handle, an i64.
-
-A parameter receives the Table itself, after its handle was checked: it must be live, of that class
-and the calling guest's own. It is borrowed: the guest owns it as before. A result is a Table, of
-which the guest is given a handle that it owns.
-"""
-
-_FIRST_KIND, _LAST_KIND = 8, 127
-_NO_OBJECT = 2**32 - 1
 _ROOM = 1024
 """Places for objects that are made at once, and handed back at once."""
-_OWN_KINDS = {1: "list", 2: "map", 3: "record", 4: "weak"}
-"""What guests make by themselves; native/heap.h, enum shi_kind."""
 _STEP = 1 << 20
 """Bytes of scan work, where nobody gave a budget."""
-
-
-def handle_class(annotation: object) -> type | None:
-    """Return T of an annotation `Handle[T]`, None of any other.
-
-    Raises:
-        ConfigError: T is no class.
-    """
-    if _MARK not in getattr(annotation, "__metadata__", ()):
-        return None
-    cls = annotation.__origin__  # type: ignore[attr-defined]
-    if not isinstance(cls, type):
-        raise ConfigError(f"Handle[{cls!r}]: give a class")
-    return cls
-
-
-class _Kind(NamedTuple):
-    number: int
-    size: int | Callable[[Any], int] | None
-    refs: Callable[[Any], Iterable[int]] | None
-    finalize: Callable[[Any], object] | None
 
 
 class HandleInfo(NamedTuple):
@@ -98,11 +60,9 @@ class HandleHeap:
         """By place; C keeps the places. Not for users."""
         self._free: list[int] = []
         self._chunks = itertools.count()
-        self._kinds: dict[type, _Kind] = {}
-        self._by_number: dict[int, _Kind] = {}
+        self._kinds = Kinds()
         self._finalizers: dict[int, Callable[[Any], object]] = {}
-        self._labels: list[str] = [""]
-        self._label_numbers: dict[str, int] = {"": 0}
+        self._labels = Labels()
         self.on_trigger: Callable[[], object] | None = None
         """Called when allocation reaches the trigger, once for each cycle or goal, and when many objects
         wait for `run_finalizers`, by the thread that allocates or releases, in the middle of its call:
@@ -130,18 +90,7 @@ class HandleHeap:
         Raises:
             ConfigError: the class is known already, with other answers; or there are 120 classes.
         """
-        known = self._kinds.get(cls)
-        if known is not None and (size, refs, finalize) in ((None,) * 3, known[1:]):
-            return known.number
-        if known is not None:
-            raise ConfigError(f"handles of {cls.__qualname__} were given out already, or are known")
-        number = _FIRST_KIND + len(self._kinds)
-        if number > _LAST_KIND:
-            raise ConfigError(
-                f"a heap has handles of {_LAST_KIND - _FIRST_KIND + 1} classes at most"
-            )
-        self._kinds[cls] = self._by_number[number] = _Kind(number, size, refs, finalize)
-        return number
+        return self._kinds.add(cls, size, refs, finalize)
 
     # ---- handles ----
 
@@ -164,6 +113,7 @@ class HandleHeap:
 
         Args:
             kind: a number that `kind()` gave; None: of the object's class, if that is known.
+            label: what to call it in captures. A heap keeps 65,536 different ones; more are "others".
 
         Raises:
             LimitExceeded: guest, tenant or host hold too many; OutOfMemory: or too large ones.
@@ -172,26 +122,23 @@ class HandleHeap:
         guest_id = 0 if guest is None else guest.id
         if guest is not None and not guest_id:
             raise GuestClosed("the guest has ended")
-        of = self._by_number[kind] if kind else self._kind_of(thing)
+        of = self._kinds.numbered(kind) if kind else self._kinds.of(thing)
         handle = self._new(thing, guest_id, of, size, label, finalize)
         if guest_id:
             self.lend(handle)  # the guest does not know of it, and the caller does
         return handle
 
-    def _kind_of(self, thing: object) -> _Kind:
-        return next(self._kinds[cls] for cls in type(thing).__mro__ if cls in self._kinds)
-
     def _new(
         self,
         thing: object,
         guest_id: int,
-        kind: _Kind,
+        kind: Kind,
         size: int | None,
         label: str,
         finalize: Callable[[Any], object] | None,
     ) -> int:
         if size is None:
-            size = _size_of(thing, kind.size)
+            size = kind.size_of(thing)
         try:
             place = self._free.pop()
         except IndexError:
@@ -201,7 +148,12 @@ class HandleHeap:
         if finalize is not None:
             self._finalizers[place] = finalize
         handle: int = lib.sh_handle_new(
-            self.native, guest_id, kind.number, size, place, self._label(label) if label else 0
+            self.native,
+            guest_id,
+            kind.number,
+            size,
+            place,
+            self._labels.number(label) if label else 0,
         )
         if not handle:
             self.objects[place] = None
@@ -220,24 +172,13 @@ class HandleHeap:
         self._free.extend(range(start + 1, start + _ROOM))
         return start
 
-    def _label(self, label: str) -> int:
-        number = self._label_numbers.get(label)
-        if number is None:
-            self._labels.append(label)
-            number = self._label_numbers.setdefault(label, len(self._labels) - 1)
-        return number
-
     def wrap(self, guest_id: int, thing: object, number: int) -> int:
         """Return the handle of a host function's result. Called by C.
 
         Raises:
             TypeError: it is not of the class that the annotation names.
         """
-        kind = self._by_number[number]
-        if self._kinds.get(type(thing)) is not kind:
-            cls = next(cls for cls, known in self._kinds.items() if known is kind)
-            if not isinstance(thing, cls):
-                raise TypeError(f"a {cls.__qualname__} is expected")
+        kind = self._kinds.expect(thing, number)
         return self._new(thing, guest_id, kind, None, "", None)
 
     def get(self, handle: int, *, guest: Any = None) -> Any:
@@ -262,7 +203,7 @@ class HandleHeap:
         """
         native = ffi.new("sh_handle_info *")
         self._do(lib.sh_handle_get_info(self.native, handle, native))
-        label = self._labels[native.label]
+        label = self._labels.name(native.label)
         in_call = bool(native.in_call)
         return HandleInfo(
             native.size, native.guest, native.kind, native.owners, native.pins, label, in_call
@@ -479,12 +420,11 @@ class HandleHeap:
 
     def kind_names(self) -> dict[int, str]:
         """Return what handles of each kind stand for, by its number."""
-        names = {known.number: cls.__qualname__ for cls, known in list(self._kinds.items())}
-        return {**_OWN_KINDS, **names}
+        return self._kinds.names()
 
     def label_name(self, number: int) -> str:
         """Return a label by the number that C knows it by. Not for users."""
-        return self._labels[number]
+        return self._labels.name(number)
 
     def refusal(self) -> Exception:
         """Return the error that this thread's last use of a handle left. Called by C."""
@@ -498,16 +438,6 @@ class HandleHeap:
     def _do(self, status: int) -> None:
         if status:
             raise failure()
-
-
-def _size_of(thing: Any, size: int | Callable[[Any], int] | None) -> int:
-    if size is None:
-        try:
-            with memoryview(thing) as view:
-                return view.nbytes
-        except TypeError:
-            return sys.getsizeof(thing)
-    return size if isinstance(size, int) else size(thing)
 
 
 _heaps: weakref.WeakValueDictionary[int, HandleHeap] = weakref.WeakValueDictionary()

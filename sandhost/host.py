@@ -1,11 +1,13 @@
-"""The host: puts engine, region pool, cache and host functions together, and owns their lifetimes."""
+"""The host: puts engine, region pool, cache and host functions together, and owns their lifetimes.
+
+It is what users hold, so most of the file is what its methods say; what they do is in other files.
+"""
 
 from __future__ import annotations
 
 import atexit
 import os
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ._closing import Closing
 from ._ffi import failure, ffi, lib
-from .errors import ConfigError, GuestBusy, GuestClosed, SandhostError, SnapshotError
+from .errors import ConfigError, GuestClosed, SandhostError, SnapshotError
 from .govern.census import GuestRow, read_guests
 from .govern.slots import SlotRow, read_slots
 from .govern.stats import (
@@ -27,8 +29,10 @@ from .govern.stats import (
     read_workers,
 )
 from .limits import UNLIMITED
+from .loader import Loader
+from .mapped import MappedGuests
 from .regions import policy_number
-from .tenants import Quotas, Tenant
+from .tenants import Quotas, Tenant, Tenants
 from .units import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
@@ -36,14 +40,12 @@ if TYPE_CHECKING:
     from .gc.collector import Collector
     from .govern.pressure import Pressure
     from .govern.protocol import Released
-    from .guest import Guest
     from .heap import HandleHeap
     from .hostcalls import HostFunction
-    from .modules.cache import CompileCache
     from .plugin import Plugin
     from .snapshot import Snapshot
 
-# What a host needs only once it has something to load is imported there: see `function` and `load`.
+# What a host may not need is imported where it does: see `function`.
 
 __all__ = ["Host"]
 
@@ -51,10 +53,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _SMALLEST_STACK, _LARGEST_STACK = 64 << 10, 1536 << 10
 _NO_QUOTAS = Quotas()
-_CLOSE_PATIENCE_S = 0.1
 _MOST_WORKERS = 64
 _MOST_HANDLES = 1 << 26
-_MOST_NAMES = 1 << 16  # of plugins, remembered for events that come late. Arbitrary
 _MOST_GUESTS = 28_000  # 4 GiB of address space each, in 47 bits
 
 
@@ -117,17 +117,11 @@ class Host(Closing):
         workers: int | None = None,
         numa_bind: bool = False,
     ) -> None:
-        if not isinstance(max_guests, int) or not 1 <= max_guests <= _MOST_GUESTS:
-            raise ConfigError(f"max_guests is {max_guests!r}; give 1 to {_MOST_GUESTS}")
         if workers is None:
             workers = min(4, os.cpu_count() or 1)
-        if not isinstance(workers, int) or not 0 <= workers <= _MOST_WORKERS:
-            raise ConfigError(f"workers is {workers!r}; give 0 to {_MOST_WORKERS}")
         stack_bytes = parse_bytes(stack)
         if not _SMALLEST_STACK <= stack_bytes <= _LARGEST_STACK:
             raise ConfigError(f"stack is {stack!r}; give 64 KiB to 1.5 MiB")
-        if not isinstance(handles, int) or not 0 <= handles <= _MOST_HANDLES:
-            raise ConfigError(f"handles is {handles!r}; give 0 to {_MOST_HANDLES}")
         self._process_limit = _process_limit(process_limit)
         if memory_limit is None and self._process_limit is not None:
             memory_limit = self._process_limit * 9 // 10
@@ -135,33 +129,30 @@ class Host(Closing):
             "sh_host_options *",
             {
                 "memory_limit": _limit(memory_limit),
-                "max_regions": max_guests,
+                "max_regions": _within("max_guests", max_guests, 1, _MOST_GUESTS),
                 "policy": policy_number(reclaim),
                 "resident_per_slot": parse_bytes(warm_guest),
                 "resident_total": parse_bytes(warm_total),
                 "decay_ns": round(parse_seconds(warm_idle) * 1e9),
                 "wasm_stack": stack_bytes,
                 "optimize": optimize,
-                "workers": workers,
+                "workers": _within("workers", workers, 0, _MOST_WORKERS),
                 "numa_bind": numa_bind,
-                "handles": handles,
+                "handles": _within("handles", handles, 0, _MOST_HANDLES),
                 "handle_bytes": _limit(handle_memory),
             },
         )
-        self._tenant_memory = None if tenant_memory is None else parse_bytes(tenant_memory)
-        self._optimize = optimize
-        self._cache_limit = parse_bytes(cache_limit) if cache else None
-        self._cache: CompileCache | None = None
+        memory_of_each = None if tenant_memory is None else parse_bytes(tenant_memory)
+        kept_code = parse_bytes(cache_limit) if cache else None
+        self.loader = Loader(optimize=optimize, cache_limit=kept_code)
+        """Not for users, who have `load` and `plugins`."""
         self._handle_memory = None if handle_memory is None else parse_bytes(handle_memory)
         self.handles_and_gc: tuple[HandleHeap, Collector] | None = None
         """Made when first needed. Not for users, who have `handles` and `gc`."""
         self.made_pressure: Pressure | None = None
         """Likewise; users have `pressure`."""
         self._events: Events | None = None  # made when first needed
-        self._plugin_names: dict[int, str] = {}
-        self._tenant_names: dict[int, str] = {}
         self._functions: dict[tuple[str, str], HostFunction] = {}
-        self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
         self.watcher: Watcher | None = None
         """Who is told of what the host makes. Not for users: see observe/traces.py."""
@@ -169,12 +160,13 @@ class Host(Closing):
         """Called once, first of all, when it closes. Not for users."""
         self._closed = True  # until there is something to close
         self._pid = os.getpid()
-        self.mapped_guests: weakref.WeakSet[Guest] = weakref.WeakSet()
-        self._plugins: weakref.WeakSet[Plugin] = weakref.WeakSet()
+        self.mapped_guests = MappedGuests()
+        """Not for users."""
         self.native = lib.sh_host_new(options)
         if not self.native:
             raise failure()
         self.native = ffi.gc(self.native, lib.sh_host_release)
+        self._tenants = Tenants(self.native, memory_of_each)
         self._closed = False
         _hosts.add(self)
         if self._process_limit is not None:
@@ -221,32 +213,15 @@ class Host(Closing):
             ModuleError: it cannot be read, is not valid, uses what sandhost does not load, or imports
                 what the host does not define.
         """
-        from .modules.cache import CompileCache
-        from .modules.compiled import compile_module, read_source
-        from .plugin import Plugin
-
         self._check_open()
-        path, wasm = read_source(source)
-        if self._cache is None and self._cache_limit is not None:
-            self._cache = CompileCache(None, self._cache_limit)
-        compiled = compile_module(
-            self.native, wasm, fuel=fuel, optimize=self._optimize, cache=self._cache
-        )
-        title = name or (compiled.rewritten.info.name if path == "module" else path) or path
-        plugin = Plugin(self, title, compiled, dict(self._functions))
-        with self._lock:
-            self._plugins.add(plugin)
-            self._plugin_names[plugin.id] = plugin.name
-            if len(self._plugin_names) > _MOST_NAMES:
-                del self._plugin_names[next(iter(self._plugin_names))]
+        plugin = self.loader.load(self, source, dict(self._functions), fuel=fuel, name=name)
         if self.watcher is not None:
             self.watcher.loaded(plugin)
         return plugin
 
     def plugins(self) -> list[Plugin]:
         """List the plugins that were loaded and are in use."""
-        with self._lock:
-            return list(self._plugins)
+        return self.loader.all()
 
     def load_snapshot(
         self, path: str | os.PathLike[str], *, module: Plugin | None = None
@@ -269,7 +244,7 @@ class Host(Closing):
         name = os.fspath(path)
         with open(path, "rb") as file:
             header = read_header(file, name)
-            plugin = module or self._plugin_of(header.module_digest)
+            plugin = module or self.loader.find(header.module_digest)
             if plugin is None:
                 raise SnapshotError(
                     f"{name} is a snapshot of {header.module_name}, which is not loaded: load the "
@@ -280,12 +255,6 @@ class Host(Closing):
                 return Snapshot(plugin, native, header.reseed, PageCheck(file, name, header))
             except ConfigError as error:
                 raise SnapshotError(f"{name} does not fit its module: {error}") from error
-
-    def _plugin_of(self, digest: str) -> Plugin | None:
-        for plugin in self.plugins():
-            if plugin.module_digest() == digest:
-                return plugin
-        return None
 
     def tenant(
         self,
@@ -320,31 +289,17 @@ class Host(Closing):
         """
         if not isinstance(name, str):
             raise ConfigError(f"a tenant's name is a text, not {name!r:.200}")
-        tenant = self._tenants.get(name)
         wanted = _NO_QUOTAS
         given = (memory_limit, handles, handle_memory, guests, spawns_per_s, cpus, weight)
         if any(value is not None for value in given):
             wanted = Quotas(*given)
-        if tenant is None:
+        if name not in self._tenants:
             self._check_open()
-            with self._lock:
-                tenant = self._tenants.get(name)
-                if tenant is None:
-                    tenant = Tenant(name, wanted, self.native, self._tenant_memory)
-                    self._tenants[name] = tenant
-                    self._tenant_names[tenant.id] = name
-        other = wanted.differs_from(tenant.quotas)
-        if other is not None:
-            raise ConfigError(
-                f"tenant {name!r} exists with {other}={getattr(tenant.quotas, other)}, "
-                f"not {getattr(wanted, other)}: its set_quotas() changes them"
-            )
-        return tenant
+        return self._tenants.get(name, wanted)
 
     def tenants(self) -> list[Tenant]:
         """List the tenants that were ever named, in that order."""
-        with self._lock:
-            return list(self._tenants.values())
+        return self._tenants.all()
 
     # ---- handles ----
 
@@ -417,7 +372,7 @@ class Host(Closing):
 
             with self._lock:
                 if self._events is None:
-                    self._events = Events(self.native, self._plugin_names, self._tenant_names)
+                    self._events = Events(self.native, *self.names())
         return self._events
 
     # ---- figures ----
@@ -440,12 +395,8 @@ class Host(Closing):
         return read_slots(self.native, *self.names(), measure=measure)
 
     def names(self) -> tuple[dict[int, str], dict[int, str]]:
-        """Return the names of plugins and tenants by their ids. Not for users."""
-        with self._lock:
-            return (
-                {plugin.id: plugin.name for plugin in self._plugins},
-                {tenant.id: tenant.name for tenant in self._tenants.values()},
-            )
+        """Return the names of plugins and tenants by their ids, which grow with them. Not for users."""
+        return self.loader.names, self._tenants.names
 
     def workers(self) -> WorkerStats:
         """Return what the threads do that run calls of `call_async` which compute."""
@@ -495,7 +446,7 @@ class Host(Closing):
         if self.handles_and_gc is not None:
             self.handles_and_gc[1].close()
         for _ in range(2):  # a guest that the first round has cancelled is ended in the second
-            self._end_mapped()
+            self.mapped_guests.end()
             if not lib.sh_host_close(self.native):
                 if self.handles_and_gc is not None:
                     self.handles_and_gc[0].run_finalizers()
@@ -504,27 +455,6 @@ class Host(Closing):
                 return
             error = failure()
         raise error
-
-    def mapped(self) -> list[Guest]:
-        """Return the guests of which Python has more to let go of than C. Not for users."""
-        while True:
-            try:
-                return list(self.mapped_guests)
-            except RuntimeError:  # another thread added one meanwhile
-                continue
-
-    def _end_mapped(self) -> None:
-        """End the guests of which Python has more to do: memory to let go of, output to keep."""
-        patience = time.monotonic() + _CLOSE_PATIENCE_S
-        for guest in self.mapped():
-            while True:
-                try:
-                    guest.close()
-                    break
-                except GuestBusy:
-                    if not guest.cancel() or time.monotonic() > patience:
-                        break  # views are alive, or it is inside a host function
-                    time.sleep(0.002)
 
     def __del__(self, leaving: Callable[[], int] = lib.sh_leaving) -> None:
         if not getattr(self, "_closed", True) and not leaving():
@@ -549,6 +479,12 @@ def _process_limit(value: int | str | None) -> int | None:
     if group is None or group.limit_bytes is None:
         raise ConfigError('process_limit is "cgroup", but no cgroup limits this process\'s memory')
     return group.limit_bytes
+
+
+def _within(what: str, value: int, least: int, most: int) -> int:
+    if not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"{what} is {value!r}; give {least} to {most}")
+    return value
 
 
 def _limit(value: int | str | None) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ._ffi import ffi, lib
 from .errors import ConfigError, HostCallError, ModuleError
-from .heap import handle_class
+from .heap_kinds import handle_class
 from .modules.types import FuncType, Import
 
 if typing.TYPE_CHECKING:

@@ -22,7 +22,39 @@ if TYPE_CHECKING:
     from .plugin import Plugin
     from .tenants import Tenant
 
-__all__ = ["live"]
+__all__ = ["LONG", "at_once", "live"]
+
+LONG = object()
+"""What `at_once` returns for a call that is not made here."""
+
+
+def at_once(
+    plugin: Plugin,
+    origin: Any,
+    name: str,
+    arguments: tuple[Any, ...],
+    limits: Limits | None,
+    tenant: str | Tenant | None,
+) -> Any:
+    """Call a function of a new guest here and now; return what it returns, or `LONG`.
+
+    Args:
+        origin: the `sh_snapshot *` it comes from, or NULL.
+
+    Raises:
+        Exception: as `Plugin.call_async`.
+    """
+    cells = plugin.cells(name)
+    packed = cells.pack(arguments)
+    status = plugin.call_here(origin, cells.index, packed, limits, tenant)
+    if status == lib.SH_OK:
+        return cells.unpack(packed)
+    if status == lib.SH_LONG:
+        return LONG
+    error = cells.failure()
+    if error is not None:
+        raise error
+    return None
 
 
 async def live(
@@ -39,15 +71,8 @@ async def live(
     Args:
         spawn: makes the guest, where it cannot be called here.
     """
-    cells = plugin.cells(name)
-    packed = cells.pack(arguments)
-    status = plugin.call_here(origin, cells.index, packed, limits, tenant)
-    if status == lib.SH_OK:
-        return cells.unpack(packed)
-    if status == lib.SH_LONG:
-        async with spawn(limits=limits, tenant=tenant) as guest:
-            return await guest.call_async(name, *arguments)
-    error = cells.failure()
-    if error is not None:
-        raise error
-    return None
+    result = at_once(plugin, origin, name, arguments, limits, tenant)
+    if result is not LONG:
+        return result
+    async with spawn(limits=limits, tenant=tenant) as guest:
+        return await guest.call_async(name, *arguments)

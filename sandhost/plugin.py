@@ -6,27 +6,19 @@ import hashlib
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._ffi import failure, ffi, lib
+from ._ffi import ffi, lib
 from .calls import Cells, Invoker, call_failure, make_invoker, no_such_function
-from .errors import ConfigError, ModuleError, printable
+from .errors import ConfigError
 from .guest import Guest
-from .hostcalls import (
-    HANDLE_MODULE,
-    LETTERS,
-    Binding,
-    HostFunction,
-    bindings,
-    is_handle_import,
-    spawning,
-    unbind,
-)
-from .limits import UNLIMITED, Limits
-from .lives import live
+from .hostcalls import Binding, HostFunction, bindings, spawning
+from .limits import Limits
+from .linking import Linked
+from .lives import at_once, live
+from .mapped import MappedGuests
 from .modules.compiled import Compiled
-from .modules.describe import WASI_MODULE, ModuleInfo
-from .modules.rewrite import Rewritten
+from .modules.describe import ModuleInfo
 from .modules.state import State
-from .modules.types import FuncType, Import
+from .modules.types import FuncType
 from .snapshot import Snapshot, take
 from .tenants import Tenant
 from .wasi import Wasi, WasiGrant
@@ -88,33 +80,21 @@ class Plugin:
             else None
         )
         self.uses_wasi = self.info.has_wasi
-        self.host_guests: weakref.WeakSet[Guest] = host.mapped_guests
-        self._native = ffi.gc(
-            lib.sh_plugin_new(host.native, compiled.native), lib.sh_plugin_release
-        )
-        if not self._native:
-            raise failure()
+        self.host_guests: MappedGuests = host.mapped_guests
+        self._linked = Linked(host, name, compiled, functions)
+        self._native = self._linked.native
         self.id = int(lib.sh_plugin_id(self._native))
         """What C calls it, among those of its host; probes and events too."""
-        self._do(lib.sh_plugin_name(self._native, printable(name).encode(errors="replace")))
-        self._numbers: list[int] = []
-        self._adapters: list[Any] = []
-        weakref.finalize(self, unbind, self._numbers).atexit = False
-        self._calls_back = False
+        self._calls_back, self._invokers = self._linked.calls_back, self._linked.invokers
         self._imports_nothing = not any(wanted.kind == "func" for wanted in self.info.imports)
-        self._add_memories(rewritten)
-        self._add_imports(functions)
-        self._invokers: dict[str, Invoker] = {}
         self._lives: dict[str, Invoker] = {}
         self._cells: dict[str, Cells] = {}
-        self.functions: dict[str, FuncType] = {}
+        self.functions = {
+            export.name: export.type
+            for export in self.info.exports
+            if isinstance(export.type, FuncType)
+        }
         """Those that it exports, by name."""
-        self._add_exports()
-        tables = self.info.tables
-        largest = max((table.minimum for table in tables), default=0)
-        lib.sh_plugin_tables(self._native, len(tables), largest)
-        self._add_state(rewritten.state)
-        self._do(lib.sh_plugin_link(self._native))
         self._no_limits_given = self._native_limits(_DEFAULT_LIMITS)
         self._last_limits = (_DEFAULT_LIMITS, self._no_limits_given)
         self._no_wasi_given = WasiGrant(Wasi()) if self.uses_wasi else None
@@ -122,119 +102,6 @@ class Plugin:
 
     def __repr__(self) -> str:
         return f"<sandhost.Plugin {self.name!r}>"
-
-    # ---- putting it together ----
-
-    def _do(self, status: int) -> None:
-        if status == lib.SH_ARGUMENT:
-            raise ModuleError(str(failure()))
-        if status:
-            raise failure()
-
-    def _add_memories(self, rewritten: Rewritten) -> None:
-        for memory, image in zip(rewritten.memories, rewritten.images):
-            runs = image.runs if image is not None else ()
-            views = [ffi.from_buffer(run) for _, run in runs]
-            self._do(
-                lib.sh_plugin_memory(
-                    self._native,
-                    min(memory.minimum_bytes, UNLIMITED),  # one more than 64 bits can be declared
-                    UNLIMITED
-                    if memory.maximum_bytes is None
-                    else min(memory.maximum_bytes, UNLIMITED),
-                    memory.page_size,
-                    image.length if image is not None else 0,
-                    len(runs),
-                    [offset for offset, _ in runs],
-                    [ffi.cast("uint8_t *", view) for view in views],
-                    [len(run) for _, run in runs],
-                )
-            )
-
-    def _add_imports(self, functions: Mapping[tuple[str, str], HostFunction]) -> None:
-        if self.uses_wasi:  # first, so that a host function may stand in for one of it
-            exported = [e.index for e in self.info.exports if e.kind == "memory"]
-            self._do(lib.sh_plugin_wasi(self._native, exported[0] if exported else 0))
-        self._add_handles()
-        missing = []
-        seen = set()
-        for wanted in self.info.imports:
-            key = (wanted.module, wanted.name)
-            function = functions.get(key)
-            if wanted.kind == "memory" or (wanted.module == WASI_MODULE and function is None):
-                continue
-            if function is None and is_handle_import(wanted):
-                continue
-            if function is None or not isinstance(wanted.type, FuncType):
-                missing.append(wanted)
-            elif key not in seen:
-                seen.add(key)
-                self._add_function(function, wanted.type)
-        if missing:
-            raise ModuleError(_describe_missing(missing, functions))
-
-    def _add_handles(self) -> None:
-        names = {wanted.name for wanted in self.info.imports if wanted.module == HANDLE_MODULE}
-        if names:
-            _ = self._host.handles  # with it comes its collector
-            self._do(lib.sh_plugin_handles(self._native, "release" in names))
-
-    def _add_function(self, function: HostFunction, wanted: FuncType) -> None:
-        function.check(wanted)
-        params, results = (
-            "".join(LETTERS.get(t, "r") for t in side) for side in (wanted.params, wanted.results)
-        )
-        if "r" in params + results:
-            raise ModuleError(
-                f"the module imports {function.module}.{function.name} as {wanted}; "
-                "references cannot cross"
-            )
-        number, adapter = function.bind(wanted, self._host)
-        self._numbers.append(number)
-        self._adapters.append(adapter)
-        self._calls_back |= function.wants_guest is not None
-        self._do(
-            lib.sh_plugin_import(
-                self._native,
-                function.module.encode(),
-                function.name.encode(),
-                params.encode(),
-                results.encode(),
-                number,
-                function.asynchronous,
-            )
-        )
-
-    def _add_exports(self) -> None:
-        for export in self.info.exports:
-            if not isinstance(export.type, FuncType):
-                continue
-            params, results = (
-                "".join(LETTERS.get(t, "r") for t in side).encode()
-                for side in (export.type.params, export.type.results)
-            )
-            name = export.name.encode("utf-8", "surrogateescape")
-            self._do(lib.sh_plugin_export(self._native, name, len(name), params, results))
-            index = len(self._invokers)
-            self.functions[export.name] = export.type
-            self._invokers[export.name] = make_invoker(export.name, index, export.type)
-
-    def _add_state(self, state: State) -> None:
-        for variable in state.globals:
-            letter = _state_letter(variable.type)
-            self._do(lib.sh_plugin_global(self._native, variable.index, letter))
-        for table in state.tables:
-            letter = _state_letter(table.element)
-            self._do(lib.sh_plugin_table(self._native, table.index, letter))
-        for segment in state.segments:
-            letter = ord("D" if segment.kind == "data" else "T")
-            self._do(lib.sh_plugin_segment(self._native, segment.index, letter, segment.target))
-        functions = state.functions
-        self._do(
-            lib.sh_plugin_functions(
-                self._native, list(functions), len(functions), state.start is not None
-            )
-        )
 
     # ---- spawn ----
 
@@ -350,6 +217,12 @@ class Plugin:
             Exception: as `spawn` and `Guest.call_async`.
         """
         return live(self, _FRESH, name, arguments, limits, tenant, self.spawn_async)
+
+    def call_at_once(
+        self, name: str, arguments: tuple[Any, ...], limits: Limits | None, tenant: Tenant | None
+    ) -> Any:
+        """The first half of `call_async`, for who has no task yet: a result, or `lives.LONG`. Not for users."""
+        return at_once(self, _FRESH, name, arguments, limits, tenant)
 
     def call_here(
         self,
@@ -564,27 +437,3 @@ class Plugin:
             native.traps,
             native.image_bytes,
         )
-
-
-def _state_letter(value_type: str) -> int:
-    """Return C's letter for the type of a global or of a table's elements."""
-    reference = "E" if "extern" in value_type else "X" if "exn" in value_type else "F"
-    return ord(LETTERS.get(value_type, reference))
-
-
-def _describe_missing(
-    missing: list[Import], functions: Mapping[tuple[str, str], HostFunction]
-) -> str:
-    lines = []
-    for wanted in missing[:10]:
-        kind = "function" if wanted.kind == "func" else wanted.kind
-        name = f"{printable(wanted.module)}.{printable(wanted.name)}"
-        lines.append(f"  {name}: {kind} {wanted.type}")
-    if len(missing) > 10:
-        lines.append(f"  … and {len(missing) - 10} more")
-    defined = ", ".join(sorted(f"{module}.{name}" for module, name in functions)) or "none"
-    return (
-        "the module imports what the host does not define:\n"
-        + "\n".join(lines)
-        + f"\nhost functions defined before load: {defined}"
-    )

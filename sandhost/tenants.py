@@ -7,10 +7,11 @@ import threading
 from typing import Any, NamedTuple
 
 from ._ffi import failure, ffi, lib
+from .errors import ConfigError
 from .limits import UNLIMITED
 from .quotas import Quotas
 
-__all__ = ["Quotas", "Tenant", "TenantStats"]
+__all__ = ["Quotas", "Tenant", "TenantStats", "Tenants"]
 
 
 class TenantStats(NamedTuple):
@@ -103,6 +104,47 @@ class Tenant:
 
     def __repr__(self) -> str:
         return f"<sandhost.Tenant {self.name!r}>"
+
+
+class Tenants:
+    """The tenants of one host, by name. None of them ever goes.
+
+    Args:
+        memory: memory limit of those that have none of their own.
+    """
+
+    def __init__(self, host: Any, memory: int | None) -> None:
+        self._host, self._memory = host, memory
+        self._all: dict[str, Tenant] = {}
+        self.names: dict[int, str] = {}
+        """By id, for whoever reads what C says."""
+        self._adding = threading.Lock()
+
+    def get(self, name: str, wanted: Quotas) -> Tenant:
+        """Return the tenant of this name, made with these quotas if there was none; see `Host.tenant`."""
+        tenant = self._all.get(name)
+        if tenant is None:
+            with self._adding:
+                tenant = self._all.get(name)
+                if tenant is None:
+                    tenant = Tenant(name, wanted, self._host, self._memory)
+                    self._all[name] = tenant
+                    self.names[tenant.id] = name
+        other = wanted.differs_from(tenant.quotas)
+        if other is not None:
+            raise ConfigError(
+                f"tenant {name!r} exists with {other}={getattr(tenant.quotas, other)}, "
+                f"not {getattr(wanted, other)}: its set_quotas() changes them"
+            )
+        return tenant
+
+    def all(self) -> list[Tenant]:
+        """List them, in the order in which they were first named."""
+        with self._adding:
+            return list(self._all.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._all
 
 
 def _limits(quotas: Quotas) -> Any:

@@ -53,7 +53,7 @@ class SpawnAsync:
         _traceback: TracebackType | None,
     ) -> None:
         assert self._guest is not None
-        if self._guest.innermost_call is None:
+        if self._guest.innermost_call is None and not self._guest.is_large:
             self._guest.close()
             return
         with anyio.CancelScope(shield=True):  # it is short, and what is left behind would be worse

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from ..errors import printable
 from ..observe.charts import heat
-from ..observe.picture import OPERATIONS, PluginView, SlotMap, TenantView, View
+from ..observe.views import OPERATIONS, PluginView, SlotMap, TenantView, View
 from ..units import format_bytes, format_ns
 
 __all__ = ["LEAST_COLUMNS", "LEAST_LINES", "SORTS", "frame"]

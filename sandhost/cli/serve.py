@@ -67,6 +67,8 @@ def serve(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # Its INFO is a dozen lines about itself at each start.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     from ..serve.app import serve as live
 
     return live(wanted, click.echo)

@@ -12,7 +12,7 @@ import click
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..observe.picture import View
+    from ..observe.views import View
 
 __all__ = ["source", "source_options"]
 

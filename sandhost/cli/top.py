@@ -17,7 +17,7 @@ import click
 from .sources import source, source_options
 
 if TYPE_CHECKING:
-    from ..observe.picture import View
+    from ..observe.views import View
 
 __all__ = ["top"]
 

@@ -13,8 +13,9 @@ import httpx
 
 from ..protocol.frames import Piece
 from ..protocol.problems import Missing
-from . import asks
-from .asks import Ref, Steps
+from .asks import calling
+from .asks.ask import Steps
+from .asks.calling import Ref
 from .attempts import Send, run
 from .bodies import Body
 from .driving import drive
@@ -87,7 +88,7 @@ class AsyncClient(Operations, AsyncFace):
         once: bool | str = False,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Have what a function returns, in pieces as they come; as `call_bytes`, without its limit."""
-        reply = await self._do(asks.opened_bytes(plugin, function, data, ref, deadline_s, once))
+        reply = await self._do(calling.opened_bytes(plugin, function, data, ref, deadline_s, once))
         response, pieces = reply.rest
         try:
             yield pieces
@@ -104,7 +105,7 @@ class AsyncClient(Operations, AsyncFace):
         deadline_s: float | None = None,
     ) -> AsyncIterator[AsyncCommand]:
         """Have a command run within the block; iterating it gives what it writes. See `Client.command`."""
-        steps = asks.opened_command(plugin, argv, stdin, ref, deadline_s)
+        steps = calling.opened_command(plugin, argv, stdin, ref, deadline_s)
         async with running(self._settings, steps) as one:
             yield AsyncCommand(one)
 
@@ -130,13 +131,13 @@ class AsyncClient(Operations, AsyncFace):
         self, plugin: str, *, ref: Ref = None, deadline_s: float | None = None
     ) -> AsyncIterator[AsyncSession]:
         """Have a guest that stays between calls within the block."""
-        its_id = await self._do(asks.open_session(plugin, ref, deadline_s))
+        its_id = await self._do(calling.open_session(plugin, ref, deadline_s))
         try:
             yield AsyncSession(self, plugin, its_id)
         finally:
             with anyio.move_on_after(_END_S, shield=True):
                 with contextlib.suppress(Missing):  # it ended before, by disuse or a failed call
-                    await self._do(asks.close_session(its_id))
+                    await self._do(calling.close_session(its_id))
 
     # ---- sending ----
 

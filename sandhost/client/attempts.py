@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
 from ..protocol.problems import DeadlinePassed, Problem, TooMany, Unavailable
-from .asks import Ask, Steps
+from .asks.ask import Ask, Steps
 from .errors import Unreachable
 from .replies import Reply, problem_in
 from .settings import Retry

@@ -27,7 +27,7 @@ from anyio.streams.tls import TLSStream
 
 from ..protocol.frames import Lines, Piece
 from ..protocol.problems import Problem
-from .asks import Steps
+from .asks.ask import Steps
 from .attempts import Send, run
 from .bodies import Content
 from .driving import drive

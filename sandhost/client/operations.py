@@ -7,8 +7,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from . import asks
-from .asks import Steps
+from .asks import calling, deploying, operating
+from .asks.ask import Steps
 
 __all__ = ["AsyncFace", "Face", "Operations", "SessionOperations"]
 
@@ -87,27 +87,27 @@ class Operations:
 
     __slots__ = ()
 
-    plugins = _Operation(asks.plugins)
-    plugin = _Operation(asks.plugin)
-    upload = _Operation(asks.upload)
-    version = _Operation(asks.version)
-    remove_version = _Operation(asks.remove_version)
-    set_alias = _Operation(asks.set_alias)
-    roll_back = _Operation(asks.roll_back)
-    remove_alias = _Operation(asks.remove_alias)
+    plugins = _Operation(deploying.plugins)
+    plugin = _Operation(deploying.plugin)
+    upload = _Operation(deploying.upload)
+    version = _Operation(deploying.version)
+    remove_version = _Operation(deploying.remove_version)
+    set_alias = _Operation(deploying.set_alias)
+    roll_back = _Operation(deploying.roll_back)
+    remove_alias = _Operation(deploying.remove_alias)
 
-    call = _Operation(asks.call)
-    call_bytes = _Operation(asks.call_bytes)
+    call = _Operation(calling.call)
+    call_bytes = _Operation(calling.call_bytes)
 
-    tenants = _Operation(asks.tenants)
-    tenant = _Operation(asks.tenant)
-    put_tenant = _Operation(asks.put_tenant)
-    tokens = _Operation(asks.tokens)
-    add_token = _Operation(asks.add_token)
-    revoke_token = _Operation(asks.revoke_token)
-    audit = _Operation(asks.audit)
+    tenants = _Operation(operating.tenants)
+    tenant = _Operation(operating.tenant)
+    put_tenant = _Operation(operating.put_tenant)
+    tokens = _Operation(operating.tokens)
+    add_token = _Operation(operating.add_token)
+    revoke_token = _Operation(operating.revoke_token)
+    audit = _Operation(operating.audit)
 
-    health = _Operation(asks.health)
+    health = _Operation(operating.health)
 
 
 class SessionOperations:
@@ -115,5 +115,5 @@ class SessionOperations:
 
     __slots__ = ()
 
-    call = _SessionOperation(asks.session_call)
-    call_bytes = _SessionOperation(asks.session_call_bytes)
+    call = _SessionOperation(calling.session_call)
+    call_bytes = _SessionOperation(calling.session_call_bytes)

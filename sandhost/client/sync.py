@@ -15,8 +15,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from ..protocol.frames import Piece
 from ..protocol.problems import Missing
-from . import asks
-from .asks import Ref, Steps
+from .asks import calling
+from .asks.ask import Steps
+from .asks.calling import Ref
 from .attempts import Pause, Send, run
 from .bodies import Body
 from .duplex import Running, Written, running
@@ -91,7 +92,7 @@ class Client(Operations, Face):
         once: bool | str = False,
     ) -> Iterator[Iterator[bytes]]:
         """Have what a function returns, in pieces as they come; as `call_bytes`, without its limit."""
-        reply = self._do(asks.opened_bytes(plugin, function, data, ref, deadline_s, once))
+        reply = self._do(calling.opened_bytes(plugin, function, data, ref, deadline_s, once))
         response, pieces = reply.rest
         with contextlib.closing(response):
             yield pieces
@@ -114,7 +115,7 @@ class Client(Operations, Face):
             ref: which version; see `Ref`.
             deadline_s: how long it may take.
         """
-        steps = asks.opened_command(plugin, argv, stdin, ref, deadline_s)
+        steps = calling.opened_command(plugin, argv, stdin, ref, deadline_s)
         with (
             start_blocking_portal() as portal,
             portal.wrap_async_context_manager(running(self._settings, steps)) as one,
@@ -141,12 +142,12 @@ class Client(Operations, Face):
         self, plugin: str, *, ref: Ref = None, deadline_s: float | None = None
     ) -> Iterator[Session]:
         """Have a guest that stays between calls within the block."""
-        session = Session(self, plugin, self._do(asks.open_session(plugin, ref, deadline_s)))
+        session = Session(self, plugin, self._do(calling.open_session(plugin, ref, deadline_s)))
         try:
             yield session
         finally:
             with contextlib.suppress(Missing):  # it ended before, by disuse or a failed call
-                self._do(asks.close_session(session.id))
+                self._do(calling.close_session(session.id))
 
     # ---- sending ----
 

@@ -17,7 +17,7 @@ from ..bench.kernel import resident_bytes
 from ..bench.workload import guest_bytes
 from ..errors import GuestClosed, SandhostError
 from ..guest import Guest
-from ..heap import Handle
+from ..heap_kinds import Handle
 from ..host import Host
 from ..limits import Limits
 from ..plugin import Plugin

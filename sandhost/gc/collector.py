@@ -4,13 +4,14 @@
     period, policies ─────────►├─ turn(): who is due? ────┤   every 5 ms: figures ► pacer ► set_goal
     collect() ────────────────►┘                          └─► finalizers, next goal, trace
 
-cycle.py runs one cycle; here is who asks for it. At the pacer's trigger the heap asks nobody: it begins,
-and who leads next takes that cycle into account. Cycles are numbered. A caller of `collect()` wants the
-first cycle that begins after its call, which is the next number; whoever finds nobody leading a cycle
-leads one, all others wait for their number. So however many call at once, the cycle that runs and the
-one after it serve them all.
+cycle.py runs one cycle, looking.py asks the triggers; here is who leads. At the pacer's trigger the heap asks
+nobody: it begins, and who leads next takes that cycle into account. Cycles are numbered. A caller of `collect()`
+wants the first cycle that begins after its call, which is the next number; whoever finds nobody leading a cycle
+leads one, all others wait for their number. So however many call at once, the cycle that runs and the one after
+it serve them all.
 
-One lock guards the pacer, the settings and the counters, and is never held while the heap works.
+One lock guards the pacer, the settings and the counters, and is never held while the heap works. What it guards
+is one class, so the file is long.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from ..errors import GuestClosed
 from .adaptive import AdaptivePercent
 from .cycle import Cycles
 from .guards import ForcedBudget, Override, Overrides
+from .looking import Looking
 from .pacer import Pacer, checked_percent
 from .protocol import Heap
 from .trace import Cycle, tracer
-from .triggers import Due, HeapGoal, MemoryLimit, Request, Trigger, Triggers, View
+from .triggers import HeapGoal, MemoryLimit, Request, Triggers
 
 __all__ = ["Collector", "CollectorStats"]
 
@@ -122,11 +124,12 @@ class Collector:
         self._leader: int | None = None  # the thread that is in a cycle
         self._waiting = 0  # threads that wait for one to end
         self._cycles = Cycles(heap, pacer, clock, self._lock, self._apply, self._tell_triggers)
+        self._looking = Looking(self.triggers, heap, pacer, self._cycles, clock)
         self._base = pacer.percent
         self._overrides = Overrides()
         self._sampled_s, self._sampled_bytes = clock(), 0
         self._forced_calls = self._forced_shared = self._over_budget = self._deferred = 0
-        self._pauses = self._long_pauses = self._policy_errors = 0
+        self._pauses = self._long_pauses = 0
 
     # ---- beginning and end ----
 
@@ -335,7 +338,7 @@ class Collector:
                 deferred=self._deferred,
                 pauses=self._pauses,
                 long_pauses=self._long_pauses,
-                policy_errors=self._policy_errors,
+                policy_errors=self._looking.policy_errors,
                 swept_bytes=cycles.swept_bytes,
                 finalizers=cycles.finalizers,
                 collecting_s=cycles.collecting_s,
@@ -353,11 +356,14 @@ class Collector:
             if self._closed or not self._started:
                 return None
             self._apply()
-            pauses, view = self._overrides.pauses(), self._view()
+            pauses, view = self._overrides.pauses(), self._looking.view()
         for pause in pauses:
             self._report_pause(pause)
         wanted = self._heap.figures().begun + 1
-        due, wait_s = self._look(view, paused=bool(pauses))
+        due, wait_s = self._looking.who_is_due(view, self.budget, paused=bool(pauses))
+        long_in_s = self._long_pause_in_s(view.now_s)
+        if long_in_s is not None:
+            wait_s = long_in_s if wait_s is None else min(wait_s, long_in_s)
         with self._lock:
             if self._leader is not None or self._closed:
                 return wait_s  # who leads wakes the loop at the end
@@ -372,53 +378,6 @@ class Collector:
             return 0.0
         self._step(due.budget_bytes, due.label)
         return wait_s
-
-    def _look(self, view: View, *, paused: bool) -> tuple[Due | None, float | None]:
-        """Ask the triggers, without the lock; return who is due and when to look again."""
-        waits = [self._long_pause_in_s(view.now_s)]
-        due = None
-        for trigger in self.triggers:
-            if paused and not trigger.even_paused:
-                continue
-            answer, wait_s = self._ask(trigger, view)
-            waits.append(wait_s)
-            if answer and due is None:
-                due = Due(trigger.label, None if answer is True else max(int(answer), 1))
-        return due, min((wait for wait in waits if wait is not None), default=None)
-
-    def _ask(self, trigger: Trigger, view: View) -> tuple[bool | int, float | None]:
-        try:
-            answer, wait_s = trigger.due(view), trigger.wait_s(view)
-        except Exception:  # noqa: BLE001 - a user's policy may raise anything
-            with self._lock:
-                self._policy_errors += 1
-            self.triggers.give_up(trigger)
-            get_logger(_LOGGER).exception("a policy failed and is removed", label=trigger.label)
-            return False, 0.0
-        if answer and trigger.label == "limit" and view.now_s < self._cycles.rest_until_s:
-            return False, self._cycles.rest_until_s - view.now_s
-        if answer and trigger is self.triggers.explicit and self.budget.defer:
-            left_s = self.budget.wait_s(view.now_s)
-            if left_s > 0:
-                return False, left_s
-            self.budget.take(view.now_s)
-        return answer, wait_s
-
-    def _view(self) -> View:
-        pacer = self.pacer
-        return View(
-            now_s=self._clock(),
-            last_cycle_s=self._cycles.ended_s,
-            cycles=self._cycles.count,
-            live_bytes=self._heap.figures().live_bytes,
-            marked_bytes=pacer.marked_bytes,
-            goal_bytes=pacer.goal_bytes,
-            trigger_bytes=pacer.trigger_bytes,
-            limit_bytes=pacer.memory_limit_bytes,
-            limit_trigger_bytes=pacer.limit_plan().trigger_bytes,
-            limited=pacer.limited,
-            growing=pacer.percent is not None,
-        )
 
     def _adapt(self, cycle: Cycle) -> None:
         """Sample the heap for the adaptive percent, after a cycle: at other times garbage is in it."""

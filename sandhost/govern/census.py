@@ -19,7 +19,7 @@ class GuestRow(NamedTuple):
     id: int
     """As `Guest.id`."""
     plugin: str
-    """Its plugin's name; "" if that was let go of meanwhile."""
+    """Its plugin's name; "" while that is being loaded."""
     tenant: str | None
     memory_bytes: int
     """Committed, over all its memories."""

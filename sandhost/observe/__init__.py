@@ -1,7 +1,7 @@
 """See what a running host does and holds: metrics, captures, profiles, views.
 
 metrics, otel             figures for Prometheus and OpenTelemetry (tables: of each figure's kind and help)
-picture, report           one look at everything, as numbers and as a page; sharing, asking: between processes
+picture, views, report    one look at everything, as numbers and as a page; sharing, asking: between processes
 http                      what Go's programs offer under /debug/pprof/; off unless `serve` is called
 leaks                     what grew between two profiles, and who holds it
 guests, paths             what guests in a call do; the way from a root to a handle

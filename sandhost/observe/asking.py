@@ -8,9 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, SandhostError
-from .picture import VERSION, VIEW_PATH, View
+from .picture import VIEW_PATH
 from .records import from_json
 from .sharing import places
+from .views import VERSION, View
 
 __all__ = ["ask", "ask_url", "find"]
 

@@ -9,7 +9,7 @@ from html import escape
 from ..errors import printable
 from ..govern.stats import Latency
 from ..units import format_bytes, format_ns
-from .picture import Change, CycleView, SlotMap
+from .views import Change, CycleView, SlotMap
 
 __all__ = ["LEVELS", "cycles", "heat", "heat_map", "histogram", "levels", "range_of"]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..gc.trace import Cycle
     from ..govern.pressure import PressureStats
     from ..govern.stats import Latency, MemStats, WorkerStats
-    from ..heap import HeapFigures
+    from ..heap_figures import HeapFigures
     from ..host import Host
     from ..plugin import Plugin
     from ..tenants import Tenant

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import printable
 from ..units import format_bytes, format_ns
 from . import charts
-from .picture import OPERATIONS, CollectorView, PressureView, View
+from .views import OPERATIONS, CollectorView, PressureView, View
 
 __all__ = ["render"]
 

@@ -5,10 +5,13 @@ http, rpc             how requests come in; admin and observed are routes for th
 console               a page that shows what goes on, and calls functions; page/ is what it is made of
 operations, shapes, openapi   what can be asked for, with what fields, as a document
 wire, gate            what a client of HTTP may not do; who comes in, decided before it costs much
+direct, replies       calls of numbers, answered there, with bytes
 requests, frames      how requests are read, and a command's streams
-service               what a request does: upload, invoke, sessions (loaded: by which plugin; values: with what)
+service               what a request does: upload, invoke, sessions
+invocation, loaded, values   what it calls, of which version, and with what
 deployments           how a version gets ready: turns, and the compiler, in processes of its own
-overload, sessions    who may come in, and who stays; concurrency, how many at once
+overload, sessions    who may come in, and who stays
+line, concurrency, pace      in what order, how many at once, and how many in one turn of the loop
 registry              what is known: tenants, tokens, plugins, versions, aliases (records: as what)
 refusals              whose tokens were none
 store, blobs          where that survives a restart (database, schema, migrations: in SQLite)

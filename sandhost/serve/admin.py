@@ -68,12 +68,12 @@ class _Desk:
     async def tenants(self, request: Request) -> Response:
         """All of them."""
         self._who(request)
-        return JSONResponse({"tenants": [_shown(t) for t in self.registry.tenants()]})
+        return JSONResponse({"tenants": [_shown(t) for t in self.registry.tenants]})
 
     async def tenant(self, request: Request) -> Response:
         """One."""
         self._who(request)
-        return JSONResponse(_shown(self.registry.tenant(request.path_params["tenant"])))
+        return JSONResponse(_shown(self.registry.tenants.find(request.path_params["tenant"])))
 
     async def put_tenant(self, request: Request) -> Response:
         """Add one, or give it these quotas in place of those it had."""
@@ -81,7 +81,7 @@ class _Desk:
         wanted = shapes.read(shapes.TenantSettings, await body(request, _BODY))
         quotas = _quotas(wanted.get("quotas", {}))
         is_new = await self.service.put_tenant(who, name, quotas)
-        return JSONResponse(_shown(self.registry.tenant(name)), 201 if is_new else 200)
+        return JSONResponse(_shown(self.registry.tenants.find(name)), 201 if is_new else 200)
 
     async def remove_tenant(self, request: Request) -> Response:
         """It is nobody any more."""
@@ -93,8 +93,8 @@ class _Desk:
         """What is known of a tenant's tokens."""
         self._who(request)
         name = request.path_params["tenant"]
-        self.registry.tenant(name)
-        return JSONResponse({"tokens": [_token(token) for token in self.registry.tokens(name)]})
+        self.registry.tenants.find(name)
+        return JSONResponse({"tokens": [_token(token) for token in self.registry.tokens.of(name)]})
 
     async def add_token(self, request: Request) -> Response:
         """Make one, and show it this once."""
@@ -106,12 +106,12 @@ class _Desk:
             who,
             "token.add",
             name,
-            lambda: self.registry.add_token(
+            lambda: self.registry.tokens.add(
                 name, wanted["scopes"], wanted.get("label", ""), expires
             ),
         )
         made = token_id(digest_of(text))
-        found = next(token for token in self.registry.tokens(name) if token.id == made)
+        found = next(token for token in self.registry.tokens.of(name) if token.id == made)
         return JSONResponse({"token": text, **_token(found)}, 201)
 
     async def revoke_token(self, request: Request) -> Response:
@@ -122,7 +122,7 @@ class _Desk:
             who,
             "token.revoke",
             f"{name}/{its_id}",
-            lambda: self.registry.revoke_token(name, its_id),
+            lambda: self.registry.tokens.revoke(name, its_id),
         )
         return Response(status_code=204)
 
@@ -137,7 +137,7 @@ class _Desk:
         if before is not None and before >= 2**63:
             raise Invalid("before is a time in nanoseconds")
         entries = await in_thread(
-            lambda: self.registry.audit_log(query.get("tenant"), most, before)
+            lambda: self.registry.audit.log(query.get("tenant"), most, before)
         )
         return JSONResponse(
             {

@@ -19,6 +19,7 @@ import math
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ from .notify import keep_watched, notify, stopping
 from .observed import observe_routes
 from .problems import Invalid
 from .registry import Registry
+from .registry.first_tokens import ensure_admin, ensure_only
 from .rpc.server import RpcServer
 from .service import Service
 from .store import Store
@@ -48,6 +50,9 @@ __all__ = ["Opened", "open_service", "serve"]
 
 _NOTICE_S = 1.0
 """Arbitrary: some looks of a balancer at /readyz. Less when there is little time to drain."""
+_SWITCH_S = 0.0005
+"""A thread that registers or loads a module keeps the loop from Python for so long at a time; Python's own 5 ms are
+ten requests' worth."""
 _SPARE_FILES = 256
 """Descriptors that are not for connections: the database's, uploads', guests'. Arbitrary."""
 
@@ -82,7 +87,7 @@ def open_service(settings: Settings, compilers: Compilers | None = None) -> Iter
             made = _only_tenant(registry, only, settings.token_file)
         else:
             secret = settings.admin_token
-            made = registry.ensure_admin(None if secret is None else secret.get_secret_value())
+            made = ensure_admin(registry, None if secret is None else secret.get_secret_value())
         with Host(
             process_limit=settings.process_limit,
             handle_memory=settings.handle_memory,
@@ -96,7 +101,7 @@ def open_service(settings: Settings, compilers: Compilers | None = None) -> Iter
 def _only_tenant(registry: Registry, tenant: str, file: str | None) -> str | None:
     try:
         text = None if file is None else Path(file).read_text("ascii", "replace").strip()
-        return registry.ensure_only(tenant, text)
+        return ensure_only(registry, tenant, text)
     except Invalid as problem:
         raise ConfigError(f"--tenant: {problem.detail}") from None
     except OSError as error:
@@ -137,6 +142,7 @@ def serve(settings: Settings, say: Callable[[str], object]) -> int:
 
 async def _live(service: Service, listener: socket.socket, say: Callable[[str], object]) -> None:
     service.start()
+    sys.setswitchinterval(_SWITCH_S)
     _spare_what_is_loaded()
     try:
         await _serve(service, listener, say)
@@ -165,13 +171,14 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
             timeout_graceful_shutdown=math.ceil(settings.drain_time),
         )
     )
+    signals = _signals()
     say(f"listening on http://{_address(*listener.getsockname()[:2])}")
     rpc = None
     if settings.grpc_port is not None:
         rpc = RpcServer(service, connections)
         port = await rpc.start(settings.grpc_host, settings.grpc_port)
         say(f"listening on grpc://{_address(settings.grpc_host, port)}")
-    ending = asyncio.ensure_future(_end_on_signal(service, server, rpc))
+    ending = asyncio.ensure_future(_end_on_signal(signals, service, server, rpc))
     notify("READY=1")
     watched = asyncio.ensure_future(keep_watched())
     try:
@@ -194,11 +201,17 @@ def _spare_what_is_loaded() -> None:
     gc.freeze()
 
 
-async def _end_on_signal(service: Service, server: uvicorn.Server, rpc: RpcServer | None) -> None:
+def _signals() -> asyncio.Queue[None]:
+    """Return where an item comes for each signal to end, from now on."""
     signals: asyncio.Queue[None] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, None)
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, None)
+    return signals
+
+
+async def _end_on_signal(
+    signals: asyncio.Queue[None], service: Service, server: uvicorn.Server, rpc: RpcServer | None
+) -> None:
     await signals.get()
     get_logger("sandhost.serve").info("stopping")
     stopping(service.settings.drain_time)

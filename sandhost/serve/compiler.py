@@ -41,7 +41,7 @@ __all__ = ["Compilers", "main"]
 _IDLE_S = 20.0
 _LARGE_KIB = 512 << 10
 """A child that was as large does not stay. Arbitrary, as all of these."""
-_NICE = 5
+_NICE = 10
 _START_S = 300.0
 _STALLED = 5
 """A module may take so many times its processor time by the clock, and `_START_S`: the machine may be busy."""

@@ -24,8 +24,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..observe.picture import PluginView, View, look, tenant_view
+from ..observe.picture import look, tenant_view
 from ..observe.records import to_json
+from ..observe.views import PluginView, View
 from .loaded import functions, origin_of
 from .problems import Missing
 from .records import Plugin, Principal, Tenant, Version
@@ -136,7 +137,7 @@ class _Desk:
         """What a version of one's own plugin exports."""
         who = self.service.who(token_of(request), Scope.INVOKE, peer_of(request))
         ref = request.query_params.get("ref", "latest")
-        version = self.registry.resolve(who.tenant, request.path_params["plugin"], ref)
+        version = self.registry.plugins.resolve(who.tenant, request.path_params["plugin"], ref)
         found = functions((await self.service.loaded(version)).plugin)
         shown = [
             {
@@ -188,7 +189,7 @@ class _Reader:
             "sessions": sessions._asdict(),
             "stopping": service.stopping,
         }
-        by_tenant = {t.name: service.sessions.live_of(t.name) for t in service.registry.tenants()}
+        by_tenant = {t.name: service.sessions.live_of(t.name) for t in service.registry.tenants}
         return await in_thread(lambda: _reading(service, own, by_tenant))
 
 
@@ -198,11 +199,11 @@ def _reading(service: Service, own: dict[str, Any], sessions: dict[str, int]) ->
     level = service.host.pressure.level.name.lower()
     held = {tenant.name: tenant._asdict() for tenant in view.tenants}
     tenants = sorted(
-        service.registry.tenants(),
+        service.registry.tenants,
         key=lambda tenant: held.get(tenant.name, {}).get("memory_bytes", -1),
         reverse=True,
     )
-    plugins = [plugin for tenant in tenants for plugin in service.registry.plugins(tenant.name)]
+    plugins = [plugin for tenant in tenants for plugin in service.registry.plugins.of(tenant.name)]
     everything = {
         **own,
         "taken_s": view.taken_s,
@@ -227,7 +228,7 @@ def _shown(view: View) -> bytes:
 
 def _own(service: Service, name: str, reading: _Reading) -> dict[str, Any]:
     """Return what a tenant sees. All of it is of its own, but for the level, which /readyz tells everybody."""
-    tenant, plugins = service.registry.tenant(name), service.registry.plugins(name)
+    tenant, plugins = service.registry.tenants.find(name), service.registry.plugins.of(name)
     known = next((one for one in service.host.tenants() if one.name == name), None)
     held = None if known is None else tenant_view(known)._asdict()
     row = _tenant(service, tenant, held, service.sessions.live_of(name))

@@ -1,16 +1,16 @@
 """Who may come in by HTTP, decided at the wire: before a request costs more than its head.
 
-    head ─► whose token? ─► Admission ─┬─► application, with the place until its answer is out
-              │ nobody's               └─► in line, or refused, with bytes that lie ready
-              └─► refused
+    head ─► whose token? ─┬─► Direct: answered or refused, here and now
+              │ nobody's  └─► Admission ─┬─► application, with the place until its answer is out
+              └─► refused                └─► in line, or refused, with bytes that lie ready
 
 One loop does the work of all, so what it has begun makes everything else late. A request that waits behind
 others in the application can no longer be refused in time, nor cheaply. So all requests pass here, also those
 that start no guest: who asks for what does not exist takes the loop's time as well. Whoever has no
 valid token shares one line with all others without.
 
-A head that was refused will come again, by the thousand: it is kept, and the next one that equals it byte by
-byte is not even parsed, if it is to be refused as well.
+A head that was answered directly, or refused, will come again, by the thousand: it is kept, and the next one that
+equals it byte by byte is not even parsed, if it has the same end.
 
 A request that will rest, for a session or for what takes long, gives its place back (`Place.leave`) and
 asks the service again when it has work to do. One whose body is not here has none yet: it could keep it
@@ -20,23 +20,25 @@ for as long as it liked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, MutableMapping
-from functools import lru_cache
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
-from .overload import Admission, Request
+from .direct import Direct, Target, target_of
+from .line import Request
+from .overload import Admission
 from .problems import Problem, Unknown
-from .requests import bearer, problem_response
+from .records import Principal
+from .replies import Reply, refusal, reply_to
+from .requests import bearer
 from .service import Service
 from .tokens import Scope
 
-__all__ = ["PLACE", "Gate", "Place", "refusal"]
+__all__ = ["PLACE", "Gate", "Place"]
 
 PLACE = "sandhost.place"
 """Where a request's place stands in the ASGI scope."""
 _NOBODY = ""
 _STARTS_GUESTS = ("call", "bytes", "run", "sessions")
-_HINT_STEP_S = 0.05
 _HEAD_ENDS = b"\r\n\r\n"
 _MOST_KNOWN, _MOST_HEAD_BYTES = 4096, 2048
 """Arbitrary."""
@@ -45,10 +47,18 @@ _MOST_KNOWN, _MOST_HEAD_BYTES = 4096, 2048
 class Place:
     """A request that may start, or waits for that."""
 
-    __slots__ = ("_admission", "_deadline_s", "_request", "_tenant", "done")
+    __slots__ = ("_admission", "_deadline_s", "_request", "_tenant", "done", "target", "who")
 
-    def __init__(self, admission: Admission, tenant: str, deadline_s: float | None) -> None:
-        self._admission, self._tenant, self._deadline_s = admission, tenant, deadline_s
+    def __init__(
+        self,
+        admission: Admission,
+        who: Principal | None,
+        deadline_s: float | None,
+        target: Target | None,
+    ) -> None:
+        self._admission, self._deadline_s = admission, deadline_s
+        self._tenant = _NOBODY if who is None else who.tenant
+        self.who, self.target = who, target
         self._request: Request | None = None
         self.done = True
         """Whether the request ends as it should; what fails says little of how long requests take."""
@@ -74,10 +84,11 @@ class Place:
 
 
 class _Known(NamedTuple):
-    """What a head says that was refused."""
+    """What a head says."""
 
     token: str
     body_bytes: int
+    target: Target | None
 
 
 class Gate:
@@ -85,7 +96,9 @@ class Gate:
 
     def __init__(self, service: Service) -> None:
         self._service, self._admission = service, service.admission
+        self._direct = Direct(service)
         self._known: dict[bytes, _Known] = {}
+        self._common: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
     def place_for(self, scope: MutableMapping[str, Any]) -> Place | None:
         """Return what a request has to ask for a place with, also left in its scope. None: it needs none.
@@ -94,47 +107,62 @@ class Gate:
             Unknown: it has no valid token.
         """
         path: str = scope["path"]
-        token = deadline = b""
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                token = value
-            elif name == b"sandhost-deadline":
-                deadline = value
-        text, tenant = bearer(token.decode("latin-1")) or "", _NOBODY
+        headers = _by_name(scope["headers"])
+        token, deadline = headers.get(b"authorization", b""), headers.get(b"sandhost-deadline", b"")
+        text, who, target = bearer(token.decode("latin-1")) or "", None, None
+        deadline_s = _seconds(deadline)
         try:
             if path.startswith("/v1/"):
                 who = self._service.whose(text, _peer(scope["client"]))
             else:
-                who = self._service.registry.who(text)
+                who = self._service.registry.tokens.who(text)
         except Unknown:
             if path.startswith("/v1/"):
                 raise
         else:
             if Scope.ADMIN in who.scopes:
                 return None
-            tenant = who.tenant
+            if deadline_s is not None or not deadline:
+                target = target_of(scope, deadline_s)
         if not self._admission.places and not (scope["method"] == "POST" and _starts_guest(path)):
             return None  # short of memory: what starts no guest may free some
-        place = scope[PLACE] = Place(self._admission, tenant, _seconds(deadline))
+        place = scope[PLACE] = Place(self._admission, who, deadline_s, target)
         return place
 
-    def remember(self, data: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Keep the head of a request that its tenant had too many of.
+    def answer(self, place: Place, body: bytes | bytearray) -> Reply | None:
+        """Return the answer to a request that is all here; None: the application has it."""
+        if place.who is None or place.target is None:
+            return None
+        return reply_to(self._direct.answer(place.target, place.who, body))
+
+    def lines_of(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the headers that all answers have, as bytes: uvicorn makes a new list of them each second."""
+        if headers is not self._common[0]:
+            self._common = headers, b"".join(b"%b: %b\r\n" % pair for pair in headers)
+        return self._common[1]
+
+    def remember(
+        self, data: bytes, headers: Sequence[tuple[bytes, bytes]], target: Target | None
+    ) -> None:
+        """Keep the head of a request that was answered directly, or that its tenant had too many of.
 
         Args:
-            data: the request, from its first byte.
+            data: the request and nothing else, else it is not kept.
             headers: as they were parsed; without Transfer-Encoding.
         """
-        found = dict(headers)
-        head = data[: data.find(_HEAD_ENDS) + len(_HEAD_ENDS)]
-        if len(head) <= _MOST_HEAD_BYTES:
+        end = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
+        head, found = data[:end], _by_name(headers)
+        body_bytes = int(found.get(b"content-length", b"0"))
+        # Whose end is where it was found: no line before the first, and none that ends in another way.
+        plain = head[:1].isalpha() and head.count(b"\r\n") == head.count(b"\n") == head.count(b"\r")
+        if plain and end <= _MOST_HEAD_BYTES and len(data) == end + body_bytes:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             token = bearer(found.get(b"authorization", b"").decode("latin-1")) or ""
-            self._known[head] = _Known(token, int(found.get(b"content-length", b"0")))
+            self._known[head] = _Known(token, body_bytes, target)
 
-    def refuses_again(self, data: bytes, client: tuple[str, int] | None) -> Problem | None:
-        """Return why a request is refused, if it is known and here as a whole."""
+    def answer_again(self, data: bytes, client: tuple[str, int] | None) -> Reply | None:
+        """Return the answer to a request whose head is known, if it is all here; None: it has to be parsed."""
         end = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
         known = self._known.get(data[:end])
         if known is None or len(data) != end + known.body_bytes:
@@ -142,8 +170,15 @@ class Gate:
         try:
             who = self._service.whose(known.token, _peer(client))
         except Unknown as problem:
-            return problem
-        return self._admission.turn_away(who.tenant)
+            return refusal(problem, close=False)
+        if known.target is None:
+            return reply_to(self._admission.turn_away(who.tenant))
+        return reply_to(self._direct.answer(known.target, who, data[end:]))
+
+
+def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return headers by their names: of several the first, as the application has it."""
+    return dict(reversed(headers))
 
 
 def _peer(client: tuple[str, int] | None) -> str:
@@ -163,24 +198,3 @@ def _seconds(text: bytes) -> float | None:
     except ValueError:
         return None
     return value if 0 <= value < math.inf else None
-
-
-def refusal(problem: Problem, *, close: bool) -> tuple[bytes, bytes]:
-    """Return the answer to a request that may not come in: its first line, and the rest of it."""
-    hint_s = problem.retry_after_s
-    if hint_s is not None:  # rounded, so that few answers are ever made
-        hint_s = round(math.ceil(hint_s / _HINT_STEP_S) * _HINT_STEP_S, 2)
-    # A class can be hashed; mypy looks at its instances.
-    return _refusal(type(problem), problem.detail, hint_s, close)  # type: ignore[arg-type]
-
-
-@lru_cache(maxsize=1024)
-def _refusal(
-    kind: type[Problem], detail: str, hint_s: float | None, close: bool
-) -> tuple[bytes, bytes]:
-    response = problem_response(kind(detail, retry_after_s=hint_s))
-    if close:
-        response.headers["connection"] = "close"
-    first = f"HTTP/1.1 {int(kind.status)} {kind.status.phrase}\r\n".encode()
-    lines = b"".join(b"%b: %b\r\n" % pair for pair in response.raw_headers)
-    return first, lines + b"\r\n" + bytes(response.body)

@@ -26,6 +26,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
+from starlette.types import Message, Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from .._log import get_logger
 from ..memory import GuestMemory
@@ -34,17 +36,17 @@ from .bag_asgi import BagMiddleware
 from .bodies import BodyResponse, Held
 from .frames import CommandResponse
 from .gate import PLACE
+from .invocation import Invocation
 from .loaded import functions
 from .openapi import openapi_route
-from .problems import Internal, Missing, Problem, WrongMethod
+from .problems import Internal, Missing, Problem, Unavailable, WrongMethod
 from .records import Alias, Answer, Plugin, Principal, Version
 from .registry import LATEST
 from .requests import (
+    arguments_of,
     body,
     chunks,
     header,
-    json_object,
-    nothing_else,
     number,
     peer_of,
     problem_response,
@@ -53,7 +55,7 @@ from .requests import (
     token_of,
     version_settings,
 )
-from .service import Invocation, Service
+from .service import Service
 from .tokens import Scope
 
 __all__ = ["make_app"]
@@ -76,7 +78,30 @@ def make_app(service: Service, more: list[Route] | None = None) -> BagMiddleware
         exception_handlers={Problem: _problem, Exception: _fault, 404: _nowhere, 405: _nowhere},
     )
     app.router.redirect_slashes = False
-    return BagMiddleware(app, service.bags)
+    return BagMiddleware(_Ending(app, service), service.bags)
+
+
+class _Ending:
+    """Says to whoever is cancelled, because the service ends, that it does."""
+
+    def __init__(self, app: Starlette, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except asyncio.CancelledError:
+            if begun or not self._service.stopping:
+                raise
+            ended = Unavailable("the service ended before the request did")
+            await problem_response(ended)(scope, receive, send)
 
 
 async def _problem(request: Request, error: Exception) -> Response:
@@ -178,9 +203,7 @@ class _Doors:
         """Numbers in, numbers out."""
         what = self._what(request)
         text = await body(request, self.service.settings.body_limit)
-        record = json_object(text)
-        arguments = record.pop("arguments", [])
-        nothing_else(record)
+        arguments = arguments_of(text)
 
         async def work() -> Answer:
             results = await self.service.call(what, arguments)
@@ -238,13 +261,13 @@ class _Doors:
     async def plugins(self, request: Request) -> Response:
         """The tenant's plugins."""
         who = self._who(request, Scope.INVOKE)
-        return JSONResponse({"plugins": [_plugin(p) for p in self.registry.plugins(who.tenant)]})
+        return JSONResponse({"plugins": [_plugin(p) for p in self.registry.plugins.of(who.tenant)]})
 
     async def plugin(self, request: Request) -> Response:
         """One plugin: its versions and aliases."""
         who = self._who(request, Scope.INVOKE)
         return JSONResponse(
-            _plugin(self.registry.plugin(who.tenant, request.path_params["plugin"]))
+            _plugin(self.registry.plugins.find(who.tenant, request.path_params["plugin"]))
         )
 
     async def upload(self, request: Request) -> Response:
@@ -254,7 +277,7 @@ class _Doors:
         settings = version_settings(
             request.query_params.multi_items(), self.service.settings.guest_limits()
         )
-        module = await self.service.receive(chunks(request))
+        module = await self.service.receive(who, chunks(request))
 
         async def work() -> Answer:
             version = await self.service.deploy(who, plugin, module, settings)
@@ -274,7 +297,7 @@ class _Doors:
         wait_s = seconds(request.query_params.get("wait"), "wait") or 0.0
         until_s = time.monotonic() + min(wait_s, _LONGEST_WAIT_S)
         while True:
-            version = self.registry.version(who.tenant, plugin, its_number)
+            version = self.registry.plugins.version(who.tenant, plugin, its_number)
             left_s = until_s - time.monotonic()
             if version.state != "compiling" or left_s <= 0 or self.service.stopping:
                 break
@@ -312,7 +335,7 @@ class _Doors:
             who,
             "alias.set",
             f"{plugin}/{alias}",
-            lambda: self.registry.set_alias(tenant, plugin, alias, wanted["version"]),
+            lambda: self.registry.aliases.set(tenant, plugin, alias, wanted["version"]),
         )
         return JSONResponse(_alias(made))
 
@@ -324,7 +347,7 @@ class _Doors:
             who,
             "alias.rollback",
             f"{plugin}/{alias}",
-            lambda: self.registry.roll_back(tenant, plugin, alias),
+            lambda: self.registry.aliases.roll_back(tenant, plugin, alias),
         )
         return JSONResponse(_alias(made))
 
@@ -336,7 +359,7 @@ class _Doors:
             who,
             "alias.remove",
             f"{plugin}/{alias}",
-            lambda: self.registry.remove_alias(tenant, plugin, alias),
+            lambda: self.registry.aliases.remove(tenant, plugin, alias),
         )
         return Response(status_code=204)
 

@@ -10,6 +10,7 @@ from ..aio.spawn import SpawnAsync
 from ..guest import Guest
 from ..host import Host
 from ..limits import Limits
+from ..lives import LONG
 from ..modules.types import FuncType
 from ..plugin import Plugin
 from ..snapshot import Snapshot
@@ -18,7 +19,7 @@ from ..wasi import Wasi
 from .problems import Invalid, Unavailable
 from .records import Grants, Version
 
-__all__ = ["Loaded", "Versions", "functions", "name_of", "origin_of", "signature"]
+__all__ = ["LONG", "Loaded", "Versions", "functions", "name_of", "origin_of", "signature"]
 
 _Key = tuple[str, str, int, float]
 
@@ -50,6 +51,13 @@ class Loaded(NamedTuple):
             return self._call_with_wasi(tenant, function, arguments)
         origin = self.plugin if self.snapshot is None else self.snapshot
         return origin.call_async(function, *arguments, limits=self.limits, tenant=tenant)
+
+    def call_at_once(self, tenant: Tenant, function: str, arguments: Iterable[Any]) -> Any:
+        """The same, made before this returns, or `LONG`: then nothing has been done."""
+        if self.wasi is not None:
+            return LONG
+        origin = self.plugin if self.snapshot is None else self.snapshot
+        return origin.call_at_once(function, tuple(arguments), self.limits, tenant)
 
     async def _call_with_wasi(self, tenant: Tenant, function: str, arguments: Iterable[Any]) -> Any:
         async with self.spawn(tenant) as guest:

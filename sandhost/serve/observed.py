@@ -85,6 +85,12 @@ class ServiceCollector(Collector):
         bags = self._service.bags.stats()
         for name, kind, value, text in (
             ("requests_admitted", "counter", admission.admitted, "Requests that were let in."),
+            (
+                "requests_at_once",
+                "counter",
+                admission.at_once,
+                "Of those, calls that were answered at the wire, within a turn of the loop.",
+            ),
             ("requests_in_flight", "gauge", admission.in_flight, "Requests in service."),
             ("requests_waiting", "gauge", admission.waiting, "Requests that wait for a place."),
             (

@@ -31,16 +31,18 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 
 from ..errors import ConfigError
 from .concurrency import AdaptiveLimit
+from .line import Line, Request
+from .pace import Pace
 from .problems import DeadlinePassed, Problem, TooMany
 
-__all__ = ["Admission", "AdmissionStats", "Request"]
+__all__ = ["Admission", "AdmissionStats"]
 
 _AT_LEVEL = (1.0, 0.75, 0.5, 0.0, 0.0)
 """How much of the limit is left at each level of memory pressure. From RELEASE on no guest can start."""
@@ -48,8 +50,8 @@ _RESERVE = 0.25
 _LEAST_BOUND_S = 0.002
 _TICK_S = 0.002
 """How often lines are looked through while somebody waits."""
-_WHILE_S, _LEAST_CAME = 0.1, 8
-"""For how long, and how many requests, most do not start soon until it is no burst. Arbitrary."""
+_WHILE_S = 0.1
+"""For how long most do not start soon until it is no burst. Arbitrary."""
 _LEAST_HINT_S, _MOST_HINT_S = 0.05, 5.0
 _HINT_UNDER_PRESSURE_S = 1.0
 _LEAST_WEIGHT = 1e-9
@@ -71,75 +73,10 @@ class AdmissionStats(NamedTuple):
     typical_s: float | None
     """Latency of now."""
     admitted: int
+    at_once: int
+    """Of those, calls that were answered within a turn of the loop."""
     refused: dict[str, int]
     """By why: "line" (it would wait too long), "late" (it did), "pressure", "deadline"."""
-
-
-class Request:
-    """A request that has come. `started_s` is None until it is in service."""
-
-    __slots__ = ("_settle", "arrived_s", "deadline_at_s", "line", "settled", "started_s")
-
-    def __init__(
-        self,
-        line: _Line,
-        arrived_s: float,
-        deadline_at_s: float,
-        settle: Callable[[Problem | None], None],
-    ) -> None:
-        self.line, self.arrived_s, self.deadline_at_s = line, arrived_s, deadline_at_s
-        self.started_s: float | None = None
-        self.settled = False
-        self._settle = settle
-
-    def settle(self, problem: Problem | None) -> None:
-        """It may start (None), or may not."""
-        self.settled = True
-        self._settle(problem)
-
-
-class _Line:
-    """One tenant: its requests in line, oldest first, and what it has in service."""
-
-    __slots__ = (
-        "_came",
-        "_since_s",
-        "_soon",
-        "in_flight",
-        "overloaded",
-        "served",
-        "takes_s",
-        "tenant",
-        "waiting",
-        "weight",
-    )
-
-    def __init__(self, tenant: str, weight: float, served: float) -> None:
-        self.tenant, self.weight = tenant, weight
-        self.waiting: deque[Request] = deque()
-        self.in_flight = 0
-        self.served = served  # requests over weight: between equals, who had less goes first
-        self.takes_s: float | None = None  # how long its requests take, smoothed
-        self.overloaded = False
-        self._came = self._soon = 0  # in the window that began at `since`
-        self._since_s = -math.inf
-
-    def came(self, now_s: float, window_s: float) -> None:
-        """A request has come."""
-        if self._came >= _LEAST_CAME and now_s - self._since_s >= window_s:
-            self.overloaded = 4 * self._soon < self._came
-            self._came = 0
-        if not self._came:
-            self._since_s, self._soon = now_s, 0
-        self._came += 1
-
-    def started_soon(self) -> None:
-        """One of them has started, and waited for no longer than it may."""
-        self._soon += 1
-
-    def turn(self) -> tuple[float, float]:
-        """Whose is least has the next place."""
-        return (self.in_flight + 1) / self.weight, self.served
 
 
 class Admission:
@@ -168,12 +105,13 @@ class Admission:
         self._wait_s = wait_s
         self._pressure, self._weight, self._clock = pressure, weight, clock
         self._window_s = min(wait_s / 2, _WHILE_S)
-        self._lines: dict[str, _Line] = {}
-        self._wanting: dict[_Line, None] = {}  # invariant: those with something in line
-        self._resting: dict[_Line, float] = {}  # invariant: with nothing at all; since when
+        self._pace, self._in_turn = Pace(wait_s), False
+        self._lines: dict[str, Line] = {}
+        self._wanting: dict[Line, None] = {}  # invariant: those with something in line
+        self._resting: dict[Line, float] = {}  # invariant: with nothing at all; since when
         self._weights = 0.0  # invariant: of all lines together
         self._held: float | None = None  # see _reserved_for; None: to be counted again
-        self._in_flight = self._waiting = self._admitted = 0
+        self._in_flight = self._waiting = self._admitted = self._at_once = 0
         self._served = 0.0  # of whoever was served last: a newcomer begins there
         self._refused: Counter[str] = Counter()
         self._ticking = False
@@ -189,6 +127,7 @@ class Admission:
             self._limit.least_s,
             self._limit.typical_s,
             self._admitted,
+            self._at_once,
             dict(self._refused),
         )
 
@@ -214,6 +153,32 @@ class Admission:
         if not request.settled:
             self._tick()
         return request
+
+    def at_once(self, tenant: str) -> Problem | None:
+        """Let in a call that is over before the loop's turn is; return None, or why not."""
+        now_s = self._clock()
+        if not self._in_turn:
+            self._in_turn = True
+            self._pace.begin(now_s)
+            asyncio.get_running_loop().call_soon(self._turn_over)
+        if not self.places:
+            self._refused["pressure"] += 1
+            return _problem("pressure", math.inf)
+        if not self._pace.admits(tenant, self._weight_of(tenant), now_s):
+            self._refused["line"] += 1
+            return _problem("line", self._pace.age_s(now_s))
+        self._admitted += 1
+        self._at_once += 1
+        return None
+
+    def was_long(self) -> None:
+        """What `at_once` let in was not made: it will ask for a place."""
+        self._admitted -= 1
+        self._at_once -= 1
+
+    def _turn_over(self) -> None:
+        self._in_turn = False
+        self._pace.end(self._clock())
 
     def _tick(self) -> None:
         if not self._ticking and self._waiting:
@@ -299,7 +264,7 @@ class Admission:
             for line in list(self._wanting):
                 self._expire(line, now_s, places)
         while self._wanting:  # linear in tenants that wait: one look for each free place
-            line = min(self._wanting, key=_Line.turn)
+            line = min(self._wanting, key=Line.turn)
             if self._in_flight >= places and not self._reserved_for(line, places):
                 break
             self._start(line, now_s)
@@ -315,7 +280,7 @@ class Admission:
         left = _AT_LEVEL[self._pressure()]
         return math.ceil(self._limit.value * left)
 
-    def _reserved_for(self, line: _Line, places: int) -> bool:
+    def _reserved_for(self, line: Line, places: int) -> bool:
         """Whether a tenant below its share may start, though the limit is reached.
 
         What others have above their shares does not count: they had it before the limit fell, or
@@ -330,7 +295,7 @@ class Admission:
             )
         return self._held < places + math.ceil(places * _RESERVE)
 
-    def _bound_s(self, line: _Line) -> float:
+    def _bound_s(self, line: Line) -> float:
         """How long a request may wait in this line."""
         return self._bound_under_load_s() if line.overloaded else self._wait_s
 
@@ -338,7 +303,7 @@ class Admission:
         half_s = (self._limit.least_s or self._wait_s) / 2
         return min(self._wait_s, max(_LEAST_BOUND_S, half_s))
 
-    def _wait_for(self, line: _Line) -> float:
+    def _wait_for(self, line: Line) -> float:
         """How long one more in this line would wait, by what is known."""
         places = self.places
         if not places:
@@ -359,17 +324,17 @@ class Admission:
 
     # ---- one line ----
 
-    def _turned_away(self, line: _Line) -> Problem | None:
+    def _turned_away(self, line: Line) -> Problem | None:
         wait_s = self._wait_for(line)
         if wait_s <= self._bound_s(line):
             return None
         return self._not(line, "line" if self.places else "pressure", wait_s)
 
-    def _not(self, line: _Line, why: str, wait_s: float | None = None) -> Problem:
+    def _not(self, line: Line, why: str, wait_s: float | None = None) -> Problem:
         self._refused[why] += 1
         return _problem(why, self._wait_for(line) if wait_s is None else wait_s)
 
-    def _start(self, line: _Line, now_s: float) -> None:
+    def _start(self, line: Line, now_s: float) -> None:
         request = line.waiting[0]
         why = self._too_late(request, now_s)
         if why is not None:
@@ -397,7 +362,7 @@ class Admission:
             return "deadline"
         return "late" if now_s - request.arrived_s >= self._bound_s(request.line) else None
 
-    def _expire(self, line: _Line, now_s: float, places: int) -> None:
+    def _expire(self, line: Line, now_s: float, places: int) -> None:
         for request in list(line.waiting):
             why = self._too_late(request, now_s) if places else "pressure"
             if why is not None:
@@ -416,10 +381,10 @@ class Admission:
         if not line.waiting:
             del self._wanting[line]
 
-    def _line_of(self, tenant: str, now_s: float) -> _Line:
+    def _line_of(self, tenant: str, now_s: float) -> Line:
         line = self._lines.get(tenant)
         if line is None:
-            line = self._lines[tenant] = _Line(tenant, self._weight_of(tenant), self._served)
+            line = self._lines[tenant] = Line(tenant, self._weight_of(tenant), self._served)
             self._weights += line.weight
             self._held = None
         elif self._resting.pop(line, None) is not None:
@@ -432,7 +397,7 @@ class Admission:
                 self._held = None
         return line
 
-    def _rest(self, line: _Line, now_s: float) -> None:
+    def _rest(self, line: Line, now_s: float) -> None:
         """What is known of a line stays for a while: of refusals alone nothing would be left at all."""
         if not line.waiting and not line.in_flight:
             self._resting.pop(line, None)

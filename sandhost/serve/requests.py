@@ -19,13 +19,12 @@ from .time_limit import TimeLimit
 
 __all__ = [
     "Endpoint",
+    "arguments_of",
     "bearer",
     "body",
     "bounded",
     "chunks",
     "header",
-    "json_object",
-    "nothing_else",
     "number",
     "peer_of",
     "problem_response",
@@ -159,7 +158,7 @@ def _no_number(word: str) -> NoReturn:
 _decode = json.JSONDecoder(parse_constant=_no_number).decode
 
 
-def json_object(text: bytes) -> dict[str, Any]:
+def _json_object(text: bytes) -> dict[str, Any]:
     """Return the JSON object that a body is; an empty one is {}."""
     try:
         value = _decode(text.decode()) if text else {}
@@ -170,7 +169,15 @@ def json_object(text: bytes) -> dict[str, Any]:
     return value
 
 
-def nothing_else(record: dict[str, Any]) -> None:
+def arguments_of(text: bytes) -> object:
+    """Return what a call's body gives as its arguments."""
+    record = _json_object(text)
+    arguments = record.pop("arguments", [])
+    _nothing_else(record)
+    return arguments
+
+
+def _nothing_else(record: dict[str, Any]) -> None:
     """Refuse what is left in an object of which all fields that are known were taken."""
     for name in record:
         raise Invalid(f"there is no field {name[:40]!r}")

@@ -11,23 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from types import TracebackType
-from typing import NamedTuple, TypeVar
-
-import anyio
+from typing import TypeVar
 
 from .._log import get_logger
 from ..aio.pipe import Pipe
-from ..errors import GuestExit, OutOfBounds, SandhostError
+from ..errors import GuestExit, SandhostError
 from ..guest import Guest
 from ..host import Host
 from ..memory import GuestMemory
 from ..modules.types import FuncType
-from ..plugin import Plugin
 from ..tenants import Quotas, Tenant
 from ..wasi import Wasi
 from .bag import Bags
@@ -35,16 +30,15 @@ from .bodies import Bodies
 from .compiler import Compilers
 from .config import Settings
 from .deployments import Deployments
-from .loaded import Loaded, Versions, origin_of, signature
+from .invocation import Answering, Invocation, check_bytes_call
+from .loaded import LONG, Loaded, Versions, origin_of, signature
 from .overload import Admission
 from .problems import (
     Conflict,
-    DeadlinePassed,
     Denied,
     GuestFailed,
     Invalid,
     Missing,
-    Problem,
     Unavailable,
     Unknown,
     problem_of,
@@ -52,11 +46,12 @@ from .problems import (
 from .refusals import Refusal, Refusals
 from .registry import Answer, Principal, Registry, Version, VersionSettings
 from .sessions import Sessions
+from .store import StoreError
 from .threads import in_thread
 from .tokens import Scope
 from .values import from_json, to_json
 
-__all__ = ["Invocation", "Service"]
+__all__ = ["Service"]
 
 _T = TypeVar("_T")
 _LOGGER = "sandhost.serve"
@@ -64,25 +59,6 @@ _STOPPED_RETRY_S = 1.0
 _SWEEP_EVERY_S = 3600.0
 _NO_MORE_READY = 3  # the level of pressure from which on nobody starts guests
 _TELL_EVERY_S = 60.0
-
-
-class Invocation(NamedTuple):
-    """Which function of which plugin, for whom, and until when."""
-
-    who: Principal
-    plugin: str
-    ref: str
-    function: str
-    until_s: float | None = None
-    """By time.monotonic(); None: as long as the version's own limit allows."""
-    session: str | None = None
-    """Of a guest that was kept; None: a fresh one."""
-    let_in: bool = False
-    """It has a place already, which its door gives back."""
-
-    def left_s(self) -> float | None:
-        """Return the seconds that are left; None: there is no end."""
-        return None if self.until_s is None else max(0.0, self.until_s - time.monotonic())
 
 
 class Service:
@@ -189,9 +165,9 @@ class Service:
             Unknown: nobody's.
         """
         try:
-            return self.registry.who(token or "")
+            return self.registry.tokens.who(token or "")
         except Unknown as problem:
-            once = self.registry.known_once(token or "")
+            once = self.registry.tokens.known_once(token or "")
             self.refusals.note(Refusal(problem.code, "", once, peer))
             raise
 
@@ -204,8 +180,8 @@ class Service:
         refusals = self.refusals.take()
         if refusals:
             try:
-                await in_thread(lambda: self.registry.audit_refusals(refusals))
-            except Exception as error:  # the disk's fault; the next ones may be written
+                await in_thread(lambda: self.registry.audit.refuse(refusals))
+            except (OSError, StoreError) as error:  # the disk's fault; the next ones may be written
                 log = get_logger(_LOGGER)
                 log.error("refusals could not be audited", count=len(refusals), exc_info=error)
 
@@ -213,7 +189,7 @@ class Service:
         """Return the tenant as the host knows it, made at its first request."""
         tenant = self._tenants.get(name)
         if tenant is None:
-            quotas = self.settings.quotas(self.registry.tenant(name).quotas)
+            quotas = self.settings.quotas(self.registry.tenants.find(name).quotas)
             tenant = self._tenants[name] = self.host.tenant(name)
             tenant.set_quotas(
                 quotas
@@ -225,9 +201,9 @@ class Service:
 
         def put() -> bool:
             try:
-                self.registry.add_tenant(name, quotas)
+                self.registry.tenants.add(name, quotas)
             except Conflict:
-                self.registry.update_tenant(name, quotas)
+                self.registry.tenants.update(name, quotas)
                 return False
             return True
 
@@ -237,7 +213,7 @@ class Service:
             known = self._tenants.get(name)
             if known is not None:
                 with contextlib.suppress(Missing):  # removed meanwhile
-                    known.set_quotas(self.settings.quotas(self.registry.tenant(name).quotas))
+                    known.set_quotas(self.settings.quotas(self.registry.tenants.find(name).quotas))
 
     async def remove_tenant(self, who: Principal, name: str) -> None:
         """Remove a tenant with all that is its own. Its sessions end; a call that is under way ends by itself.
@@ -255,7 +231,7 @@ class Service:
         try:
             await self.change(who, "tenant.remove", name, remove)
         finally:  # also when nobody waits for the answer any more
-            if not self.registry.has_tenant(name):
+            if name not in self.registry.tenants:
                 self._in_background(self._forget(name))
 
     async def remove_plugin(self, who: Principal, plugin: str) -> None:
@@ -263,10 +239,10 @@ class Service:
         tenant = who.tenant
         try:
             await self.change(
-                who, "plugin.remove", plugin, lambda: self.registry.remove_plugin(tenant, plugin)
+                who, "plugin.remove", plugin, lambda: self.registry.plugins.remove(tenant, plugin)
             )
         finally:
-            if not self.registry.has_plugin(tenant, plugin):
+            if not self.registry.plugins.has(tenant, plugin):
                 self._in_background(self._forget(tenant, plugin))
 
     async def _forget(self, tenant: str, plugin: str | None = None) -> None:
@@ -280,17 +256,19 @@ class Service:
 
     async def change(self, who: Principal, action: str, subject: str, work: Callable[[], _T]) -> _T:
         """Have the registry changed by `work`, and the audit log say so, or that it was refused."""
-        return await in_thread(lambda: self.registry.change(who, action, subject, work))
+        return await in_thread(lambda: self.registry.audit.change(who, action, subject, work))
 
     # ---- plugins ----
 
-    async def receive(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
+    async def receive(self, who: Principal, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
         """Keep a module, and return its digest and size. It stays if a version names it within the hour.
 
         Raises:
             TooLarge: more bytes than are taken.
+            TooMany: as many modules of the tenant wait to be compiled as may; nothing is taken.
         """
         self._check_running()
+        self.deployments.check_room(who.tenant)
         incoming = await in_thread(lambda: self.registry.blobs.receive(self.settings.upload_limit))
         try:
             async for chunk in chunks:
@@ -316,19 +294,19 @@ class Service:
             who,
             "version.add",
             plugin,
-            lambda: self.registry.add_version(who.tenant, plugin, digest, size, settings),
+            lambda: self.registry.plugins.add_version(who.tenant, plugin, digest, size, settings),
         )
         self.deployments.begin(version)
         return version
 
     async def remove(self, who: Principal, plugin: str, number: int) -> None:
         """Remove a version that no alias names."""
-        version = self.registry.version(who.tenant, plugin, number)
+        version = self.registry.plugins.version(who.tenant, plugin, number)
         await self.change(
             who,
             "version.remove",
             f"{plugin}/{number}",
-            lambda: self.registry.remove_version(who.tenant, plugin, number),
+            lambda: self.registry.plugins.remove_version(who.tenant, plugin, number),
         )
         self.versions.drop(version)
 
@@ -368,6 +346,42 @@ class Service:
                 values = list(arguments(type_))
                 return results(type_, await loaded.call(tenant, what.function, values))
 
+    def call_at_once(
+        self,
+        who: Principal,
+        plugin: str,
+        ref: str,
+        function: str,
+        arguments: Callable[[FuncType], Sequence[int | float | bytes]],
+        results: Callable[[FuncType, object], _T],
+    ) -> _T | None:
+        """Call a function of a fresh guest with numbers, before anything else runs.
+
+        Returns:
+            What `results` makes; None: nothing was done, and `call_with` does it, since the version is not
+            loaded, or the call takes long.
+
+        Raises:
+            Problem: it is refused, or has failed.
+        """
+        self._check_running()
+        loaded = self.versions.get(self.registry.plugins.resolve(who.tenant, plugin, ref))
+        if loaded is None or loaded.wasi is not None:
+            return None
+        problem = self.admission.at_once(who.tenant)
+        if problem is not None:
+            raise problem
+        try:
+            type_ = signature(loaded.plugin, function)
+            values = arguments(type_)
+            returned = loaded.call_at_once(self.tenant(who.tenant), function, values)
+        except (SandhostError, TypeError, OverflowError) as error:
+            raise problem_of(error) from error
+        if returned is LONG:
+            self.admission.was_long()
+            return None
+        return results(type_, returned)
+
     async def call_bytes(self, what: Invocation, given: bytes) -> bytes:
         """Call a function that takes and returns bytes.
 
@@ -392,7 +406,7 @@ class Service:
             take: takes the result out of the guest's memory, by address and length.
         """
         async with self._guest_of(what) as guest:
-            _check_bytes_call(guest.plugin, what.function)
+            check_bytes_call(guest.plugin, what.function)
             at = await guest.call_async("alloc", len(given)) & 0xFFFFFFFF
             guest.memory.write(at, given)
             packed = await guest.call_async(what.function, at, len(given))
@@ -455,7 +469,7 @@ class Service:
                     yield guest
 
     async def _wanted(self, what: Invocation) -> tuple[Loaded, Tenant]:
-        version = self.registry.resolve(what.who.tenant, what.plugin, what.ref)
+        version = self.registry.plugins.resolve(what.who.tenant, what.plugin, what.ref)
         return await self.loaded(version), self.tenant(what.who.tenant)
 
     def _place(self, what: Invocation) -> AbstractAsyncContextManager[None]:
@@ -463,9 +477,9 @@ class Service:
             return contextlib.nullcontext()
         return self.admission.enter(what.who.tenant, what.left_s())
 
-    def _answering(self, what: Invocation) -> _Answering:
+    def _answering(self, what: Invocation) -> Answering:
         self._check_running()
-        return _Answering(what)
+        return Answering(what)
 
     # ---- sessions ----
 
@@ -501,51 +515,13 @@ class Service:
             await asyncio.wait([before])
         mine = self._working[at] = asyncio.get_running_loop().create_future()
         try:
-            answer = await in_thread(lambda: self.registry.recall(who.tenant, key, digest))
+            answer = await in_thread(lambda: self.registry.answers.recall(who.tenant, key, digest))
             if answer is None:
                 answer = done = await work()
-                await in_thread(lambda: self.registry.remember(who.tenant, key, digest, done))
+                await in_thread(
+                    lambda: self.registry.answers.remember(who.tenant, key, digest, done)
+                )
             return answer
         finally:
             del self._working[at]
             mine.set_result(None)
-
-
-class _Answering:
-    """A request's work, within its time; what goes wrong in it is the requester's problem."""
-
-    __slots__ = ("_scope",)
-
-    def __init__(self, what: Invocation) -> None:
-        left_s = what.left_s()
-        self._scope = None if left_s is None else anyio.move_on_after(left_s)
-
-    def __enter__(self) -> None:
-        if self._scope is not None:
-            self._scope.__enter__()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        scope = self._scope
-        if scope is not None and scope.__exit__(kind, error, traceback):
-            raise DeadlinePassed("the request's time was over")
-        if isinstance(error, OutOfBounds):
-            raise GuestFailed(f"the plugin gave an address outside its memory: {error}") from error
-        if isinstance(error, Problem):
-            return  # it is one already
-        if isinstance(error, (SandhostError, TypeError, OverflowError)):
-            raise problem_of(error) from error
-
-
-def _check_bytes_call(plugin: Plugin, function: str) -> None:
-    wanted = {
-        "alloc": FuncType(("i32",), ("i32",)),
-        function: FuncType(("i32", "i32"), ("i64",)),
-    }
-    for name, type_ in wanted.items():
-        if signature(plugin, name) != type_:
-            raise Invalid(f"to take bytes, {name[:100]!r} has to be {type_}")

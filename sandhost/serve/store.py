@@ -39,7 +39,10 @@ from .records import (
 from .schema import aliases, answers, audit, plugins, tenants, tokens, versions
 from .tokens import Scope, token_id
 
-__all__ = ["Kept", "Known", "Store"]
+__all__ = ["Kept", "Known", "Store", "StoreError"]
+
+StoreError = sa.exc.SQLAlchemyError
+"""What every method of the store raises, beside OSError, when the database cannot be used."""
 
 _AUDIT_ENTRIES = 100_000
 """Kept of each tenant, some 20 MB; the oldest go. One tenant's do not push out another's."""

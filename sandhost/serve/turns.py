@@ -4,7 +4,7 @@
     other   ▒                 ──►       [acme] [other]
 
 One tenant cannot have all places, so that there is one soon for who comes next; and what it may have in line is
-bounded. No thread: all of it belongs to one event loop.
+bounded. One that may not use that much rests after its turn. No thread: all of it belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Turns:
         self._lines: dict[str, deque[asyncio.Future[None]]] = {}
         """Whoever was served longest ago is the first. Invariant: no line is empty."""
         self._busy: Counter[str] = Counter()
+        self._resting: dict[str, asyncio.TimerHandle] = {}
 
     def check_room(self, tenant: str) -> None:
         """Raise `TooMany` when the tenant's line is full."""
@@ -66,6 +67,22 @@ class Turns:
                 self._leave(tenant, turn)
             self._next()
 
+    def rest(self, tenant: str, seconds: float) -> None:
+        """Give the tenant no turn for so long; after what it rests for already."""
+        loop = asyncio.get_running_loop()
+        until_s, before = loop.time(), self._resting.pop(tenant, None)
+        if before is not None:
+            before.cancel()
+            until_s = max(until_s, before.when())
+        self._resting[tenant] = loop.call_at(until_s + seconds, self._rested, tenant)
+
+    def _rested(self, tenant: str) -> None:
+        del self._resting[tenant]
+        self._next()
+
+    def _may(self, tenant: str) -> bool:
+        return self._busy[tenant] < max(1, self._places - 1) and tenant not in self._resting
+
     def _leave(self, tenant: str, turn: asyncio.Future[None]) -> None:
         line = self._lines.get(tenant, deque())
         if turn in line:
@@ -74,9 +91,8 @@ class Turns:
                 del self._lines[tenant]
 
     def _next(self) -> None:
-        most = max(1, self._places - 1)
         while sum(self._busy.values()) < self._places:
-            tenant = next((name for name in self._lines if self._busy[name] < most), None)
+            tenant = next(filter(self._may, self._lines), None)
             if tenant is None:
                 return
             line = self._lines.pop(tenant)

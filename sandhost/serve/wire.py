@@ -1,7 +1,7 @@
 """HTTP/1.1 as uvicorn speaks it, with bounds for the head of a request, and a gate behind it.
 
 connected ──► head, body ──► gate ──► application, with a place
-   ▲           │    │          └────► refused, without having become a task
+   ▲           │    │          └────► answered or refused, without having become a task
    │           │    └ comes slowly: application, without a place; has bounds of its own, see requests.py
    │           └ within _HEAD_S and _HEAD_BYTES, else the connection is closed
    └── next request: idle for as long as uvicorn's timeout_keep_alive
@@ -10,12 +10,14 @@ connected ──► head, body ──► gate ──► application, with a plac
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .gate import Gate, Place, refusal
+from .gate import Gate, Place
 from .problems import Problem, TooMany
+from .replies import Reply, refusal
 
 __all__ = ["BoundedProtocol", "GatedProtocol"]
 
@@ -102,10 +104,14 @@ class GatedProtocol(BoundedProtocol):
     """What is at work, or waits for its place."""
     _headed: _Headed | None = None
     """What has its head here, and perhaps all of its body, while bytes are being read."""
+    _idle_since_s = math.inf
+    """Infinite while a request is at work."""
     _reading = False
     _lingering = False
+    _received: bytes | None = None
+    """What is being read, if nothing of it was."""
     _fresh: bytes | None = None
-    """What is being read, if a request begins with it."""
+    """The same, while its first request is at its turn."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more. What has started gives its place back when its task ends."""
@@ -117,24 +123,72 @@ class GatedProtocol(BoundedProtocol):
             self._serving.disconnected = True
             self._serving.message_event.set()
         super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
 
     def data_received(self, data: bytes) -> None:
-        """Read a request, unless it is known and refused."""
+        """Read a request, unless it is known and can be answered at once."""
         if self._lingering:
             return
         if self.between and (self.cycle is None or self.cycle.response_complete):
-            problem = self.gate.refuses_again(data, self.client)
-            if problem is not None:
+            answer = self.gate.answer_again(data, self.client) if self._may_answer() else None
+            if answer is not None:
                 self.end_head()
-                self._answer(problem, close=False)
+                self._answer(answer)
                 return
-            self._fresh = data
+            self._received = data
         self._reading = True
         super().data_received(data)
         self._reading = False
-        self._fresh = None
+        self._received = self._fresh = None
         if self._headed is not None:
             self._start_slow(*self._take_headed())
+
+    def on_message_begin(self) -> None:
+        """A request begins: the first of what is being read, or another one."""
+        super().on_message_begin()
+        self._fresh, self._received = self._received, None
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        if not self.pipeline:
+            self.flow.resume_reading()
+
+    # uvicorn's own on_response_complete makes a timer for each request, and cancels that of the one before.
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, unless nobody reads the answers."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self.flow.write_paused:
+            self.flow.pause_reading()
+        else:
+            self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since_s = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_again_in(self.timeout_keep_alive)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since_s = math.inf
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close it, if it has been idle for so long."""
+        self.timeout_keep_alive_task = None
+        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        if left_s <= 0:
+            self.transport.close()
+        elif left_s < math.inf:  # else a request is at work, whose end looks after it
+            self._look_again_in(left_s)
+
+    def _look_again_in(self, seconds: float) -> None:
+        handler = self.timeout_keep_alive_handler
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, handler)
 
     def on_message_complete(self) -> None:
         """All of the request is here."""
@@ -172,6 +226,14 @@ class GatedProtocol(BoundedProtocol):
             super()._start_asgi_task(cycle, app)
 
     def _start_whole(self, cycle: RequestResponseCycle, app: Any, place: Place) -> None:
+        if cycle.keep_alive and self._may_answer():
+            answer = self.gate.answer(place, cycle.body)
+            if answer is not None:
+                self._remember(cycle, place)
+                cycle.response_started = cycle.response_complete = True
+                self._answer(answer)
+                return
+
         def settle(problem: Problem | None) -> None:
             self._waiting = None
             if problem is None:
@@ -194,18 +256,28 @@ class GatedProtocol(BoundedProtocol):
 
     def _refuse(self, cycle: RequestResponseCycle, problem: Problem) -> None:
         close = not cycle.keep_alive or _has_more(cycle)
-        if self._fresh is not None and not close and isinstance(problem, TooMany):
-            self.gate.remember(self._fresh, cycle.scope["headers"])
+        if not close and isinstance(problem, TooMany):
+            self._remember(cycle, None)
         cycle.response_started = cycle.response_complete = True
-        self._answer(problem, close=close)
+        self._answer(refusal(problem, close=close))
 
-    def _answer(self, problem: Problem, *, close: bool) -> None:
+    def _remember(self, cycle: RequestResponseCycle, place: Place | None) -> None:
+        if self._fresh is not None:
+            target = None if place is None else place.target
+            self.gate.remember(self._fresh, list(cycle.scope["headers"]), target)
+
+    def _may_answer(self) -> bool:
+        """Whether what comes on this connection may be answered here: its client reads, and uvicorn takes it."""
+        return not self.flow.write_paused and not (
+            self.limit_concurrency and len(self.connections) >= self.limit_concurrency
+        )
+
+    def _answer(self, answer: Reply) -> None:
         if self.transport.is_closing():
             return
-        date = b"".join(b"%b: %b\r\n" % pair for pair in self.server_state.default_headers)
-        first, rest = refusal(problem, close=close)
-        self.transport.write(first + date + rest)
-        if close:
+        headers = self.gate.lines_of(self.server_state.default_headers)
+        self.transport.write(answer.first + headers + answer.rest)
+        if answer.close:
             self._linger()
         elif self.pipeline:
             # Not from here: there may be hundreds, each in the frame of the one before.

@@ -56,7 +56,7 @@ def balanced(host: sandhost.Host) -> sandhost.MemStats:
     assert stats.warm_slots == stats.warm_bytes == 0
     assert stats.quarantined_slots == 0
     assert stats.stacks_live == stats.stack_bytes == stats.stack_warm_bytes == 0
-    assert {name: t.memory_bytes for name, t in host._tenants.items() if t.memory_bytes} == {}
+    assert {t.name: t.memory_bytes for t in host.tenants() if t.memory_bytes} == {}
     return stats
 
 

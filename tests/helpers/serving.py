@@ -87,7 +87,7 @@ class Desk:
 
     async def client(self, tenant: str, *scopes: str, **quotas: Any) -> Client:
         """Add a tenant if need be, and return a client with a token of it, for all but admin unless named."""
-        if tenant not in {t.name for t in self.service.registry.tenants()}:
+        if tenant not in {t.name for t in self.service.registry.tenants}:
             await self.admin.ask("PUT", f"/v1/admin/tenants/{tenant}", 201, json={"quotas": quotas})
         wanted = list(scopes or ("deploy", "invoke"))
         made = await self.admin.ask(

@@ -8,7 +8,8 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sandhost.serve.overload import Admission, Request
+from sandhost.serve.line import Request
+from sandhost.serve.overload import Admission
 from sandhost.serve.problems import Problem
 
 TICK_S = 0.005

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from sandhost.govern.slots import STATES, SlotRow
 from sandhost.govern.stats import Latency, MemStats
-from sandhost.observe.picture import (
+from sandhost.observe.picture import slot_map
+from sandhost.observe.views import (
     VERSION,
     Change,
     CollectorView,
@@ -19,7 +20,6 @@ from sandhost.observe.picture import (
     Process,
     TenantView,
     View,
-    slot_map,
 )
 
 __all__ = ["HOSTILE_NAMES", "made_view"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import os
 import threading
 import time
+from pathlib import Path
 
 import anyio
 import pytest
@@ -154,6 +156,37 @@ async def test_what_computes_does_not_keep_the_loop(host: sandhost.Host) -> None
         assert await guest.call_async("work", 400_000_000) == 7
         tasks.cancel_scope.cancel()
     assert turns_of_others > 10
+
+
+async def test_workers_give_way_to_the_loop(host: sandhost.Host) -> None:
+    async with load_waiting(host).spawn_async() as guest:
+        await guest.call_async("work", 50_000_000)
+    names = {
+        int(task.name): (task / "comm").read_text() for task in Path("/proc/self/task").iterdir()
+    }
+    workers = [task for task, name in names.items() if name == "sandhost-worker\n"]
+    assert workers
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert {os.getpriority(os.PRIO_PROCESS, task) for task in workers} == {min(own + 10, 19)}
+
+
+async def test_large_guests_are_closed_beside_the_loop(host: sandhost.Host) -> None:
+    closed_by = []
+
+    class Noted(sandhost.Guest):
+        def close(self) -> sandhost.Reclaim:
+            closed_by.append(threading.get_ident())
+            return super().close()
+
+    for pages in (1, 1024):
+        plugin = host.load(b'(module (memory (export "memory") %d))' % pages)
+        plugin.guest_class = Noted
+        async with plugin.spawn_async() as guest:
+            pass
+        assert guest.closed
+        assert await guest.aclose() == guest.close()
+    here = threading.get_ident()
+    assert [thread == here for thread in closed_by] == [True] * 3 + [False] + [True] * 2
 
 
 async def test_without_workers_guests_take_turns_on_the_loop() -> None:

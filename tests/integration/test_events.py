@@ -348,6 +348,18 @@ def test_events_outlive_the_plugin_and_the_host():
         host.events.enable("close")
         host.load(guest_file("add"), name="gone").call("add", 1, 2)
     assert only(host.events.read(), "close").plugin == "gone"
+
+
+def test_names_are_kept_of_what_is_there_and_of_some_that_went(host, monkeypatch):
+    monkeypatch.setattr("sandhost.loader._MOST_GONE", 2)
+    module = guest_file("add")
+    first = host.load(module, name="first")
+    for number in range(4):
+        host.load(module, name=f"gone {number}")
+    plugins, _ = host.names()
+    assert list(plugins.values()) == ["first", "gone 2", "gone 3"]
+    with first.spawn():
+        assert [guest.plugin for guest in host.guests()] == ["first"]
     assert host.events.read() == []
 
 

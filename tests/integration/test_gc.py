@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import PATIENCE
+from helpers import PATIENCE, guest_file
 
 import sandhost
 
@@ -33,28 +33,6 @@ RELEASER = b"""(module
     (loop $again
       (drop (call $release (call $open (i32.const 8))))
       (br_if $again (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))))"""
-
-TURNOVER = b"""(module
-  (import "sandhost" "list_new" (func $new (result i64)))
-  (import "sandhost" "list_push" (func $push (param i64 i64)))
-  (import "sandhost" "list_set" (func $set (param i64 i32 i64)))
-  (import "sandhost" "release" (func $release (param i64) (result i32)))
-  (global $all (mut i64) (i64.const 0))
-  (func (export "fill") (param $count i32) (local $one i64)
-    (global.set $all (call $new))
-    (loop $again
-      (call $push (global.get $all) (local.tee $one (call $new)))
-      (drop (call $release (local.get $one)))
-      (br_if $again (local.tee $count (i32.sub (local.get $count) (i32.const 1))))))
-  (func (export "replace") (param $from i32) (param $count i32) (local $one i64)
-    (loop $again
-      (local.set $count (i32.sub (local.get $count) (i32.const 1)))
-      (local.set $one (call $new))
-      (call $push (local.get $one) (local.get $one))
-      (call $set (global.get $all) (i32.add (local.get $from) (local.get $count)) (local.get $one))
-      (drop (call $release (local.get $one)))
-      (br_if $again (local.get $count)))))"""
-"""Lists that refer to themselves, so that only a collection finds what was replaced."""
 
 
 class Table:
@@ -94,11 +72,11 @@ def test_what_guests_leak_is_collected_by_itself(
 def test_cycle_follows_cycle_as_long_as_a_guest_allocates(host: sandhost.Host) -> None:
     cells, at_once, heap = 60_000, 1000, host.handles
     highest = 0.0  # live bytes to the goal
-    with host.load(TURNOVER).spawn() as guest:
+    with host.load(guest_file("turnover")).spawn() as guest:
         guest.call("fill", cells)
         host.gc.collect()
         for number in range(20 * cells // at_once):  # without a collection: 20 times the goal
-            guest.call("replace", number * at_once % cells, at_once)
+            guest.call("replace", number * at_once % cells, at_once, 0)
             figures = heap.figures()
             highest = max(highest, figures.live_bytes / figures.heap_goal_bytes)
         assert host.gc.stats().by_reason["heap goal"] >= 2
@@ -109,7 +87,7 @@ def test_cycle_follows_cycle_as_long_as_a_guest_allocates(host: sandhost.Host) -
 
 def test_cycles_begin_and_end_while_python_is_held_up(host: sandhost.Host) -> None:
     cells, heap = 60_000, host.handles
-    with host.load(TURNOVER).spawn() as guest:
+    with host.load(guest_file("turnover")).spawn() as guest:
         guest.call("fill", cells)
         host.gc.collect()
         host.gc.memory_limit = limit = max(heap.figures().live_bytes * 2, 8 << 20)
@@ -119,7 +97,7 @@ def test_cycles_begin_and_end_while_python_is_held_up(host: sandhost.Host) -> No
         def replace() -> None:
             begun.set()
             for _ in range(20):
-                guest.call("replace", 0, cells)
+                guest.call("replace", 0, cells, 0)
                 if over.is_set():
                     break
 

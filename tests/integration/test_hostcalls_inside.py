@@ -253,7 +253,7 @@ def test_host_functions_are_unbound_with_their_plugin(host):
     numbers = set()
     for _ in range(20):
         plugin = host.load(importing("i32", "i32"))
-        numbers.update(plugin._numbers)
+        numbers.update(plugin._linked.numbers)
         plugin.spawn().close()
         del plugin
         collected()

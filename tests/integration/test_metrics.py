@@ -17,7 +17,7 @@ from sandhost.govern.actions import CallBack
 from sandhost.govern.ladder import Level
 from sandhost.govern.pressure import PressureStats
 from sandhost.govern.stats import MemStats, WorkerStats
-from sandhost.heap import HeapFigures
+from sandhost.heap_figures import HeapFigures
 from sandhost.observe.buckets import BOUNDS_S, cumulative, sum_s
 from sandhost.observe.figures import FIGURES
 from sandhost.observe.metrics import HostCollector

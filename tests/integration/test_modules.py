@@ -311,8 +311,8 @@ def load_cached(name="add", **options):
     with sandhost.Host(max_guests=4) as host:
         with host.load(guest_file(name), **options).spawn() as guest:
             assert guest.call("add", 2, 3) == 5
-        assert host._cache is not None
-        return host._cache.stats()
+        assert host.loader.cache is not None
+        return host.loader.cache.stats()
 
 
 def test_the_second_load_is_a_hit(cache):

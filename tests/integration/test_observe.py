@@ -259,6 +259,18 @@ def test_names_of_tenants_plugins_and_labels_stay_bounded_and_harmless(tables):
         assert all(name.isprintable() for s in decode_of(taken).samples for name in s.stack)
 
 
+def test_a_heap_keeps_so_many_labels_and_counts_the_rest_as_others(host, monkeypatch):
+    monkeypatch.setattr("sandhost.heap_labels._MOST", 4)
+    heap = host.handles
+    handles = [heap.new(None, label=label, size=1) for label in ("a", "b", "c", "d", "a", "others")]
+    named = [heap.info(handle).label for handle in handles]
+    assert named == ["a", "b", "others", "others", "a", "others"]
+    counts = {site.label: site.allocs for site in capture(host).sites}
+    assert counts == {"a": 2, "b": 1, "others": 3}
+    for handle in handles:
+        heap.release(handle)
+
+
 def test_a_plugin_is_known_by_the_end_of_a_long_path(tables):
     plugin = tables.load(guest_file("handles"), name=f"/srv/{'deep/' * 15}shop.wasm")
     with plugin.spawn() as guest:

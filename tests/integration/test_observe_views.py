@@ -21,9 +21,10 @@ import sandhost
 from sandhost.errors import ConfigError, SandhostError
 from sandhost.observe import sharing
 from sandhost.observe.asking import ask, ask_url, find
-from sandhost.observe.picture import View, look
+from sandhost.observe.picture import look
 from sandhost.observe.records import from_json
 from sandhost.observe.sharing import places, share
+from sandhost.observe.views import View
 
 SANDHOST = str(Path(sysconfig.get_path("scripts"), "sandhost"))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,12 @@ def keep(folder: Path, module: bytes) -> tuple[Path, str]:
     return path, hashlib.sha256(module).hexdigest()
 
 
+async def unwanted() -> AsyncIterator[bytes]:
+    """A body that nobody should have begun to read."""
+    raise AssertionError
+    yield b""
+
+
 # ---- the processes ----
 
 
@@ -89,7 +97,9 @@ def test_a_process_that_has_gone_is_replaced_and_knows_no_secrets(tmp_path, monk
         [child] = compilers._idle
         pid = child._process.pid
         assert "SSSS" not in Path(f"/proc/{pid}/environ").read_text()
-        assert os.getpriority(os.PRIO_PROCESS, pid) >= 5
+        assert os.getpriority(os.PRIO_PROCESS, pid) == min(
+            19, os.getpriority(os.PRIO_PROCESS, 0) + 10
+        )
         compilers.compile(path, digest, "small", fuel=False)
         assert compilers._idle == [child]  # the same one
         child.kill()
@@ -157,7 +167,47 @@ def test_all_that_wait_may_be_cancelled_at_once():
     asyncio.run(test())
 
 
+def test_a_tenant_that_rests_has_no_turn_until_then():
+    async def test() -> None:
+        turns, order = Turns(2, 3), []
+        loop = asyncio.get_running_loop()
+
+        async def work(tenant: str) -> None:
+            async with turns.take(tenant):
+                order.append(tenant)
+
+        began_s = loop.time()
+        turns.rest("a", 0.1)
+        turns.rest("a", 0.1)
+        resting = asyncio.ensure_future(work("a"))
+        await asyncio.sleep(0)
+        assert turns.waiting("a") == 1
+        await work("b")
+        assert order == ["b"]
+        await resting
+        assert order == ["b", "a"]
+        assert loop.time() - began_s >= 0.19  # the clock of timers is coarse
+        await work("a")
+
+    asyncio.run(test())
+
+
 # ---- the service ----
+
+
+def test_a_tenants_modules_take_no_more_of_the_processors_than_its_quota(data):
+    async def test(one: Desk) -> None:
+        acme, other = await one.client("acme"), await one.client("other")
+        began_s = time.monotonic()
+        await acme.deploy("p", SMALL)
+        await acme.ask("PUT", "/v1/plugins/p", 202, content=b"nothing to compile")
+        third = (await acme.ask("PUT", "/v1/plugins/p", 202, content=SMALL))["version"]
+        await other.deploy("p", SMALL)  # does not wait for it
+        await acme.ask("GET", f"/v1/plugins/p/versions/{third}?wait=60", 200)
+        # Two turns came before, and each is followed by a rest, also what was soon refused.
+        assert time.monotonic() - began_s >= 2 * 0.1 / 0.25 - 0.02
+
+    in_desk(data, test, tenant_cpus=0.25)
 
 
 def test_a_long_compile_holds_up_neither_others_nor_the_end(data):
@@ -167,7 +217,8 @@ def test_a_long_compile_holds_up_neither_others_nor_the_end(data):
             put = "/v1/plugins/{}"
             await acme.ask("PUT", put.format("big"), 202, content=large(2500))
             await acme.ask("PUT", put.format("next"), 202, content=SMALL)
-            refused = await acme.problem("PUT", put.format("more"), 429, "too-many", content=SMALL)
+            unread = unwanted()
+            refused = await acme.problem("PUT", put.format("more"), 429, "too-many", content=unread)
             assert refused["retry_after_s"] > 0
             assert (await acme.ask("GET", "/v1/plugins/more")).status_code == 404
             await other.deploy("p", SMALL)  # has its turn, and is called, meanwhile
@@ -181,14 +232,14 @@ def test_a_long_compile_holds_up_neither_others_nor_the_end(data):
             states = {}
             for _ in range(9000):
                 states = {
-                    name: one.service.registry.version("acme", name, 1).state
+                    name: one.service.registry.plugins.version("acme", name, 1).state
                     for name in ("big", "next")
                 }
                 if "compiling" not in states.values():
                     break
                 await asyncio.sleep(0.02)
             assert states == {"big": "failed", "next": "ready"}
-            error = one.service.registry.version("acme", "big", 1).error
+            error = one.service.registry.plugins.version("acme", "big", 1).error
             assert error is not None
             assert "bytes of memory that it may" in error
 
@@ -209,14 +260,14 @@ def test_a_function_to_warm_is_bounded_and_ended_with_the_service(data):
             await asyncio.sleep(0.01)
         assert one.service.versions._warming
         await one.service.drain()
-        version = one.service.registry.version("acme", "spin", made["version"])
+        version = one.service.registry.plugins.version("acme", "spin", made["version"])
         assert version.state == "compiling"  # the next start goes on with it
 
     in_desk(data, test)
 
     async def again(one: Desk) -> None:
         for _ in range(12_000):
-            version = one.service.registry.version("acme", "spin", 1)
+            version = one.service.registry.plugins.version("acme", "spin", 1)
             if version.state == "failed":
                 break
             await asyncio.sleep(0.01)
@@ -233,7 +284,7 @@ def test_calls_that_give_up_leave_loading_to_the_others(data):
             await acme.deploy("p", SMALL)
             token = acme.headers
         async with desk(data) as one:
-            version = one.service.registry.version("acme", "p", 1)
+            version = one.service.registry.plugins.version("acme", "p", 1)
             waiting = [asyncio.ensure_future(one.service.loaded(version)) for _ in range(50)]
             await asyncio.sleep(0)
             assert len(one.service.deployments._loading) == 1

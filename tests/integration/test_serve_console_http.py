@@ -7,7 +7,8 @@ import asyncio
 from helpers.serving import Desk, in_desk
 
 from sandhost import Host
-from sandhost.observe.picture import View, look
+from sandhost.observe.picture import look
+from sandhost.observe.views import View
 
 
 def test_the_page_and_its_files_come_with_strict_headers(tmp_path):

@@ -5,8 +5,10 @@ see test_serve_process.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import sqlite3
 import time
 from pathlib import Path
 
@@ -256,7 +258,9 @@ def test_the_module_of_a_version_that_is_gone_leaves_the_disk(data, monkeypatch)
         await acme.deploy("p", versioned(2))
         # From here on: an upload that no version names yet is spared no longer.
         monkeypatch.setattr("sandhost.serve.registry._SWEEP_AGE_S", 0.0)
-        digests = [one.service.registry.version("acme", "p", number).digest for number in (1, 2)]
+        digests = [
+            one.service.registry.plugins.version("acme", "p", number).digest for number in (1, 2)
+        ]
         monkeypatch.setattr(
             "sandhost.serve.registry._SWEEP_AGE_S", 0.0
         )  # not before: it spares uploads
@@ -573,6 +577,31 @@ def test_the_audit_log_has_what_was_changed_and_what_was_refused(data):
     in_desk(data, test)
 
 
+def test_refusals_that_cannot_be_written_do_not_keep_the_next_ones_out(data, monkeypatch, caplog):
+    monkeypatch.setattr("sandhost.serve.service._TELL_EVERY_S", 0.01)
+    stranger = "sh_" + "x" * 43
+
+    async def refusals(one: Desk) -> int:
+        found = await one.admin.ask("GET", "/v1/admin/audit", 200)
+        return sum(entry["action"] == "token.refuse" for entry in found["entries"])
+
+    async def test(one: Desk) -> None:
+        other = sqlite3.connect(data / "registry.db", isolation_level=None)
+        with contextlib.closing(other):
+            other.execute("BEGIN IMMEDIATE")  # nobody else writes
+            await Client(one.http, stranger).problem("GET", "/v1/plugins", 401, "unknown")
+            while "database is locked" not in caplog.text:
+                await asyncio.sleep(0.01)
+            other.execute("ROLLBACK")
+        assert await refusals(one) == 0
+        await Client(one.http, stranger).problem("GET", "/v1/plugins", 401, "unknown")
+        while not await refusals(one):
+            await asyncio.sleep(0.01)
+
+    in_desk(data, test)
+    assert "refusals could not be audited count=1" in caplog.text
+
+
 def test_who_watches_sees_figures_and_the_picture(data):
     async def test(one: Desk) -> None:
         acme = await one.client("acme")
@@ -684,7 +713,7 @@ def test_what_was_known_is_known_after_a_restart(data):
             assert await acme.call("p", "which", params={"ref": "live"}) == [1]
             assert await acme.call("p", "which", headers={"Idempotency-Key": "k"}) == [2]
             assert one.service.tenant("acme").quotas.guests == 7
-            version = one.service.registry.version("acme", "p", 1)
+            version = one.service.registry.plugins.version("acme", "p", 1)
             assert version.settings.limits.deadline_ns == 3_000_000_000
             entries = (await one.admin.ask("GET", "/v1/admin/audit", 200))["entries"]
             assert len(entries) == 7

@@ -42,49 +42,49 @@ def live(folder: str, seed: int, steps: int) -> None:
     with Store(folder, step if steps else no_step) as store:
         registry = Registry(store)
         say("open")
-        if "acme" not in {tenant.name for tenant in registry.tenants()}:
-            registry.add_tenant("acme")
+        if "acme" not in {tenant.name for tenant in registry.tenants}:
+            registry.tenants.add("acme")
         while True:
             plugin = dice.choice(["wc", "sort"])
             module = dice.randbytes(dice.randrange(1, 20_000))
             digest, size = registry.blobs.put([module[:5000], module[5000:]], 1 << 20)
-            number = registry.add_version("acme", plugin, digest, size).number
+            number = registry.plugins.add_version("acme", plugin, digest, size).number
             say("version", plugin, number, digest)
-            registry.mark_ready(registry.version("acme", plugin, number))
+            registry.plugins.mark_ready(registry.plugins.version("acme", plugin, number))
             say("ready", plugin, number)
             alias = dice.choice(["live", "test"])
             say("alias?", plugin, alias, number)
-            registry.set_alias("acme", plugin, alias, number)
+            registry.aliases.set("acme", plugin, alias, number)
             say("alias", plugin, alias, number)
-            text = registry.add_token("acme", [Scope.INVOKE])
+            text = registry.tokens.add("acme", [Scope.INVOKE])
             say("token", text)
             if dice.random() < 0.3:
                 say("revoked?", text)
-                registry.revoke_token("acme", registry.who(text).token_id)
+                registry.tokens.revoke("acme", registry.tokens.who(text).token_id)
                 say("revoked", text)
             key = str(dice.random())
-            registry.remember("acme", key, key, Answer(200, "", key.encode()))
+            registry.answers.remember("acme", key, key, Answer(200, "", key.encode()))
             say("answer", key)
-            mine = registry.plugin("acme", plugin)
+            mine = registry.plugins.find("acme", plugin)
             named = {n for a in mine.aliases.values() for n in (a.number, a.previous)}
             free = sorted(set(mine.versions) - named - {mine.latest})
             if free:
                 say("removed?", plugin, free[0])
-                registry.remove_version("acme", plugin, free[0])
+                registry.plugins.remove_version("acme", plugin, free[0])
                 say("removed", plugin, free[0])
             if dice.random() < 0.1:  # a tenant with a bit of everything comes and goes
-                if registry.has_tenant("brief"):
+                if "brief" in registry.tenants:
                     registry.remove_tenant("brief")
-                registry.add_tenant("brief")
-                registry.add_token("brief", [Scope.INVOKE])
-                made = registry.add_version("brief", plugin, digest, size)
-                registry.mark_ready(made)
-                registry.set_alias("brief", plugin, "live", made.number)
-                registry.remember("brief", "k", "f", Answer(200, "", b""))
+                registry.tenants.add("brief")
+                registry.tokens.add("brief", [Scope.INVOKE])
+                made = registry.plugins.add_version("brief", plugin, digest, size)
+                registry.plugins.mark_ready(made)
+                registry.aliases.set("brief", plugin, "live", made.number)
+                registry.answers.remember("brief", "k", "f", Answer(200, "", b""))
                 who = Principal("brief", frozenset(), "t")
-                remove = partial(registry.remove_plugin, "brief", plugin)
-                registry.change(who, "a", "s", remove)
-                say("audited", registry.audit_log("brief", 1)[0].at_ns)
+                remove = partial(registry.plugins.remove, "brief", plugin)
+                registry.audit.change(who, "a", "s", remove)
+                say("audited", registry.audit.log("brief", 1)[0].at_ns)
 
 
 class Witness:
@@ -136,7 +136,7 @@ class Witness:
             registry = Registry(store)
             there = {
                 (plugin.name, number): version
-                for plugin in registry.plugins("acme")
+                for plugin in registry.plugins.of("acme")
                 for number, version in plugin.versions.items()
             }
             for key, digest in list(self.versions.items()):
@@ -157,30 +157,30 @@ class Witness:
                 assert numbers == sorted(set(numbers))  # none was given twice
             for plugin, alias in {**self.aliases, **self.asked}:
                 before, asked = self.aliases.get((plugin, alias)), self.asked.get((plugin, alias))
-                found = registry.plugin("acme", plugin).aliases.get(alias)
+                found = registry.plugins.find("acme", plugin).aliases.get(alias)
                 if found is None:
                     assert before is None
                 else:
                     assert found.number in (before, asked)
-                    assert registry.resolve("acme", plugin, alias).state == "ready"
+                    assert registry.plugins.resolve("acme", plugin, alias).state == "ready"
                     self.aliases[plugin, alias] = found.number
             self.asked.clear()
             for text, valid in self.tokens.items():
                 try:
-                    assert registry.who(text).tenant == "acme"
+                    assert registry.tokens.who(text).tenant == "acme"
                     assert valid is not False
                     self.tokens[text] = True
                 except Unknown:
                     assert valid is not True
                     self.tokens[text] = False
             for key in self.answers[-500:]:
-                answer = registry.recall("acme", key, key)
+                answer = registry.answers.recall("acme", key, key)
                 assert answer is not None
                 assert answer.body == key.encode()
             if self.audited:  # together with the change, or a later one
-                assert registry.audit_log("brief", 1)[0].at_ns >= self.audited
+                assert registry.audit.log("brief", 1)[0].at_ns >= self.audited
             named = {version.digest for version in there.values()}
-            brief = registry.plugins("brief")
+            brief = registry.plugins.of("brief")
             named |= {version.digest for p in brief for version in p.versions.values()}
             assert set(os.listdir(store.blobs.folder)) == named
 

@@ -89,7 +89,7 @@ def test_a_plugin_is_uploaded_watched_called_and_removed(data):
         assert [(p.plugin, p.latest, len(p.versions)) for p in listed] == [("sum", 2, 2)]
         await acme.RemoveVersion(named(made))
         await refused(acme.GetVersion(named(made)), "NOT_FOUND", "MISSING")
-        kept = one.service.registry.version("acme", "sum", 2).settings
+        kept = one.service.registry.plugins.version("acme", "sum", 2).settings
         assert kept.limits == one.service.settings.guest_limits()
 
     in_rpc_desk(data, test)
@@ -177,7 +177,7 @@ def test_aliases_switch_go_back_and_guard_their_version(data):
         assert list(found.aliases) == [Alias(alias="live", version=1, previous=2)]
         await acme.RemoveAlias(request)
         await acme.RemoveVersion(first)
-        actions = [e.action for e in one.service.registry.audit_log("acme")]
+        actions = [e.action for e in one.service.registry.audit.log("acme")]
         assert {"version.add", "alias.set", "alias.rollback", "alias.remove"} <= set(actions)
         far = SetAliasRequest(plugin="p", alias="live", version=2**64 - 1)
         await refused(acme.SetAlias(far), "NOT_FOUND", "MISSING")

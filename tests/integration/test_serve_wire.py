@@ -312,3 +312,133 @@ def test_whoever_goes_while_waiting_for_a_place_leaves_the_line(service):
         await Wire.close_all()  # the guests end long before their ten seconds
 
     service.run(test)
+
+
+async def _figure(http: httpx.AsyncClient, name: str) -> float:
+    text = (await Client(http, ADMIN).ask("GET", "/metrics", 200)).text
+    return float(text.partition(f"\nsandhost_serve_{name} ")[2].split()[0])
+
+
+TAKEN_AS_WELL = [
+    ("which", b""),
+    ("which", b'{"arguments": []}'),
+    ("which", b'{"arguments": [1]}'),
+    ("which", b'{"arguments": {}}'),
+    ("which", b'{"argument": []}'),
+    ("which", b"[]"),
+    ("which", b'{"arguments": [NaN]}'),
+    ("which", b"\xff"),
+    ("nothing", b""),
+    ("trap", b""),
+    ("sum", b'{"arguments": [2, 3]}'),
+    ("sum", b'{"arguments": [2, 9007199254740993]}'),
+    ("sum", b'{"arguments": [2, 18446744073709551616]}'),
+    ("half", b'{"arguments": ["Infinity"]}'),
+    ("much", b""),
+]
+SOME = b"""(module (memory (export "memory") 1)
+  (func (export "which") (result i32) (i32.const 1))
+  (func (export "sum") (param i32 i64) (result i64) (i64.add (i64.extend_i32_s (local.get 0)) (local.get 1)))
+  (func (export "half") (param f64) (result f64) (f64.div (local.get 0) (f64.const 2)))
+  (func (export "much") (result i32) (memory.grow (i32.const 60000)))
+  (func (export "trap") unreachable))"""
+
+
+def test_what_is_answered_at_the_wire_is_what_the_application_answers(service):
+    async def test(acme: Client) -> None:
+        await acme.deploy("some", SOME)
+        wire = await Wire.open(service.port)
+        # Who will not wait for long goes to the application.
+        own, direct = "Sandhost-Deadline: 0.0999\r\n", "Sandhost-Deadline: 9.5\r\n"
+        for function, body in TAKEN_AS_WELL:
+            answers = []
+            for more in (own, "", "", direct):  # the second time its head is known
+                before = await _figure(acme.http, "requests_at_once_total")
+                wire.send(call(service.token, body, more, f"some/call/{function}"))
+                status, head, content = await wire.answer()
+                lines = sorted(
+                    line.lower()
+                    for line in head.split(b"\r\n")[1:]
+                    if not line.lower().startswith(b"date:")
+                )
+                answers.append((status, lines, content))
+                at_once = await _figure(acme.http, "requests_at_once_total") - before
+                assert at_once == (more != own), (function, body)
+            assert answers[1:] == answers[:1] * 3, (function, body)
+
+    service.run(test)
+
+
+def test_heads_that_were_seen_before_are_read_as_the_first_time(service):
+    async def test(acme: Client) -> None:
+        made = await Client(acme.http, ADMIN).ask("PUT", "/v1/admin/tenants/other", 201, json={})
+        assert made is not None
+        token = (
+            await Client(acme.http, ADMIN).ask(
+                "POST", "/v1/admin/tenants/other/tokens", 201, json={"scopes": ["deploy", "invoke"]}
+            )
+        )["token"]
+        other = b'(module (func (export "which") (result i32) (i32.const 2)))'
+        await Client(acme.http, token).deploy("p", other)
+        mine, theirs = call(service.token), call(token)
+        for _ in range(3):
+            # Two in one piece: the head of the first is not the second's.
+            wire = await Wire.open(service.port)
+            wire.send(mine + theirs)
+            assert [(await wire.answer())[2] for _ in range(2)] == [
+                b'{"results": [1]}',
+                b'{"results": [2]}',
+            ]
+            for one, number in ((mine, 1), (theirs, 2), (mine, 1)):
+                wire.send(one)
+                assert (await wire.answer())[2] == b'{"results": [%d]}' % number
+            # Empty lines before a request are no head.
+            wire.send(b"\r\n\r\n" + mine)
+            assert (await wire.answer())[2] == b'{"results": [1]}'
+            wire.send(b"\r\n\r\n" + theirs)
+            assert (await wire.answer())[2] == b'{"results": [2]}'
+            # Lines that end in another way: the parser's end of the head may not be ours.
+            for odd in (mine.replace(b"\r\nHost", b"\nHost"), b"\n" + mine):
+                odd_wire = await Wire.open(service.port)
+                odd_wire.send(odd)
+                with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                    assert (await odd_wire.answer())[2] != b'{"results": [2]}'
+            # In pieces, and with another body under the same head.
+            for piece in (mine[:40], mine[40:-2], mine[-2:]):
+                wire.send(piece)
+                await asyncio.sleep(0.01)
+            assert (await wire.answer())[0] == 200
+            for body, status in ((b"{}", 200), (b"{!", 400), (b"{}", 200)):
+                wire.send(call(service.token, body))
+                assert (await wire.answer())[0] == status
+        # A token that is revoked is known no longer, whatever was read before.
+        gone = await Client(acme.http, ADMIN).ask("GET", "/v1/admin/tenants/other/tokens", 200)
+        for one in gone["tokens"]:
+            await Client(acme.http, ADMIN).ask(
+                "DELETE", f"/v1/admin/tenants/other/tokens/{one['id']}", 204
+            )
+        wire.send(theirs)
+        assert (await wire.answer())[0] == 401
+        await Client(acme.http, ADMIN).ask("DELETE", "/v1/admin/tenants/other", 204)
+
+    service.run(test)
+
+
+@pytest.mark.parametrize("token", ["good", "bad"])
+def test_who_reads_no_answers_is_not_read_from(service, token):
+    async def test(acme: Client) -> None:
+        one = call(service.token if token == "good" else "sh_" + "x" * 43)
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port, limit=1 << 16)
+        wire = Wire(reader, writer)
+        Wire.opened.append(wire)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        count = (64 << 20) // len(one)
+        wire.send(one * count)
+        before = -1
+        while before != (left := writer.transport.get_write_buffer_size()):
+            before = left
+            await asyncio.sleep(2)
+        assert left > 32 << 20  # what the kernel holds is less than that
+        assert await acme.call("p", "which") == [1]
+
+    service.run(test)

@@ -13,10 +13,10 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#include "check.h"
+#include "bridge_fixture.h"
 #include "guest.h"
 
-enum { WASM_PAGE = 65536, IMAGE = 65536, MAX_ROUNDS = 99 };
+enum { IMAGE = 65536, MAX_ROUNDS = 99 };
 
 static const char wat[] = /* the built-in bench guest, without its data: the image holds it, as after the rewrite */
     "(module (memory (export \"memory\") 17 17)"
@@ -29,31 +29,20 @@ static const char wat[] = /* the built-in bench guest, without its data: the ima
     "   (local.set $count (i32.sub (local.get $count) (i32.const 1)))"
     "   (br $again)))))";
 
-static const sh_limits no_limits = {.memory = UINT64_MAX, .table_elements = 1000};
-
 typedef struct {
   sh_host *host;
   sh_plugin *plugin;
 } place;
 
 static place open_place(uint32_t policy) {
-  sh_host *host = sh_host_new(&(sh_host_options){.memory_limit = UINT64_MAX,
-                                                 .max_regions = 64,
-                                                 .policy = policy,
-                                                 .resident_per_slot = 2 << 20,
-                                                 .resident_total = 64 << 20,
-                                                 .decay_ns = UINT64_C(1000000000),
-                                                 .wasm_stack = 256 << 10,
-                                                 .optimize = 1});
-  CHECK(host);
-  uint8_t *wasm;
-  size_t length;
-  CHECK_EQ(sh_wat2wasm(wat, strlen(wat), &wasm, &length), SH_OK);
-  sh_module *module = sh_module_compile(host, wasm, length, 0);
-  CHECK(module);
-  sh_bytes_free(wasm, length);
-  sh_plugin *plugin = sh_plugin_new(host, module);
-  CHECK(plugin);
+  sh_host_options options = host_options();
+  options.policy = policy;
+  options.resident_per_slot = 2 * MIB;
+  options.resident_total = 64 * MIB;
+  options.decay_ns = UINT64_C(1000000000);
+  options.optimize = 1;
+  sh_host *host = open_host(&options);
+  sh_plugin *plugin = compile(host, wat);
   static uint8_t data[IMAGE];
   memset(data, 7, sizeof data);
   const uint8_t *runs[] = {data};
@@ -65,11 +54,7 @@ static place open_place(uint32_t policy) {
   return (place){.host = host, .plugin = plugin};
 }
 
-static void close_place(place *at) {
-  CHECK_EQ(sh_host_close(at->host), SH_OK);
-  sh_plugin_release(at->plugin);
-  sh_host_release(at->host);
-}
+static void close_place(place *at) { end_host(at->host, at->plugin); }
 
 static uint64_t now_ns(void) {
   struct timespec now;
@@ -238,7 +223,7 @@ int main(int argc, char **argv) {
   if (argc > 1) budget_ns = strtoull(argv[1], NULL, 10) * 1000000;
   int rounds = argc > 2 ? atoi(argv[2]) : 7;
   CHECK(rounds > 0 && rounds <= MAX_ROUNDS);
-  CHECK_EQ(sh_wasmtime_open(getenv("SANDHOST_WASMTIME_LIBRARY")), SH_OK);
+  open_wasmtime();
   process programs[] = {start_process(), start_process()};
   place a = open_place(SH_POLICY_WARM), b = open_place(SH_POLICY_WARM);
   measure_distance();

@@ -1,8 +1,4 @@
-/* The wasmtime bridge without Python: guests spawned, called, cancelled, viewed and closed by many threads at once.
- *
- * Needs wasmtime's library: SANDHOST_WASMTIME_LIBRARY is its path (`run` finds it through $PYTHON). Its code is not
- * instrumented, so that what sanitizers see is ours: every access of ours from any thread.
- */
+/* The wasmtime bridge without Python: guests spawned, called, cancelled, viewed and closed by many threads at once. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -10,19 +6,9 @@
 #include <string.h>
 #include <time.h>
 
-#include "check.h"
-#include "sandhost.h"
+#include "bridge_fixture.h"
 
-/* wasmtime's own locks and atomics are invisible to ThreadSanitizer, and so what it frees on one thread and used on
- * another looks like a race. And its fault handler allocates; a trap comes from wasm code, where no allocator is
- * interrupted. Only what it does itself is left out: our callbacks are seen. */
-const char *__tsan_default_suppressions(void);
-const char *__tsan_default_suppressions(void) { return "called_from_lib:_libwasmtime.so\nsignal:_libwasmtime.so\n"; }
-/* What wasmtime keeps for the life of the process: its table of types. */
-const char *__lsan_default_suppressions(void);
-const char *__lsan_default_suppressions(void) { return "leak:_libwasmtime.so\n"; }
-
-enum { THREADS = 4, MIB = 1 << 20, WASM_PAGE = 65536 };
+enum { THREADS = 4 };
 
 /* ---- modules, hosts, callbacks ---------------------------------------------------------------------------------- */
 
@@ -37,8 +23,8 @@ static const char worker_wat[] =
     " (func (export \"spin\") (loop (br 0)))"
     " (func (export \"trap\") unreachable))";
 enum { ADD, SWAP, GROW, HOST, SPIN, TRAP };
-static const char *const worker_exports[][3] = {{"add", "ii", "i"}, {"swap", "ii", "i"}, {"grow", "i", "i"},
-                                                {"host", "i", "i"}, {"spin", "", ""},    {"trap", "", ""}};
+static const export_row worker_exports[] = {{"add", "ii", "i"}, {"swap", "ii", "i"}, {"grow", "i", "i"},
+                                            {"host", "i", "i"}, {"spin", "", ""},    {"trap", "", ""}};
 
 /* Its start function calls the host, which spawns a worker meanwhile. */
 static const char starter_wat[] = "(module (import \"env\" \"call\" (func $call (param i32) (result i32)))"
@@ -70,7 +56,6 @@ static const char keeper_wat[] =
     "  (i32.add (call_indirect (type $number) (i32.const 1)) (table.size $functions)))))";
 enum { SET, SUM };
 
-static const sh_limits no_limits = {.memory = UINT64_MAX, .table_elements = 1000};
 static sh_plugin *nested_plugin;
 static _Thread_local bool in_call; /* callbacks come on the thread that calls */
 static _Thread_local uint64_t heard;
@@ -123,55 +108,23 @@ static int64_t call(uint64_t guest, uint32_t export_index, int64_t a, int64_t b)
 }
 
 static sh_host *new_host(uint32_t policy) {
-  sh_host *host = sh_host_new(&(sh_host_options){.memory_limit = UINT64_MAX,
-                                                 .max_regions = 64,
-                                                 .policy = policy,
-                                                 .resident_per_slot = MIB,
-                                                 .resident_total = 16 * MIB,
-                                                 .decay_ns = 50000000,
-                                                 .wasm_stack = 256 << 10,
-                                                 .optimize = 0});
-  CHECK(host);
-  return host;
+  sh_host_options options = host_options();
+  options.policy = policy;
+  return open_host(&options);
 }
 
 static sh_plugin *new_plugin(sh_host *host, const char *wat, bool imports_call) {
-  uint8_t *wasm;
-  size_t length;
-  CHECK_EQ(sh_wat2wasm(wat, strlen(wat), &wasm, &length), SH_OK);
-  sh_module *module = sh_module_compile(host, wasm, length, 0);
-  CHECK(module);
-  sh_bytes_free(wasm, length);
-  sh_plugin *plugin = sh_plugin_new(host, module);
-  CHECK(plugin);
+  sh_plugin *plugin = compile(host, wat);
   if (imports_call) CHECK_EQ(sh_plugin_import(plugin, "env", "call", "i", "i", 1, 0), SH_OK);
   return plugin;
-}
-
-static void add_memory(sh_plugin *plugin, uint64_t pages, uint64_t most) {
-  uint64_t maximum = most ? most * WASM_PAGE : UINT64_MAX;
-  CHECK_EQ(sh_plugin_memory(plugin, pages * WASM_PAGE, maximum, WASM_PAGE, 0, 0, NULL, NULL, NULL), SH_OK);
 }
 
 static sh_plugin *new_worker(sh_host *host) {
   sh_plugin *plugin = new_plugin(host, worker_wat, true);
   add_memory(plugin, 1, 16);
-  for (size_t k = 0; k < sizeof worker_exports / sizeof *worker_exports; k++) {
-    const char *const *e = worker_exports[k];
-    CHECK_EQ(sh_plugin_export(plugin, e[0], strlen(e[0]), e[1], e[2]), SH_OK);
-  }
+  ADD_EXPORTS(plugin, worker_exports);
   CHECK_EQ(sh_plugin_link(plugin), SH_OK);
   return plugin;
-}
-
-static void check_empty(sh_host *host) {
-  sh_host_trim(host, 0);
-  sh_host_stats stats;
-  sh_host_get_stats(host, &stats);
-  CHECK_EQ(stats.guests_live, 0);
-  CHECK_EQ(stats.pool.regions_live, 0);
-  CHECK_EQ(stats.pool.committed_bytes, 0);
-  CHECK_EQ(stats.pool.slots_quarantined, 0);
 }
 
 static void pause_us(uint64_t us) { nanosleep(&(struct timespec){.tv_nsec = (long)us * 1000}, NULL); }
@@ -290,9 +243,7 @@ static void all_that_threads_do_is_counted(void) {
   CHECK_EQ(recorded(host, SH_OP_CALL), 3 * lives);
   CHECK_EQ(recorded(host, SH_OP_CLOSE), lives);
   check_empty(host);
-  CHECK_EQ(sh_host_close(host), SH_OK);
-  sh_plugin_release(plugin);
-  sh_host_release(host);
+  end_host(host, plugin);
 }
 
 /* ---- free guests hold a plugin ---------------------------------------------------------------------------------- */
@@ -706,9 +657,7 @@ static void a_deadline_is_noticed_however_long_the_ticker_was_idle(void) {
   }
   sh_reclaim reclaim;
   CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
-  CHECK_EQ(sh_host_close(host), SH_OK);
-  sh_plugin_release(plugin);
-  sh_host_release(host);
+  end_host(host, plugin);
 }
 
 /* ---- who is there, and where in its code -------------------------------------------------------------------------- */
@@ -769,9 +718,7 @@ static void guests_are_looked_at_while_they_compute_and_end(void) {
   CHECK(told > 0 && listed > 0);
   CHECK_EQ(stacks_told(host, 0), 0);
   check_empty(host);
-  CHECK_EQ(sh_host_close(host), SH_OK);
-  sh_plugin_release(plugin);
-  sh_host_release(host);
+  end_host(host, plugin);
 }
 
 /* ---- output ----------------------------------------------------------------------------------------------------- */
@@ -809,9 +756,7 @@ static void output_is_heard_on_the_guests_own_thread(void) {
   CHECK_EQ(sh_plugin_link(plugin), SH_OK);
   in_threads(write_output, plugin);
   check_empty(host);
-  CHECK_EQ(sh_host_close(host), SH_OK);
-  sh_plugin_release(plugin);
-  sh_host_release(host);
+  end_host(host, plugin);
 }
 
 /* ---- snapshots -------------------------------------------------------------------------------------------------- */
@@ -873,21 +818,11 @@ static void threads_fork_from_one_snapshot_and_take_their_own(void) {
   in_threads(fork_and_take, plugin);
   sh_snapshot_release(shared_snapshot);
   check_empty(host);
-  CHECK_EQ(sh_host_close(host), SH_OK);
-  sh_plugin_release(plugin);
-  sh_host_release(host);
+  end_host(host, plugin);
 }
 
 int main(void) {
-  const char *library = getenv("SANDHOST_WASMTIME_LIBRARY");
-  if (!library || !*library) {
-    printf("skipped: SANDHOST_WASMTIME_LIBRARY does not say where wasmtime's library is\n");
-    return 0;
-  }
-  if (sh_wasmtime_open(library) != SH_OK) {
-    printf("%s\n", sh_last_error()->message);
-    return 1;
-  }
+  open_wasmtime();
   sh_set_callbacks(&(sh_callbacks){.hostcall = hostcall, .output = output, .signals = signals});
   RUN(threads_live_whole_lives_beside_each_other);
   RUN(all_that_threads_do_is_counted);

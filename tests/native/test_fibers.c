@@ -1,6 +1,6 @@
 /* Calls that can wait, without Python: begun, answered, stopped, abandoned, by many threads, on workers and in place.
  *
- * Needs wasmtime's library, as test_bridge.c does. Function 1 of the host answers at once (x + 1), function 2 later.
+ * Function 1 of the host answers at once (x + 1), function 2 later.
  */
 #include <poll.h>
 #include <pthread.h>
@@ -10,16 +10,9 @@
 #include <string.h>
 #include <time.h>
 
-#include "check.h"
-#include "sandhost.h"
+#include "bridge_fixture.h"
 
-/* As in test_bridge.c. */
-const char *__tsan_default_suppressions(void);
-const char *__tsan_default_suppressions(void) { return "called_from_lib:_libwasmtime.so\nsignal:_libwasmtime.so\n"; }
-const char *__lsan_default_suppressions(void);
-const char *__lsan_default_suppressions(void) { return "leak:_libwasmtime.so\n"; }
-
-enum { THREADS = 4, MIB = 1 << 20, WASM_PAGE = 65536 };
+enum { THREADS = 4 };
 
 static const char wat[] =
     "(module (import \"env\" \"now\" (func $now (param i32) (result i32)))"
@@ -41,10 +34,9 @@ static const char wat[] =
     " (func (export \"twice\") (param i32) (result i32) (drop (call $work (local.get 0)))"
     "  (drop (call $later (i32.const 1))) (call $work (local.get 0))))";
 enum { ADD, WAIT, ASK, SPIN, TRAP, COUNT, DEEP, WORK, TWICE };
-static const char *const exports[][3] = {{"add", "ii", "i"}, {"wait", "i", "i"}, {"ask", "i", "i"},
-                                         {"spin", "", ""},   {"trap", "", ""},   {"count", "i", "i"},
-                                         {"deep", "i", "i"}, {"work", "i", "i"}, {"twice", "i", "i"}};
-static const sh_limits no_limits = {.memory = UINT64_MAX, .table_elements = 1000};
+static const export_row exports[] = {{"add", "ii", "i"}, {"wait", "i", "i"}, {"ask", "i", "i"},
+                                     {"spin", "", ""},   {"trap", "", ""},   {"count", "i", "i"},
+                                     {"deep", "i", "i"}, {"work", "i", "i"}, {"twice", "i", "i"}};
 
 static _Atomic(pthread_t) driver; /* in tests with one; 0: any thread may be called */
 static uint64_t nested_in;        /* function 1 calls this guest again; 0: it does not */
@@ -75,54 +67,25 @@ static int answer(uint64_t guest, uint32_t id, void *said, int64_t *cells) {
 static int signals(void) { return 0; }
 
 static sh_host *new_host(uint32_t workers) {
-  sh_host *host = sh_host_new(&(sh_host_options){.memory_limit = UINT64_MAX,
-                                                 .max_regions = 256,
-                                                 .policy = SH_POLICY_WARM,
-                                                 .resident_per_slot = MIB,
-                                                 .resident_total = 16 * MIB,
-                                                 .decay_ns = 50000000,
-                                                 .wasm_stack = 256 << 10,
-                                                 .workers = workers});
-  CHECK(host);
-  return host;
+  sh_host_options options = host_options();
+  options.max_regions = 256;
+  options.workers = workers;
+  return open_host(&options);
 }
 
 static sh_plugin *new_plugin(sh_host *host) {
-  uint8_t *wasm;
-  size_t length;
-  CHECK_EQ(sh_wat2wasm(wat, strlen(wat), &wasm, &length), SH_OK);
-  sh_module *module = sh_module_compile(host, wasm, length, 0);
-  CHECK(module);
-  sh_bytes_free(wasm, length);
-  sh_plugin *plugin = sh_plugin_new(host, module);
-  CHECK(plugin);
+  sh_plugin *plugin = compile(host, wat);
   CHECK_EQ(sh_plugin_import(plugin, "env", "now", "i", "i", 1, 0), SH_OK);
   CHECK_EQ(sh_plugin_import(plugin, "env", "later", "i", "i", 2, 1), SH_OK);
-  CHECK_EQ(sh_plugin_memory(plugin, WASM_PAGE, 16 * WASM_PAGE, WASM_PAGE, 0, 0, NULL, NULL, NULL), SH_OK);
-  for (size_t k = 0; k < sizeof exports / sizeof *exports; k++)
-    CHECK_EQ(sh_plugin_export(plugin, exports[k][0], strlen(exports[k][0]), exports[k][1], exports[k][2]), SH_OK);
+  add_memory(plugin, 1, 16);
+  ADD_EXPORTS(plugin, exports);
   CHECK_EQ(sh_plugin_link(plugin), SH_OK);
   return plugin;
 }
 
-static void check_empty(sh_host *host) {
-  sh_host_trim(host, 0);
-  sh_host_stats stats;
-  sh_host_get_stats(host, &stats);
-  CHECK_EQ(stats.guests_live, 0);
-  CHECK_EQ(stats.pool.regions_live, 0);
-  CHECK_EQ(stats.pool.committed_bytes, 0);
-  CHECK_EQ(stats.stacks.regions_live, 0);
-  CHECK_EQ(stats.stacks.committed_bytes, 0);
-  CHECK_EQ(stats.stacks.warm_bytes, 0);
-  CHECK_EQ(stats.pool.slots_quarantined + stats.stacks.slots_quarantined, 0);
-}
-
 static void end(sh_host *host, sh_plugin *plugin) {
   check_empty(host);
-  CHECK_EQ(sh_host_close(host), SH_OK);
-  sh_plugin_release(plugin);
-  sh_host_release(host);
+  end_host(host, plugin);
 }
 
 static void wait_for(sh_port *port) {
@@ -618,15 +581,7 @@ static void a_whole_life_on_a_loop_is_short_or_is_not_there(void) {
 }
 
 int main(void) {
-  const char *library = getenv("SANDHOST_WASMTIME_LIBRARY");
-  if (!library || !*library) {
-    printf("skipped: SANDHOST_WASMTIME_LIBRARY does not say where wasmtime's library is\n");
-    return 0;
-  }
-  if (sh_wasmtime_open(library) != SH_OK) {
-    printf("%s\n", sh_last_error()->message);
-    return 1;
-  }
+  open_wasmtime();
   sh_set_callbacks(&(sh_callbacks){.hostcall = hostcall, .answer = answer, .signals = signals});
   RUN(a_call_waits_for_its_answer);
   RUN(calls_nest_on_the_fiber);

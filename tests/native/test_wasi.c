@@ -1,7 +1,4 @@
-/* WASI without Python: tables captured and attached, whatever a file says of them; one grant used by many threads.
- *
- * Needs wasmtime's library, as test_bridge.c does, and keeps the same things from the sanitizers.
- */
+/* WASI without Python: tables captured and attached, whatever a file says of them; one grant used by many threads. */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -9,13 +6,8 @@
 #include <string.h>
 #include <sys/wait.h>
 
-#include "check.h"
+#include "bridge_fixture.h"
 #include "wasi.h"
-
-const char *__tsan_default_suppressions(void);
-const char *__tsan_default_suppressions(void) { return "called_from_lib:_libwasmtime.so\nsignal:_libwasmtime.so\n"; }
-const char *__lsan_default_suppressions(void);
-const char *__lsan_default_suppressions(void) { return "leak:_libwasmtime.so\n"; }
 
 enum { THREADS = 4 };
 
@@ -36,36 +28,20 @@ static const char reader_wat[] =
     "  (drop (call $read (local.get 0) (i32.const 8) (i32.const 1) (i32.const 16))) (i32.load (i32.const 16)))"
     " (func (export \"close\") (param i32) (result i32) (call $close (local.get 0))))";
 enum { OPEN, READ, CLOSE };
+static const export_row exports[] = {{"open", "i", "i"}, {"read", "i", "i"}, {"close", "i", "i"}};
 
-static const sh_limits no_limits = {.memory = UINT64_MAX, .table_elements = 1000};
 static char folder[] = "/tmp/sandhost-wasi-XXXXXX";
 
 static sh_host *new_host(void) {
-  sh_host *host = sh_host_new(&(sh_host_options){.memory_limit = UINT64_MAX,
-                                                 .max_regions = 64,
-                                                 .policy = SH_POLICY_WARM,
-                                                 .resident_per_slot = 1 << 20,
-                                                 .resident_total = 16 << 20,
-                                                 .decay_ns = 50000000,
-                                                 .wasm_stack = 256 << 10});
-  CHECK(host);
-  return host;
+  sh_host_options options = host_options();
+  return open_host(&options);
 }
 
 static sh_plugin *new_reader(sh_host *host) {
-  uint8_t *wasm;
-  size_t length;
-  CHECK_EQ(sh_wat2wasm(reader_wat, strlen(reader_wat), &wasm, &length), SH_OK);
-  sh_module *module = sh_module_compile(host, wasm, length, 0);
-  CHECK(module);
-  sh_bytes_free(wasm, length);
-  sh_plugin *plugin = sh_plugin_new(host, module);
-  CHECK(plugin);
-  CHECK_EQ(sh_plugin_memory(plugin, 65536, 1 << 20, 65536, 0, 0, NULL, NULL, NULL), SH_OK);
+  sh_plugin *plugin = compile(host, reader_wat);
+  add_memory(plugin, 1, 16);
   CHECK_EQ(sh_plugin_wasi(plugin, 0), SH_OK);
-  CHECK_EQ(sh_plugin_export(plugin, "open", 4, "i", "i"), SH_OK);
-  CHECK_EQ(sh_plugin_export(plugin, "read", 4, "i", "i"), SH_OK);
-  CHECK_EQ(sh_plugin_export(plugin, "close", 5, "i", "i"), SH_OK);
+  ADD_EXPORTS(plugin, exports);
   CHECK_EQ(sh_plugin_link(plugin), SH_OK);
   return plugin;
 }
@@ -148,9 +124,7 @@ static void a_captured_table_is_what_was_there_and_its_lies_are_found(void) {
   end(fork_id);
   sh_wasi_release(grant);
   sh_wasi_release(others);
-  CHECK_EQ(sh_host_close(host), SH_OK);
-  sh_plugin_release(plugin);
-  sh_host_release(host);
+  end_host(host, plugin);
 }
 
 static void an_open_file_is_named(void) {
@@ -168,9 +142,7 @@ static void an_open_file_is_named(void) {
   CHECK_EQ(call(id, CLOSE, 4), 0);
   end(id);
   sh_wasi_release(grant);
-  CHECK_EQ(sh_host_close(host), SH_OK);
-  sh_plugin_release(plugin);
-  sh_host_release(host);
+  end_host(host, plugin);
 }
 
 /* ---- grants ------------------------------------------------------------------------------------------------------- */
@@ -228,9 +200,7 @@ static void a_child_of_a_fork_lets_go_of_a_grant(void) {
   CHECK_EQ(call(guest, READ, 4), 5);
   end(guest);
   sh_wasi_release(grant);
-  CHECK_EQ(sh_host_close(host), SH_OK);
-  sh_plugin_release(plugin);
-  sh_host_release(host);
+  end_host(host, plugin);
 }
 
 static void without_openat2_a_directory_is_refused_and_nothing_leaks(void) {
@@ -250,15 +220,7 @@ static void without_openat2_a_directory_is_refused_and_nothing_leaks(void) {
 }
 
 int main(void) {
-  const char *library = getenv("SANDHOST_WASMTIME_LIBRARY");
-  if (!library || !*library) {
-    printf("skipped: SANDHOST_WASMTIME_LIBRARY does not say where wasmtime's library is\n");
-    return 0;
-  }
-  if (sh_wasmtime_open(library) != SH_OK) {
-    printf("%s\n", sh_last_error()->message);
-    return 1;
-  }
+  open_wasmtime();
   CHECK(mkdtemp(folder));
   char path[64];
   snprintf(path, sizeof path, "%s/f", folder);

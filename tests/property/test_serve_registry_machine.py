@@ -177,7 +177,7 @@ class Machine(RuleBasedStateMachine):
         self.model = Model()
         self.folder = self.parent / "0"
         self.open(stop)
-        self.registry.add_tenant("acme")
+        self.registry.tenants.add("acme")
         self.model.add_tenant("acme")
         for module in (b"one", b"two"):  # histories of aliases begin here
             self.upload("acme", "wc", module, None, None, True)
@@ -251,7 +251,7 @@ class Machine(RuleBasedStateMachine):
             outcome = "done" if expected is None else expected("").code
             after.audit.append((subject, outcome))
             who, plain = Principal("acme", frozenset(), "t"), call
-            call = lambda: self.registry.change(who, "a", subject, plain)  # noqa: E731
+            call = lambda: self.registry.audit.change(who, "a", subject, plain)  # noqa: E731
         self.left = stop
         try:
             result = call()
@@ -281,7 +281,7 @@ class Machine(RuleBasedStateMachine):
         """All that can be asked of the registry."""
         plugins = {}
         for tenant in ("acme", "other"):
-            for plugin in self.registry.plugins(tenant):
+            for plugin in self.registry.plugins.of(tenant):
                 versions = {
                     version.number: (version.state, self.registry.blobs.read(version.digest))
                     for version in plugin.versions.values()
@@ -289,8 +289,12 @@ class Machine(RuleBasedStateMachine):
                 aliases = {a.name: (a.number, a.previous) for a in plugin.aliases.values()}
                 plugins[tenant, plugin.name] = Plugin(plugin.next_number, versions, aliases)
         return (
-            {tenant.name: tenant.quotas for tenant in self.registry.tenants()},
-            {t.label: t.tenant for name in ("acme", "other") for t in self.registry.tokens(name)},
+            {tenant.name: tenant.quotas for tenant in self.registry.tenants},
+            {
+                t.label: t.tenant
+                for name in ("acme", "other")
+                for t in self.registry.tokens.of(name)
+            },
             plugins,
             {
                 (tenant, key): answer.body
@@ -299,13 +303,13 @@ class Machine(RuleBasedStateMachine):
                 for answer in [self.recalled(tenant, key)]
                 if answer is not None
             },
-            [(e.subject, e.outcome) for e in reversed(self.registry.audit_log(None, 10_000))],
+            [(e.subject, e.outcome) for e in reversed(self.registry.audit.log(None, 10_000))],
         )
 
     def recalled(self, tenant: str, key: str) -> Answer | None:
         for fingerprint in ("f", "g"):
             try:
-                return self.registry.recall(tenant, key, fingerprint)
+                return self.registry.answers.recall(tenant, key, fingerprint)
             except Conflict:
                 pass
         raise AssertionError("kept for neither")
@@ -319,7 +323,7 @@ class Machine(RuleBasedStateMachine):
         named = {
             version.digest
             for tenant in ("acme", "other")
-            for plugin in self.registry.plugins(tenant)
+            for plugin in self.registry.plugins.of(tenant)
             for version in plugin.versions.values()
         }
         assert set(os.listdir(self.registry.blobs.folder)) == named
@@ -333,17 +337,17 @@ class Machine(RuleBasedStateMachine):
     def an_alias_names_what_is_ready_and_latest_is_the_newest(self) -> None:
         for (tenant, name), plugin in getattr(self, "model", Model()).plugins.items():
             for alias, (number, _) in plugin.aliases.items():
-                version = self.registry.resolve(tenant, name, alias)
+                version = self.registry.plugins.resolve(tenant, name, alias)
                 assert (version.number, version.state) == (number, "ready")
             ready = [n for n, (state, _) in plugin.versions.items() if state == "ready"]
             if ready:
-                assert self.registry.resolve(tenant, name).number == max(ready)
+                assert self.registry.plugins.resolve(tenant, name).number == max(ready)
 
     @invariant()
     def tokens_are_known_until_they_are_revoked(self) -> None:
         for label, text in self.texts.items():
             try:
-                assert self.registry.who(text).tenant == self.model.tokens[label]
+                assert self.registry.tokens.who(text).tenant == self.model.tokens[label]
             except Unknown:
                 assert label not in self.model.tokens
 
@@ -352,7 +356,7 @@ class Machine(RuleBasedStateMachine):
     @rule(tenant=TENANTS, stop=STOPS, again=STOPS)
     def add_tenant(self, tenant, stop, again):
         self.do(
-            stop, lambda m: m.add_tenant(tenant), lambda: self.registry.add_tenant(tenant), again
+            stop, lambda m: m.add_tenant(tenant), lambda: self.registry.tenants.add(tenant), again
         )
 
     @rule(tenant=TENANTS, guests=st.integers(0, 3), stop=STOPS)
@@ -361,7 +365,7 @@ class Machine(RuleBasedStateMachine):
         self.do(
             stop,
             lambda m: m.update_tenant(tenant, quotas),
-            lambda: self.registry.update_tenant(tenant, quotas),
+            lambda: self.registry.tenants.update(tenant, quotas),
         )
 
     @rule(tenant=TENANTS, stop=STOPS)
@@ -371,7 +375,7 @@ class Machine(RuleBasedStateMachine):
         text = self.do(
             stop,
             lambda m: m.add_token(tenant, label),
-            lambda: self.registry.add_token(tenant, [Scope.INVOKE], label),
+            lambda: self.registry.tokens.add(tenant, [Scope.INVOKE], label),
         )
         if text is not None:
             self.texts[label] = text
@@ -381,11 +385,11 @@ class Machine(RuleBasedStateMachine):
         labels = sorted(self.texts)
         if labels:
             label = labels[which % len(labels)]
-            ids = {t.label: t.id for n in ("acme", "other") for t in self.registry.tokens(n)}
+            ids = {t.label: t.id for n in ("acme", "other") for t in self.registry.tokens.of(n)}
             self.do(
                 stop,
                 lambda m: m.revoke_token(tenant, label),
-                lambda: self.registry.revoke_token(tenant, ids.get(label, "gone")),
+                lambda: self.registry.tokens.revoke(tenant, ids.get(label, "gone")),
             )
 
     @rule(
@@ -394,7 +398,7 @@ class Machine(RuleBasedStateMachine):
     def upload(self, tenant, plugin, module, stop, again, ready):
         def call():
             digest, size = self.registry.blobs.put([module[:2], module[2:]], 10_000)
-            return self.registry.add_version(tenant, plugin, digest, size)
+            return self.registry.plugins.add_version(tenant, plugin, digest, size)
 
         version = self.do(stop, lambda m: m.add_version(tenant, plugin, module), call, again)
         seen = self.given.get((tenant, plugin), 0)
@@ -418,14 +422,16 @@ class Machine(RuleBasedStateMachine):
             self.do(
                 stop,
                 lambda m: m.mark(tenant, plugin, number, "ready"),
-                lambda: self.registry.mark_ready(self.registry.version(tenant, plugin, number)),
+                lambda: self.registry.plugins.mark_ready(
+                    self.registry.plugins.version(tenant, plugin, number)
+                ),
             )
         else:
             self.do(
                 stop,
                 lambda m: m.mark(tenant, plugin, number, "failed"),
-                lambda: self.registry.mark_failed(
-                    self.registry.version(tenant, plugin, number), "why"
+                lambda: self.registry.plugins.mark_failed(
+                    self.registry.plugins.version(tenant, plugin, number), "why"
                 ),
             )
 
@@ -434,7 +440,7 @@ class Machine(RuleBasedStateMachine):
         self.do(
             stop,
             lambda m: m.remove_version(tenant, plugin, number),
-            lambda: self.registry.remove_version(tenant, plugin, number),
+            lambda: self.registry.plugins.remove_version(tenant, plugin, number),
             again,
         )
 
@@ -443,7 +449,7 @@ class Machine(RuleBasedStateMachine):
         self.do(
             stop,
             lambda m: m.remove_plugin(tenant, plugin),
-            lambda: self.registry.remove_plugin(tenant, plugin),
+            lambda: self.registry.plugins.remove(tenant, plugin),
             again,
         )
         self.numbers_begin_again()
@@ -466,7 +472,7 @@ class Machine(RuleBasedStateMachine):
         self.do(
             stop,
             lambda m: m.set_alias(tenant, plugin, alias, number),
-            lambda: self.registry.set_alias(tenant, plugin, alias, number),
+            lambda: self.registry.aliases.set(tenant, plugin, alias, number),
         )
 
     @rule(tenant=TENANTS, plugin=PLUGINS, alias=ALIASES, stop=STOPS)
@@ -474,7 +480,7 @@ class Machine(RuleBasedStateMachine):
         self.do(
             stop,
             lambda m: m.roll_back(tenant, plugin, alias),
-            lambda: self.registry.roll_back(tenant, plugin, alias),
+            lambda: self.registry.aliases.roll_back(tenant, plugin, alias),
         )
 
     @rule(tenant=TENANTS, plugin=PLUGINS, alias=ALIASES, stop=STOPS)
@@ -482,7 +488,7 @@ class Machine(RuleBasedStateMachine):
         self.do(
             stop,
             lambda m: m.remove_alias(tenant, plugin, alias),
-            lambda: self.registry.remove_alias(tenant, plugin, alias),
+            lambda: self.registry.aliases.remove(tenant, plugin, alias),
         )
 
     @rule(tenant=TENANTS, key=KEYS, fingerprint=st.sampled_from("fg"), body=MODULES, stop=STOPS)
@@ -490,7 +496,7 @@ class Machine(RuleBasedStateMachine):
         self.do(
             stop,
             lambda m: m.remember(tenant, key, fingerprint, body),
-            lambda: self.registry.remember(tenant, key, fingerprint, Answer(200, "", body)),
+            lambda: self.registry.answers.remember(tenant, key, fingerprint, Answer(200, "", body)),
         )
 
     @rule(stop=STOPS)

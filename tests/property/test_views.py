@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from sandhost.cli.screen import frame
-from sandhost.observe.picture import View
 from sandhost.observe.records import from_json, to_json
 from sandhost.observe.report import render
+from sandhost.observe.views import View
 
 
 class _Tags(HTMLParser):

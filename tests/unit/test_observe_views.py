@@ -15,9 +15,10 @@ from sandhost.errors import SandhostError
 from sandhost.govern.slots import SlotRow
 from sandhost.govern.stats import Latency
 from sandhost.observe.charts import histogram, range_of
-from sandhost.observe.picture import View, slot_map
+from sandhost.observe.picture import slot_map
 from sandhost.observe.records import from_json, to_json
 from sandhost.observe.report import render
+from sandhost.observe.views import View
 
 _VOID = {"meta", "br", "img", "input", "link", "hr"}
 

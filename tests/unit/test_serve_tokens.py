@@ -54,7 +54,7 @@ def test_how_much_of_a_token_is_right_changes_nothing_of_what_is_done(tmp_path):
         before = sys.gettrace()
         sys.settrace(record)
         try:
-            registry.who(text)
+            registry.tokens.who(text)
         except Unknown:
             pass
         finally:
@@ -63,8 +63,8 @@ def test_how_much_of_a_token_is_right_changes_nothing_of_what_is_done(tmp_path):
 
     with Store(tmp_path) as store:
         registry = Registry(store)
-        registry.add_tenant("acme")
-        token = registry.add_token("acme", [Scope.INVOKE])
+        registry.tenants.add("acme")
+        token = registry.tokens.add("acme", [Scope.INVOKE])
         wrong = [
             token[:right] + "".join("-" if c != "-" else "_" for c in token[right:])
             for right in range(len(token))

@@ -70,7 +70,7 @@ class Plugins:
         most = self.service.settings.upload_limit
         if asked.bytes > most:
             raise TooLarge(f"a module has at most {most:,} bytes here", facts={"limit": most})
-        module = await self.service.receive(_pieces(rpc, asked.bytes))
+        module = await self.service.receive(rpc.who, _pieces(rpc, asked.bytes))
 
         async def work() -> Answer:
             made = await self.service.deploy(rpc.who, asked.plugin, module, settings)
@@ -103,7 +103,7 @@ class Plugins:
         request = await rpc.first(VersionRequest)
         state = None
         while state in (None, "compiling"):
-            version = self.registry.version(rpc.who.tenant, request.plugin, request.version)
+            version = self.registry.plugins.version(rpc.who.tenant, request.plugin, request.version)
             if version.state != state:
                 state = version.state
                 await rpc.write(self._whole(version))
@@ -113,7 +113,7 @@ class Plugins:
 
     async def get_version(self, rpc: Rpc, request: VersionRequest) -> Version:
         """How far it is."""
-        found = self.registry.version(rpc.who.tenant, request.plugin, request.version)
+        found = self.registry.plugins.version(rpc.who.tenant, request.plugin, request.version)
         return self._whole(found)
 
     def _whole(self, version: records.Version) -> Version:
@@ -134,12 +134,12 @@ class Plugins:
     async def list_plugins(self, rpc: Rpc) -> None:
         """The tenant's plugins."""
         await rpc.first(ListPluginsRequest)
-        for plugin in self.registry.plugins(rpc.who.tenant):
+        for plugin in self.registry.plugins.of(rpc.who.tenant):
             await rpc.write(_plugin(plugin))
 
     async def get_plugin(self, rpc: Rpc, request: PluginRequest) -> Plugin:
         """One plugin: its versions and aliases."""
-        return _plugin(self.registry.plugin(rpc.who.tenant, request.plugin))
+        return _plugin(self.registry.plugins.find(rpc.who.tenant, request.plugin))
 
     async def set_alias(self, rpc: Rpc, request: SetAliasRequest) -> Alias:
         """From now on the alias means this version."""
@@ -147,7 +147,7 @@ class Plugins:
             rpc.who,
             "alias.set",
             f"{request.plugin}/{request.alias}",
-            lambda: self.registry.set_alias(
+            lambda: self.registry.aliases.set(
                 rpc.who.tenant, request.plugin, request.alias, request.version
             ),
         )
@@ -159,7 +159,7 @@ class Plugins:
             rpc.who,
             "alias.rollback",
             f"{request.plugin}/{request.alias}",
-            lambda: self.registry.roll_back(rpc.who.tenant, request.plugin, request.alias),
+            lambda: self.registry.aliases.roll_back(rpc.who.tenant, request.plugin, request.alias),
         )
         return _alias(made)
 
@@ -169,7 +169,7 @@ class Plugins:
             rpc.who,
             "alias.remove",
             f"{request.plugin}/{request.alias}",
-            lambda: self.registry.remove_alias(rpc.who.tenant, request.plugin, request.alias),
+            lambda: self.registry.aliases.remove(rpc.who.tenant, request.plugin, request.alias),
         )
         return RemoveAliasReply()
 
