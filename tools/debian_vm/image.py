@@ -18,8 +18,7 @@ from ..processes import Failed, alone, quietly
 FOLDER = CACHE / "debian-vm"
 INSIDE = Path(__file__).with_name("inside")
 SUITE = "trixie"
-BASE = "docker.io/library/debian:13.8-slim"
-"""What the Containerfile begins with; here it is made of the same packages, since no registry of images is asked."""
+"""Debian 13, as in the Containerfile."""
 PACKAGES = (
     *("linux-image-cloud-amd64", "initramfs-tools", "systemd-sysv", "dbus", "ca-certificates"),
     *("gcc", "libc6-dev", "make", "python3-dev", "python3-venv"),  # as in the Containerfile
@@ -123,15 +122,18 @@ def install_service(work: Path) -> None:
 
 def build_image(work: Path) -> None:
     """Build the Containerfile with podman, into the store that podman has in the folder."""
+    # No registry of images is asked: what the file begins with is made here, of the same packages.
+    containerfile = (ROOT / "deploy/container/Containerfile").read_text()
+    name = re.findall(r"^ARG BASE=(\S+)$", containerfile, re.MULTILINE)[0]
     base = FOLDER / "base.tar"
     base.unlink(missing_ok=True)
     bootstrap("minbase", base)
     base.rename(work / "srv/base.tar")
-    inside(work, "import the base", f"podman import /srv/base.tar {BASE} && rm /srv/base.tar")
+    inside(work, "import the base", f"podman import /srv/base.tar {name} && rm /srv/base.tar")
     build = "podman build --format=docker --isolation=chroot --pull=never --layers=false"
-    for name in ("nofile", "nproc"):  # by default more than a root without CAP_SYS_RESOURCE may
-        allowed = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))[1]
-        build += f" --ulimit {name}={allowed}:{allowed}"
+    for limit in ("nofile", "nproc"):  # by default more than a root without CAP_SYS_RESOURCE may
+        allowed = resource.getrlimit(getattr(resource, f"RLIMIT_{limit.upper()}"))[1]
+        build += f" --ulimit {limit}={allowed}:{allowed}"
     inside(work, "build the image", f"{build} -f deploy/container/Containerfile -t sandhost .")
 
 

@@ -1,4 +1,4 @@
-"""The machine itself: emulated, so that it needs no rights and no help of the processor; it starts in half a minute."""
+"""The machine itself: emulated, so that it needs no rights and no help of the processor; it starts in a minute."""
 
 import contextlib
 import json
@@ -21,8 +21,8 @@ PATIENCE_S = 900.0
 class Machine:
     """A machine that runs, and does what it is told as root."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", port: socket.socket, console: Path):
-        self._process, self._port, self._console = process, port, console
+    def __init__(self, port: socket.socket, console: Path) -> None:
+        self._port, self._console = port, console
         self._answers = port.makefile("rb")
         self._line()  # it is up
 
@@ -72,7 +72,7 @@ def machine() -> Iterator[Machine]:
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=folder) as process:
             try:
                 with connected(folder / "orders") as port:
-                    yield Machine(process, port, folder / "console")
+                    yield Machine(port, folder / "console")
             finally:
                 process.kill()
 
