@@ -85,7 +85,7 @@ class _Ending:
     """Says to whoever is cancelled, because the service ends, that it does."""
 
     def __init__(self, app: Starlette, service: Service) -> None:
-        self._app, self._service = app, service
+        self.app, self._service = app, service
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         begun = False
@@ -96,7 +96,7 @@ class _Ending:
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            await self.app(scope, receive, sending)
         except asyncio.CancelledError:
             if begun or not self._service.stopping:
                 raise
