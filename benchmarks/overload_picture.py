@@ -25,6 +25,8 @@ def draw(data: dict[str, Any], path: Path) -> None:
         )
         if name in rows
     ]
+    if not drawings:
+        return
     what = on_what(data["machine"], "sandhost", "wasmtime")
     with page(path, (12, 3 * len(drawings)), "The service under too much load", what) as figure:
         axes = figure.subplots(len(drawings), 1, squeeze=False)
