@@ -73,6 +73,17 @@ def test_who_asks_for_little_is_served_beside_a_flood():
     assert not any(loop.refused[f"t{k}"] for k in range(7))
 
 
+def test_a_flood_is_no_reason_to_refuse_another_tenants_burst():
+    loop = Loop()
+    for _ in range(500):
+        loop.turn(["flood"] * 60 + ["small"])
+    loop.turn(["flood"] * 60 + ["small"] * 100)
+    assert loop.refused["small"] == 0
+    for _ in range(100):  # until it is none any more
+        loop.turn(["flood"] * 60 + ["small"] * 100)
+    assert loop.refused["small"] > 1000
+
+
 def test_tenants_that_want_more_than_there_is_get_what_they_weigh():
     loop = Loop()
     for _ in range(2000):
