@@ -9,6 +9,7 @@ direct, replies       calls of numbers, answered there, with bytes
 requests, frames      how requests are read, and a command's streams
 service               what a request does: upload, invoke, sessions
 invocation, loaded, values   what it calls, of which version, and with what
+retries               what comes again with its key
 deployments           how a version gets ready: turns, and the compiler, in processes of its own
 overload, sessions    who may come in, and who stays
 line, concurrency, pace      in what order, how many at once, and how many in one turn of the loop

@@ -194,7 +194,7 @@ class _Doors:
         else:
             session = header(request, b"sandhost-session") or ""
             place = f"{request.method} {request.url.path}?{request.url.query} {session}\n"
-            answer = await self.service.once(who, key, place.encode() + meant, work)
+            answer = await self.service.retries.once(who, key, place.encode() + meant, work)
         return Response(answer.body, answer.status, media_type=answer.media_type)
 
     # ---- invoking ----

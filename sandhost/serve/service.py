@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -44,7 +43,8 @@ from .problems import (
     problem_of,
 )
 from .refusals import Refusal, Refusals
-from .registry import Answer, Principal, Registry, Version, VersionSettings
+from .registry import Principal, Registry, Version, VersionSettings
+from .retries import Retries
 from .sessions import Sessions
 from .store import StoreError
 from .threads import in_thread
@@ -80,11 +80,10 @@ class Service:
         """What each request holds; all doors share it."""
         self.bodies = Bodies(settings.body_limit, settings.queue_time)
         self.refusals = Refusals()
+        self.retries = Retries(registry.answers)
         self.stopping = False
         self._tenants: dict[str, Tenant] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._working: dict[tuple[str, str], asyncio.Future[None]] = {}
-        """By tenant and idempotency key: answers on their way."""
 
     # ---- beginning and end ----
 
@@ -493,35 +492,3 @@ class Service:
     async def close_session(self, who: Principal, session: str) -> None:
         """End it."""
         await self.sessions.close(session, who.tenant)
-
-    # ---- retries ----
-
-    async def once(
-        self, who: Principal, key: str, request: bytes, work: Callable[[], Awaitable[Answer]]
-    ) -> Answer:
-        """Do the work, unless it was done before under the tenant's key: then return what came of it.
-
-        A second request that comes while the first is at work waits for it. What fails is not kept.
-
-        Args:
-            request: what tells it from another request with the same key.
-
-        Raises:
-            Invalid: the key cannot be one.
-            Conflict: the key belongs to another request.
-        """
-        digest, at = hashlib.sha256(request).hexdigest(), (who.tenant, key)
-        while (before := self._working.get(at)) is not None:
-            await asyncio.wait([before])
-        mine = self._working[at] = asyncio.get_running_loop().create_future()
-        try:
-            answer = await in_thread(lambda: self.registry.answers.recall(who.tenant, key, digest))
-            if answer is None:
-                answer = done = await work()
-                await in_thread(
-                    lambda: self.registry.answers.remember(who.tenant, key, digest, done)
-                )
-            return answer
-        finally:
-            del self._working[at]
-            mine.set_result(None)

@@ -120,7 +120,7 @@ class Invoker:
             return Answer(200, kind.DESCRIPTOR.full_name, (await work()).SerializeToString())
 
         meant = kind.DESCRIPTOR.full_name.encode() + request.SerializeToString(deterministic=True)
-        found = await self.service.once(rpc.who, request.idempotency_key, meant, answer)
+        found = await self.service.retries.once(rpc.who, request.idempotency_key, meant, answer)
         return kind.FromString(found.body)
 
     async def call_many(self, rpc: Rpc) -> None:

@@ -80,7 +80,7 @@ class Plugins:
         if not asked.idempotency_key:
             return Version.FromString((await work()).body)
         meant = b"Upload" + asked.SerializeToString(deterministic=True) + module[0].encode()
-        answer = await self.service.once(rpc.who, asked.idempotency_key, meant, work)
+        answer = await self.service.retries.once(rpc.who, asked.idempotency_key, meant, work)
         return Version.FromString(answer.body)
 
     def _settings(self, asked: UploadSettings) -> VersionSettings:
