@@ -53,9 +53,7 @@ class Loaded(NamedTuple):
         return origin.call_async(function, *arguments, limits=self.limits, tenant=tenant)
 
     def call_at_once(self, tenant: Tenant, function: str, arguments: Iterable[Any]) -> Any:
-        """The same, made before this returns, or `LONG`: then nothing has been done."""
-        if self.wasi is not None:
-            return LONG
+        """The same, made before this returns, or `LONG`: then nothing has been done, as always with imports."""
         origin = self.plugin if self.snapshot is None else self.snapshot
         return origin.call_at_once(function, tuple(arguments), self.limits, tenant)
 

@@ -22,6 +22,8 @@ tenant with the least in service for its weight. Tenants below their share may g
 quarter of it and by what others have above theirs, so that one whose requests take minutes does not keep
 all places from who comes next.
 
+Calls that are over before anything else runs (`at_once`) take no place and wait in no line: see pace.py.
+
 No thread: all of it belongs to one event loop. `request`, `finish` and `turn` are what `enter` is made
 of, with a clock from outside, so that hours can be simulated.
 """
