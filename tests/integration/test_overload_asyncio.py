@@ -149,3 +149,24 @@ def test_guests_of_ten_times_too_many_requests_never_pass_the_limit(host: sandho
         assert admission.stats()[1:4] == (0, 0, 0)
 
     asyncio.run(main())
+
+
+def test_what_is_made_at_once_is_refused_under_pressure_and_counted() -> None:
+    async def run() -> None:
+        level = 0
+        admission = Admission(pressure=lambda: level)
+        assert admission.at_once("acme") is None
+        assert admission.at_once("acme") is None
+        admission.was_long()
+        stats = admission.stats()
+        assert (stats.admitted, stats.at_once) == (1, 1)
+        level = 3  # of which no guest can start
+        problem = admission.at_once("acme")
+        assert isinstance(problem, TooMany)
+        assert problem.retry_after_s
+        assert admission.stats().refused == {"pressure": 1}
+        level = 0
+        await asyncio.sleep(0)
+        assert admission.at_once("acme") is None
+
+    asyncio.run(run())
