@@ -12,7 +12,7 @@ invocation, loaded, values   what it calls, of which version, and with what
 retries               what comes again with its key
 deployments           how a version gets ready: turns, and the compiler, in processes of its own
 overload, sessions    who may come in, and who stays
-line, concurrency, pace      in what order, how many at once, and how many in one turn of the loop
+line, concurrency, shares    in what order, how many at once, and how much of a turn of the loop
 registry              what is known: tenants, tokens, plugins, versions, aliases (records: as what)
 refusals              whose tokens were none
 store, blobs          where that survives a restart (database, schema, migrations: in SQLite)

@@ -1,9 +1,9 @@
 """HTTP/1.1 as uvicorn speaks it, with bounds for the head of a request, and a gate behind it.
 
-connected ──► head, body ──► gate ──► application, with a place
-   ▲           │    │          └────► answered or refused, without having become a task
-   │           │    └ comes slowly: application, without a place; has bounds of its own, see requests.py
-   │           └ within _HEAD_S and _HEAD_BYTES, else the connection is closed
+connected ──► its tenant's turn ──► head, body ──► gate ──► application, with a place
+   ▲          see shares.py          │    │          └────► answered or refused, without having become a task
+   │                                 │    └ comes slowly: application, without a place; see requests.py
+   │                                 └ within _HEAD_S and _HEAD_BYTES, else the connection is closed
    └── next request: idle for as long as uvicorn's timeout_keep_alive
 """
 
@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .gate import Gate, Place
+from .gate import NOBODY, Gate, Place
 from .problems import Problem, TooMany
 from .replies import Reply, refusal
+from .shares import Steps
 
 __all__ = ["BoundedProtocol", "GatedProtocol"]
 
@@ -98,6 +100,12 @@ class GatedProtocol(BoundedProtocol):
 
     gate: Gate
     """Set by whoever makes a class for a service."""
+    _tenant = NOBODY
+    """Whose its last request was."""
+    _held: bytes | None = None
+    """What has come before it was its tenant's turn."""
+    _held_back = False
+    """Whether nothing more is read until then."""
     _waiting: Place | None = None
     """Of the request that waits for its place."""
     _serving: RequestResponseCycle | None = None
@@ -128,15 +136,59 @@ class GatedProtocol(BoundedProtocol):
             self.timeout_keep_alive_task = None
 
     def data_received(self, data: bytes) -> None:
+        """Read on, when it is its tenant's turn."""
+        shares = self.gate.shares
+        if self._held is not None or shares.must_wait(self._tenant):
+            self._hold(data)
+            return
+        began_s = time.perf_counter()
+        self._receive(data)
+        shares.charge(self._tenant, time.perf_counter() - began_s)
+
+    def _hold(self, data: bytes) -> None:
+        if self._held is None:
+            self._held = data
+            self._idle_since_s = math.inf
+            self.gate.shares.wait(self._tenant, self._go_on)
+            return
+        self._held += data
+        if not self.flow.read_paused:
+            self._held_back = True
+            self.flow.pause_reading()
+
+    def _go_on(self) -> None:
+        data, self._held = self._held, None
+        if data is None or self.transport.is_closing():
+            return  # it was needed before, or its client has gone
+        if self._held_back:
+            self._held_back = False
+            self.flow.resume_reading()
+        try:
+            self._receive(data)
+        except Exception:  # as the event loop would, if this came from there
+            self.transport.abort()
+            raise
+
+    def eof_received(self) -> None:
+        """Answer what was asked for: the connection ends with this."""
+        self._go_on()
+
+    def shutdown(self) -> None:
+        """Answer what was asked for, and end."""
+        self._go_on()
+        super().shutdown()
+
+    def _receive(self, data: bytes) -> None:
         """Read a request, unless it is known and can be answered at once."""
         if self._lingering:
             return
         if self.between and (self.cycle is None or self.cycle.response_complete):
-            answer = self.gate.answer_again(data, self.client) if self._may_answer() else None
-            if answer is not None:
-                self.end_head()
-                self._answer(answer)
-                return
+            if self._may_answer():
+                self._tenant, answer = self.gate.answer_again(data, self.client)
+                if answer is not None:
+                    self.end_head()
+                    self._answer(answer)
+                    return
             self._received = data
         self._reading = True
         super().data_received(data)
@@ -204,12 +256,13 @@ class GatedProtocol(BoundedProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._serving = cycle
         try:
-            place = self.gate.place_for(cycle.scope)  # type: ignore[arg-type] # a TypedDict
+            self._tenant, place = self.gate.place_for(cycle.scope)  # type: ignore[arg-type] # a TypedDict
         except Problem as problem:
+            self._tenant = NOBODY
             self._refuse(cycle, problem)
             return
         if place is None:
-            super()._start_asgi_task(cycle, app)
+            self._begin(cycle, app)
         elif not cycle.more_body:  # it was in the pipeline
             self._start_whole(cycle, app, place)
         elif self._reading:
@@ -223,7 +276,7 @@ class GatedProtocol(BoundedProtocol):
         if problem is not None:
             self._refuse(cycle, problem)
         else:
-            super()._start_asgi_task(cycle, app)
+            self._begin(cycle, app)
 
     def _start_whole(self, cycle: RequestResponseCycle, app: Any, place: Place) -> None:
         if cycle.keep_alive and self._may_answer():
@@ -244,13 +297,15 @@ class GatedProtocol(BoundedProtocol):
         self._waiting = place
         place.ask(settle)
 
-    def _begin(self, cycle: RequestResponseCycle, app: Any, place: Place) -> None:
-        task = self.loop.create_task(cycle.run_asgi(app))
+    def _begin(self, cycle: RequestResponseCycle, app: Any, place: Place | None = None) -> None:
+        steps = Steps(cycle.run_asgi(app), self.gate.shares, self._tenant)
+        task = self.loop.create_task(steps)
         self.tasks.add(task)
 
         def ended(_task: asyncio.Task[None]) -> None:
             self.tasks.discard(task)
-            place.leave()
+            if place is not None:
+                place.leave()
 
         task.add_done_callback(ended)
 
@@ -281,7 +336,7 @@ class GatedProtocol(BoundedProtocol):
             self._linger()
         elif self.pipeline:
             # Not from here: there may be hundreds, each in the frame of the one before.
-            self.loop.call_soon(self.on_response_complete)
+            self.gate.shares.wait(self._tenant, self.on_response_complete)
         else:
             self.on_response_complete()
 
