@@ -10,6 +10,7 @@ connected ──► its tenant's turn ──► head, body ──► gate ──
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .gate import NOBODY, Gate, Place
+from .inflow import PIECE_BYTES, Inflow
 from .problems import Problem, TooMany
 from .replies import Reply, refusal
 from .shares import Steps
@@ -102,10 +104,9 @@ class GatedProtocol(BoundedProtocol):
     """Set by whoever makes a class for a service."""
     _tenant = NOBODY
     """Whose its last request was."""
-    _held: bytes | None = None
-    """What has come before it was its tenant's turn."""
-    _held_back = False
-    """Whether nothing more is read until then."""
+    flow: Inflow
+    _ended = False
+    """Whether nothing more will come."""
     _waiting: Place | None = None
     """Of the request that waits for its place."""
     _serving: RequestResponseCycle | None = None
@@ -120,6 +121,11 @@ class GatedProtocol(BoundedProtocol):
     """What is being read, if nothing of it was."""
     _fresh: bytes | None = None
     """The same, while its first request is at its turn."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self.flow = Inflow(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more. What has started gives its place back when its task ends."""
@@ -138,44 +144,41 @@ class GatedProtocol(BoundedProtocol):
     def data_received(self, data: bytes) -> None:
         """Read on, when it is its tenant's turn."""
         shares = self.gate.shares
-        if self._held is not None or shares.must_wait(self._tenant):
-            self._hold(data)
-            return
-        began_s = time.perf_counter()
-        self._receive(data)
-        shares.charge(self._tenant, time.perf_counter() - began_s)
-
-    def _hold(self, data: bytes) -> None:
-        if self._held is None:
-            self._held = data
+        if not self.flow.holds and not shares.must_wait(self._tenant):
+            began_s = time.perf_counter()
+            self._receive(data[:PIECE_BYTES])
+            shares.charge(self._tenant, time.perf_counter() - began_s)
+            data = data[PIECE_BYTES:]
+        if data:
+            if not self.flow.holds:
+                shares.wait(self._tenant, self._go_on)
+            self.flow.hold(data)
             self._idle_since_s = math.inf
-            self.gate.shares.wait(self._tenant, self._go_on)
-            return
-        self._held += data
-        if not self.flow.read_paused:
-            self._held_back = True
-            self.flow.pause_reading()
 
     def _go_on(self) -> None:
-        data, self._held = self._held, None
-        if data is None or self.transport.is_closing():
+        """It is its tenant's turn."""
+        piece = self.flow.take()
+        if not piece or self.transport.is_closing():
             return  # it was needed before, or its client has gone
-        if self._held_back:
-            self._held_back = False
-            self.flow.resume_reading()
         try:
-            self._receive(data)
+            self._receive(piece)
         except Exception:  # as the event loop would, if this came from there
             self.transport.abort()
             raise
+        if self.flow.holds:
+            self.gate.shares.wait(self._tenant, self._go_on)
+        elif self._ended:
+            self.transport.close()
 
-    def eof_received(self) -> None:
-        """Answer what was asked for: the connection ends with this."""
-        self._go_on()
+    def eof_received(self) -> bool:  # type: ignore[override] # of a Protocol's, which uvicorn narrows
+        """Answer what was asked for; the connection ends with that."""
+        self._ended = True
+        return self.flow.holds
 
     def shutdown(self) -> None:
         """Answer what was asked for, and end."""
-        self._go_on()
+        while self.flow.holds:
+            self._go_on()
         super().shutdown()
 
     def _receive(self, data: bytes) -> None:
@@ -254,6 +257,8 @@ class GatedProtocol(BoundedProtocol):
         return headed
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._lingering:  # it came behind what ends the connection
+            return
         self._serving = cycle
         try:
             self._tenant, place = self.gate.place_for(cycle.scope)  # type: ignore[arg-type] # a TypedDict
@@ -327,8 +332,13 @@ class GatedProtocol(BoundedProtocol):
             self.limit_concurrency and len(self.connections) >= self.limit_concurrency
         )
 
+    def send_400_response(self, msg: str) -> None:
+        """Say that this is no HTTP, if anything may still be said."""
+        if not self._lingering:
+            super().send_400_response(msg)
+
     def _answer(self, answer: Reply) -> None:
-        if self.transport.is_closing():
+        if self._lingering or self.transport.is_closing():
             return
         headers = self.gate.lines_of(self.server_state.default_headers)
         self.transport.write(answer.first + headers + answer.rest)
@@ -343,7 +353,8 @@ class GatedProtocol(BoundedProtocol):
     def _linger(self) -> None:
         """Close, but read for a while: whoever still sends would get a reset, and no answer."""
         self._lingering = True
-        self.transport.write_eof()
+        with contextlib.suppress(OSError):  # it has gone
+            self.transport.write_eof()
         self.loop.call_later(_LINGER_S, self.transport.close)
 
 
