@@ -173,6 +173,10 @@ class Admission:
         self._at_once += 1
         return None
 
+    def turn_since_s(self) -> float:
+        """Return when the loop's turn began: with its first call at once, or now."""
+        return self._pace.began_s if self._in_turn else self._clock()
+
     def was_long(self) -> None:
         """What `at_once` let in was not made: it will ask for a place."""
         self._admitted -= 1

@@ -48,13 +48,15 @@ class Pace:
         self._all = 0.0  # invariant: their sum
         self._refused: set[str] = set()
         self._troubles: dict[str, _Trouble] = {}
-        self._began_s = self._ended_s = -math.inf
+        self.began_s = -math.inf
+        """This turn, or the last."""
+        self._ended_s = -math.inf
 
     def begin(self, now_s: float) -> None:
         """A turn begins."""
         if now_s - self._ended_s > _SHORT_S:
             self._troubles.clear()  # there was nothing to do
-        self._began_s = now_s
+        self.began_s = now_s
         self._had.clear()
         self._refused.clear()
         self._all = 0.0
@@ -62,19 +64,19 @@ class Pace:
     def end(self, now_s: float) -> None:
         """The turn is over."""
         self._ended_s = now_s
-        long = now_s - self._began_s > _SHORT_S
+        long = now_s - self.began_s > _SHORT_S
         before = self._troubles
         if not long:  # nobody else has any, whether or not it asked for something
             self._troubles = {}
         for tenant in self._had if long else self._refused:
             last = before.get(tenant)
             going_on = last is not None and now_s - last.last_s <= _WINDOW_S
-            since_s = last.since_s if last is not None and going_on else self._began_s
+            since_s = last.since_s if last is not None and going_on else self.began_s
             self._troubles[tenant] = _Trouble(since_s, now_s)
 
     def admits(self, tenant: str, weight: float, now_s: float) -> bool:
         """Tell whether a call may be made in this turn, and count it if so."""
-        age_s = now_s - self._began_s
+        age_s = now_s - self.began_s
         if age_s > _TARGET_S and (age_s > self._wait_s or self._has_too_much(tenant, now_s)):
             self._had[tenant] += 0.0
             self._refused.add(tenant)
@@ -94,4 +96,4 @@ class Pace:
 
     def age_s(self, now_s: float) -> float:
         """Return how long the turn has lasted."""
-        return now_s - self._began_s
+        return now_s - self.began_s

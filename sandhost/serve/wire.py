@@ -15,6 +15,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from .durations import GONE
 from .gate import Gate, Place
 from .problems import Problem, TooMany
 from .replies import Reply, refusal
@@ -118,6 +119,8 @@ class GatedProtocol(BoundedProtocol):
         if self._waiting is not None:
             self._waiting.leave()
             self._waiting = None
+            if self._serving is not None:
+                self.gate.over(self._serving.scope, GONE)  # type: ignore[arg-type] # a TypedDict
         # uvicorn tells the last cycle of a pipeline only, and what is at work would write to nowhere.
         if self._serving is not None and not self._serving.response_complete:
             self._serving.disconnected = True
@@ -148,6 +151,7 @@ class GatedProtocol(BoundedProtocol):
     def on_message_begin(self) -> None:
         """A request begins: the first of what is being read, or another one."""
         super().on_message_begin()
+        self.gate.begin(self.scope)  # type: ignore[arg-type] # a TypedDict
         self._fresh, self._received = self._received, None
 
     def resume_writing(self) -> None:
@@ -259,12 +263,13 @@ class GatedProtocol(BoundedProtocol):
         if not close and isinstance(problem, TooMany):
             self._remember(cycle, None)
         cycle.response_started = cycle.response_complete = True
+        self.gate.over(cycle.scope, problem.status)  # type: ignore[arg-type] # a TypedDict
         self._answer(refusal(problem, close=close))
 
     def _remember(self, cycle: RequestResponseCycle, place: Place | None) -> None:
         if self._fresh is not None:
             target = None if place is None else place.target
-            self.gate.remember(self._fresh, list(cycle.scope["headers"]), target)
+            self.gate.remember(self._fresh, cycle.scope, target)  # type: ignore[arg-type]
 
     def _may_answer(self) -> bool:
         """Whether what comes on this connection may be answered here: its client reads, and uvicorn takes it."""
