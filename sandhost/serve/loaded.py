@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ..aio.spawn import SpawnAsync
@@ -64,10 +65,10 @@ class Loaded(NamedTuple):
     @property
     def is_command(self) -> bool:
         """Whether it is a command of WASI: a program with `_start`."""
-        return self.plugin.info.function("_start") is not None and self.plugin.uses_wasi
+        return self.plugin.uses_wasi and "_start" in self.plugin.functions
 
 
-def functions(plugin: Plugin) -> dict[str, FuncType]:
+def functions(plugin: Plugin) -> Mapping[str, FuncType]:
     """Return the exported functions."""
     return plugin.functions
 
@@ -80,7 +81,7 @@ def signature(plugin: Plugin, function: str) -> FuncType:
     """
     found = functions(plugin).get(function)
     if found is None:
-        names = ", ".join(functions(plugin)) or "none"
+        names = ", ".join(islice(functions(plugin), 50)) or "none"
         raise Invalid(f"the plugin exports no function {function[:100]!r}; it has {names:.500}")
     return found
 
