@@ -44,7 +44,7 @@ class _Functions:
         return number, self.types[name]
 
     def _no_such(self, name: object) -> ConfigError:
-        shown = ", ".join(printable(known) for known in islice(self.types, 8))
+        shown = ", ".join(printable(known[:100]) for known in islice(self.types, 8))
         more = ", …" if len(self.types) > 8 else ""
         return ConfigError(
             f"the plugin exports no function {name!r:.200}; it exports {shown or 'none'}{more}"

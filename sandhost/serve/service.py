@@ -379,6 +379,14 @@ class Service:
             return None
         return results(type_, returned)
 
+    def check_bytes(self, what: Invocation) -> None:
+        """Raise what a call with bytes would raise whatever these are, as far as it is known now."""
+        if what.session is None:
+            version = self.registry.plugins.resolve(what.who.tenant, what.plugin, what.ref)
+            loaded = self.versions.get(version)
+            if loaded is not None:
+                check_bytes_call(loaded.plugin, what.function)
+
     async def call_bytes(self, what: Invocation, given: bytes) -> bytes:
         """Call a function that takes and returns bytes.
 

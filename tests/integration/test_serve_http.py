@@ -666,12 +666,39 @@ def test_bodies_and_modules_have_a_largest_size(data):
         for content in (bytes(10_001), pieces(11)):
             path = "/v1/plugins/rev/bytes/reverse"
             await acme.problem("POST", path, 413, "too-large", content=content)
+        await acme.problem(
+            "POST", "/v1/plugins/rev/call/alloc", 413, "too-large", content=pieces(11)
+        )
         for content in (b" " * 20_001, pieces(21)):
             path = "/v1/plugins/rev"
             await acme.problem("PUT", path, 413, "too-large", content=content)
         assert len(os.listdir(data / "blobs")) == 1
 
     in_desk(data, test, body_limit=10_000, upload_limit=20_000)
+
+
+def test_the_body_of_a_call_that_cannot_be_is_not_read_and_numbers_take_little(data):
+    async def unwanted():
+        raise AssertionError
+        yield b""
+
+    async def test(one: Desk) -> None:
+        acme = await one.client("acme")
+        await acme.deploy("rev", REVERSE)
+        for path, status, code in (
+            ("/v1/plugins/rev/bytes/alloc", 400, "invalid"),
+            ("/v1/plugins/rev/bytes/nope", 400, "invalid"),
+            ("/v1/plugins/rev/bytes/reverse?ref=7", 404, "missing"),
+        ):
+            await acme.problem("POST", path, status, code, content=unwanted())
+        numbers = b'{"arguments": [1]%s}' % (b" " * 65_000)
+        assert (await acme.ask("POST", "/v1/plugins/rev/call/alloc", 200, content=numbers))[
+            "results"
+        ]
+        path = "/v1/plugins/rev/call/alloc"
+        await acme.problem("POST", path, 413, "too-large", content=numbers + b" " * 600)
+
+    in_desk(data, test)
 
 
 def test_short_memory_becomes_a_429_and_goes_again(data):
