@@ -174,8 +174,8 @@ def test_a_quota_of_processors_holds_for_the_loop_and_what_waits_for_it_is_no_wo
     loop.turn(["a"] * 5 + ["b"] * 5)
     assert loop.served["b"] == 5
     loop.now_s += 2
-    loop.served.clear()
     loop.rest()
+    loop.served.clear()
     loop.turn(["a"] * 4)  # its quota is there again
     assert loop.served["a"] == 4
 
