@@ -31,6 +31,7 @@ from .._log import get_logger
 from ..errors import ConfigError
 from ..host import Host
 from .admin import admin_routes
+from .background import in_background
 from .compiler import Compilers
 from .config import Settings
 from .console import console_routes
@@ -178,9 +179,9 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
         rpc = RpcServer(service, connections)
         port = await rpc.start(settings.grpc_host, settings.grpc_port)
         say(f"listening on grpc://{_address(settings.grpc_host, port)}")
-    ending = asyncio.ensure_future(_end_on_signal(signals, service, server, rpc))
+    ending = in_background(_end_on_signal(signals, service, server, rpc))
     notify("READY=1")
-    watched = asyncio.ensure_future(keep_watched())
+    watched = in_background(keep_watched())
     try:
         await server.serve(sockets=[listener])
     finally:
