@@ -34,11 +34,12 @@ from .requests import bearer
 from .service import Service
 from .tokens import Scope
 
-__all__ = ["PLACE", "Gate", "Place"]
+__all__ = ["NOBODY", "PLACE", "Gate", "Place"]
 
 PLACE = "sandhost.place"
 """Where a request's place stands in the ASGI scope."""
-_NOBODY = ""
+NOBODY = ""
+"""The tenant of who has no valid token."""
 _STARTS_GUESTS = ("call", "bytes", "run", "sessions")
 _HEAD_ENDS = b"\r\n\r\n"
 _MOST_KNOWN, _MOST_HEAD_BYTES = 4096, 2048
@@ -68,7 +69,7 @@ class Place:
         since_s: float,
     ) -> None:
         self._admission, self._deadline_s = admission, deadline_s
-        self._tenant = _NOBODY if who is None else who.tenant
+        self._tenant = NOBODY if who is None else who.tenant
         self.who, self.target, self.since_s = who, target, since_s
         self._request: Request | None = None
         self.done = True
@@ -108,12 +109,15 @@ class Gate:
 
     def __init__(self, service: Service) -> None:
         self._service, self._admission = service, service.admission
+        self.shares = service.admission.shares
         self._direct, self._durations = Direct(service), service.durations
         self._known: dict[bytes, _Known] = {}
         self._common: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
-    def place_for(self, scope: MutableMapping[str, Any]) -> Place | None:
-        """Return what a request has to ask for a place with, also left in its scope. None: it needs none.
+    def place_for(self, scope: MutableMapping[str, Any]) -> tuple[str, Place | None]:
+        """Return whose a request is, and what it has to ask for a place with, also left in its scope.
+
+        None: it needs no place.
 
         Raises:
             Unknown: it has no valid token.
@@ -133,17 +137,14 @@ class Gate:
                 raise
         else:
             if Scope.ADMIN in who.scopes:
-                return None
+                return who.tenant, None
             if deadline_s is not None or not deadline:
                 target = target_of(scope, deadline_s)
+        tenant = NOBODY if who is None else who.tenant
         if not self._admission.places and not (scope["method"] == "POST" and _starts_guest(path)):
-            return None  # short of memory: what starts no guest may free some
+            return tenant, None  # short of memory: what starts no guest may free some
         place = scope[PLACE] = Place(self._admission, who, deadline_s, target, scope[SINCE])
-        return place
-
-    def begin(self, scope: MutableMapping[str, Any]) -> None:
-        """A request comes: of what makes it wait, the first is what this turn of the loop has done."""
-        scope[SINCE] = self._admission.turn_since_s()
+        return tenant, place
 
     def over(self, scope: MutableMapping[str, Any], status: int) -> None:
         """A request is over without the application."""
@@ -184,28 +185,33 @@ class Gate:
             operation = operation_of(scope["method"], scope["path"])
             self._known[head] = _Known(token, body_bytes, target, operation)
 
-    def answer_again(self, data: bytes, client: tuple[str, int] | None) -> Reply | None:
-        """Return the answer to a request whose head is known, if it is all here; None: it has to be parsed."""
+    def answer_again(
+        self, data: bytes, client: tuple[str, int] | None, since_s: float
+    ) -> tuple[str, Reply | None]:
+        """Return whose a request is whose head is known, and the answer; None: it is not, or not all here.
+
+        Args:
+            since_s: when it came, by time.perf_counter().
+        """
         end = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
         known = self._known.get(data[:end])
         if known is None or len(data) != end + known.body_bytes:
-            return None
-        answer = self._answer_known(known, data[end:], client)
+            return NOBODY, None
+        tenant, answer = self._answer_known(known, data[end:], client)
         if answer is not None:
-            since_s = self._admission.turn_since_s()
             self._durations.add("http", known.operation, answer.status, since_s)
-        return answer
+        return tenant, answer
 
     def _answer_known(
         self, known: _Known, body: bytes, client: tuple[str, int] | None
-    ) -> Reply | None:
+    ) -> tuple[str, Reply | None]:
         try:
             who = self._service.whose(known.token, _peer(client))
         except Unknown as problem:
-            return refusal(problem, close=False)
+            return NOBODY, refusal(problem, close=False)
         if known.target is None:
-            return reply_to(self._admission.turn_away(who.tenant))
-        return reply_to(self._direct.answer(known.target, who, body))
+            return who.tenant, reply_to(self._admission.turn_away(who.tenant))
+        return who.tenant, reply_to(self._direct.answer(known.target, who, body))
 
 
 def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
