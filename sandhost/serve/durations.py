@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from time import perf_counter
+from time import monotonic
 from typing import Any, NamedTuple
 
 __all__ = ["BOUNDS_S", "GONE", "SINCE", "Durations", "Taken", "TimedApp", "operation_of"]
@@ -75,10 +75,10 @@ class Durations:
 
         Args:
             status: HTTP's, or what it would be there; GONE: there was nobody to get one.
-            since_s: when it began, by time.perf_counter().
+            since_s: when it began, by time.monotonic().
         """
         # 0.4 µs for each call, of which there are ten thousand a second.
-        elapsed_s = perf_counter() - since_s
+        elapsed_s = monotonic() - since_s
         row = self._rows[door, operation, status // 100]
         row.counts[bisect_left(BOUNDS_S, elapsed_s)] += 1
         row.sum_s += elapsed_s
@@ -111,7 +111,7 @@ class TimedApp:
         self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send
     ) -> None:
         """Serve one request."""
-        since_s = scope.get(SINCE) or perf_counter()
+        since_s = scope.get(SINCE) or monotonic()
         operation = operation_of(scope["method"], scope["path"])
         begun, over = GONE, False
 

@@ -146,6 +146,10 @@ class Gate:
         place = scope[PLACE] = Place(self._admission, who, deadline_s, target, scope[SINCE])
         return tenant, place
 
+    def begin(self, scope: MutableMapping[str, Any]) -> None:
+        """A request comes."""
+        scope[SINCE] = self.shares.since_s()
+
     def over(self, scope: MutableMapping[str, Any], status: int) -> None:
         """A request is over without the application."""
         operation = operation_of(scope["method"], scope["path"])
@@ -185,20 +189,15 @@ class Gate:
             operation = operation_of(scope["method"], scope["path"])
             self._known[head] = _Known(token, body_bytes, target, operation)
 
-    def answer_again(
-        self, data: bytes, client: tuple[str, int] | None, since_s: float
-    ) -> tuple[str, Reply | None]:
-        """Return whose a request is whose head is known, and the answer; None: it is not, or not all here.
-
-        Args:
-            since_s: when it came, by time.perf_counter().
-        """
+    def answer_again(self, data: bytes, client: tuple[str, int] | None) -> tuple[str, Reply | None]:
+        """Return whose a request is whose head is known, and the answer; None: it is not, or not all here."""
         end = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
         known = self._known.get(data[:end])
         if known is None or len(data) != end + known.body_bytes:
             return NOBODY, None
         tenant, answer = self._answer_known(known, data[end:], client)
         if answer is not None:
+            since_s = self.shares.since_s()
             self._durations.add("http", known.operation, answer.status, since_s)
         return tenant, answer
 

@@ -28,24 +28,22 @@ class Inflow(FlowControl):
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__(transport)
-        self._pieces: deque[tuple[bytes, float]] = deque()  # since when
+        self._pieces: deque[bytes] = deque()
 
     @property
     def holds(self) -> bool:
         """Whether something waits."""
         return bool(self._pieces)
 
-    def hold(self, data: bytes, since_s: float) -> None:
+    def hold(self, data: bytes) -> None:
         """Keep what has come until its turn."""
         self._full = bool(self._pieces)  # what comes once is small, mostly, and all there is
-        self._pieces.extend(
-            (data[at : at + PIECE_BYTES], since_s) for at in range(0, len(data), PIECE_BYTES)
-        )
+        self._pieces.extend(data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES))
         self._read_or_not()
 
-    def take(self) -> tuple[bytes, float]:
-        """Return the next piece, and when it came; empty if there is none."""
-        piece = self._pieces.popleft() if self._pieces else (b"", 0.0)
+    def take(self) -> bytes:
+        """Return the next piece; empty if there is none."""
+        piece = self._pieces.popleft() if self._pieces else b""
         if self._full and not self._pieces:
             self._full = False
             self._read_or_not()

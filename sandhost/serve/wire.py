@@ -17,7 +17,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .durations import GONE, SINCE
+from .durations import GONE
 from .gate import NOBODY, Gate, Place
 from .inflow import PIECE_BYTES, Inflow
 from .problems import Problem, TooMany
@@ -116,8 +116,6 @@ class GatedProtocol(BoundedProtocol):
     """What has its head here, and perhaps all of its body, while bytes are being read."""
     _idle_since_s = math.inf
     """Infinite while a request is at work."""
-    _since_s = 0.0
-    """When what is being read came."""
     _reading = False
     _lingering = False
     _received: bytes | None = None
@@ -148,22 +146,21 @@ class GatedProtocol(BoundedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, when it is its tenant's turn."""
-        shares, began_s = self.gate.shares, time.perf_counter()
-        since_s = shares.turn_since_s(began_s)
+        shares = self.gate.shares
         if not self.flow.holds and not shares.must_wait(self._tenant):
-            self._since_s = since_s
+            began_s = time.monotonic()
             self._receive(data[:PIECE_BYTES])
-            shares.charge(self._tenant, time.perf_counter() - began_s)
+            shares.charge(self._tenant, time.monotonic() - began_s)
             data = data[PIECE_BYTES:]
         if data:
             if not self.flow.holds:
                 shares.wait(self._tenant, self._go_on)
-            self.flow.hold(data, since_s)
+            self.flow.hold(data)
             self._idle_since_s = math.inf
 
     def _go_on(self) -> None:
         """It is its tenant's turn."""
-        piece, self._since_s = self.flow.take()
+        piece = self.flow.take()
         if not piece or self.transport.is_closing():
             return  # it was needed before, or its client has gone
         try:
@@ -193,7 +190,7 @@ class GatedProtocol(BoundedProtocol):
             return
         if self.between and (self.cycle is None or self.cycle.response_complete):
             if self._may_answer():
-                self._tenant, answer = self.gate.answer_again(data, self.client, self._since_s)
+                self._tenant, answer = self.gate.answer_again(data, self.client)
                 if answer is not None:
                     self.end_head()
                     self._answer(answer)
@@ -209,7 +206,7 @@ class GatedProtocol(BoundedProtocol):
     def on_message_begin(self) -> None:
         """A request begins: the first of what is being read, or another one."""
         super().on_message_begin()
-        self.scope[SINCE] = self._since_s  # type: ignore[literal-required] # a TypedDict
+        self.gate.begin(self.scope)  # type: ignore[arg-type] # a TypedDict
         self._fresh, self._received = self._received, None
 
     def resume_writing(self) -> None:

@@ -36,7 +36,7 @@ class Timing:
 
     def __init__(self, durations: Durations, method: str) -> None:
         self._durations, self._operation = durations, _OPERATIONS.get(method, "plugin")
-        self._since_s = time.perf_counter()
+        self._since_s = time.monotonic()
 
     def __enter__(self) -> None:
         pass
