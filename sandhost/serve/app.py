@@ -54,6 +54,9 @@ _NOTICE_S = 1.0
 _SWITCH_S = 0.0005
 """A thread that registers or loads a module keeps the loop from Python for so long at a time; Python's own 5 ms are
 ten requests' worth."""
+_REST_S = 130
+"""Of a connection. Longer than who keeps some to a service lets them rest (nginx 60 s, Go 90, Caddy 120): whoever
+closes first never meets the other's next request."""
 _SPARE_FILES = 256
 """Descriptors that are not for connections: the database's, uploads', guests'. Arbitrary."""
 
@@ -169,6 +172,7 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
             log_config=None,
             server_header=False,
             limit_concurrency=connections,
+            timeout_keep_alive=_REST_S,
             timeout_graceful_shutdown=math.ceil(settings.drain_time),
         )
     )
