@@ -51,9 +51,7 @@ def at_once(
         return cells.unpack(packed)
     if status == lib.SH_LONG:
         return LONG
-    error = cells.failure()
-    if error is not None:
-        raise error
+    cells.ended()
     return None
 
 

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from typing import TypeVar
 
 from .._log import get_logger
@@ -51,6 +50,7 @@ from .sessions import Sessions
 from .store import StoreError
 from .threads import in_thread
 from .tokens import Scope
+from .uploads import receive
 from .values import from_json, to_json
 
 __all__ = ["Service"]
@@ -266,18 +266,13 @@ class Service:
         """Keep a module, and return its digest and size. It stays if a version names it within the hour.
 
         Raises:
+            BadPlugin: no module begins so.
             TooLarge: more bytes than are taken.
             TooMany: as many modules of the tenant wait to be compiled as may; nothing is taken.
         """
         self._check_running()
         self.deployments.check_room(who.tenant)
-        incoming = await in_thread(lambda: self.registry.blobs.receive(self.settings.upload_limit))
-        try:
-            async for chunk in chunks:
-                await in_thread(partial(incoming.write, chunk))
-            return await in_thread(incoming.finish)
-        finally:
-            await in_thread(lambda: incoming.__exit__(None, None, None))
+        return await receive(self.registry.blobs, self.settings.upload_limit, chunks)
 
     async def deploy(
         self, who: Principal, plugin: str, module: tuple[str, int], settings: VersionSettings
@@ -372,7 +367,10 @@ class Service:
             return None
         problem = self.admission.at_once(who.tenant)
         if problem is not None:
-            raise problem
+            try:
+                raise problem
+            finally:
+                del problem  # its traceback has this frame: a cycle for each refusal
         try:
             type_ = signature(loaded.plugin, function)
             values = arguments(type_)
@@ -383,6 +381,14 @@ class Service:
             self.admission.was_long()
             return None
         return results(type_, returned)
+
+    def check_bytes(self, what: Invocation) -> None:
+        """Raise what a call with bytes would raise whatever these are, as far as it is known now."""
+        if what.session is None:
+            version = self.registry.plugins.resolve(what.who.tenant, what.plugin, what.ref)
+            loaded = self.versions.get(version)
+            if loaded is not None:
+                check_bytes_call(loaded.plugin, what.function)
 
     async def call_bytes(self, what: Invocation, given: bytes) -> bytes:
         """Call a function that takes and returns bytes.

@@ -291,7 +291,7 @@ def test_a_kill_in_the_middle_of_an_upload_leaves_nothing_half_there(data):
 
         async def endless():
             while True:
-                yield bytes(10_000)
+                yield b" " * 10_000
                 await asyncio.sleep(0.001)
 
         async def upload() -> None:
