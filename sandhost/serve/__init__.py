@@ -19,7 +19,7 @@ refusals              whose tokens were none
 durations             how long requests took
 store, blobs          where that survives a restart (database, schema, migrations: in SQLite)
 bodies                large ones, in buffers of a pool
-time_limit, threads   of what a task waits for
+time_limit, threads   of what a task waits for; background: of what nobody waits for
 bag, bag_grpc, bag_asgi  what a request holds, given back at its end (also for other applications)
 config, problems      settings; what can be wrong with a request
 collecting            Python's own collector, kept out of requests' way

@@ -30,6 +30,7 @@ from .._log import get_logger
 from ..errors import ConfigError
 from ..host import Host
 from .admin import admin_routes
+from .background import in_background
 from .collecting import spare_what_is_loaded
 from .compiler import Compilers
 from .config import Settings
@@ -53,6 +54,9 @@ _NOTICE_S = 1.0
 _SWITCH_S = 0.0005
 """A thread that registers or loads a module keeps the loop from Python for so long at a time; Python's own 5 ms are
 ten requests' worth."""
+_REST_S = 130
+"""Of a connection. Longer than who keeps some to a service lets them rest (nginx 60 s, Go 90, Caddy 120): whoever
+closes first never meets the other's next request."""
 _SPARE_FILES = 256
 """Descriptors that are not for connections: the database's, uploads', guests'. Arbitrary."""
 
@@ -168,6 +172,7 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
             log_config=None,
             server_header=False,
             limit_concurrency=connections,
+            timeout_keep_alive=_REST_S,
             timeout_graceful_shutdown=math.ceil(settings.drain_time),
         )
     )
@@ -178,9 +183,9 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
         rpc = RpcServer(service, connections)
         port = await rpc.start(settings.grpc_host, settings.grpc_port)
         say(f"listening on grpc://{_address(settings.grpc_host, port)}")
-    ending = asyncio.ensure_future(_end_on_signal(signals, service, server, rpc))
+    ending = in_background(_end_on_signal(signals, service, server, rpc))
     notify("READY=1")
-    watched = asyncio.ensure_future(keep_watched())
+    watched = in_background(keep_watched())
     try:
         await server.serve(sockets=[listener])
     finally:

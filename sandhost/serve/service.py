@@ -23,6 +23,7 @@ from ..memory import GuestMemory
 from ..modules.types import FuncType
 from ..tenants import Quotas, Tenant
 from ..wasi import Wasi
+from .background import in_background
 from .bag import Bags
 from .bodies import Bodies
 from .compiler import Compilers
@@ -86,7 +87,7 @@ class Service:
         self.retries = Retries(registry.answers)
         self.stopping = False
         self._tenants: dict[str, Tenant] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Future[None]] = set()
 
     # ---- beginning and end ----
 
@@ -130,7 +131,7 @@ class Service:
         self.bodies.close()
 
     def _in_background(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+        task = in_background(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 

@@ -4,7 +4,7 @@ connected ──► its tenant's turn ──► head, body ──► gate ──
    ▲          see shares.py          │    │          └────► answered or refused, without having become a task
    │                                 │    └ comes slowly: application, without a place; see requests.py
    │                                 └ within _HEAD_S and _HEAD_BYTES, else the connection is closed
-   └── next request: idle for as long as uvicorn's timeout_keep_alive
+   └── next request: it may rest for uvicorn's timeout_keep_alive, where many are connected for _CROWDED_S
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _Headed = tuple[RequestResponseCycle, Any, Place]
 
 _HEAD_S = 10.0
 _HEAD_BYTES = 64 << 10
+_CROWDED_S = 5.0
+_LAST_LOOK_S = 0.01
 _LINGER_S = 1.0
 """Arbitrary."""
 _READ_ON_BYTES = 64 << 10
@@ -117,6 +119,8 @@ class GatedProtocol(BoundedProtocol):
     """What has its head here, and perhaps all of its body, while bytes are being read."""
     _idle_since_s = math.inf
     """Infinite while a request is at work."""
+    _rested_long = False
+    """Whether the last look said so."""
     _reading = False
     _lingering = False
     _received: bytes | None = None
@@ -232,19 +236,24 @@ class GatedProtocol(BoundedProtocol):
             return
         self._idle_since_s = self.loop.time()
         if self.timeout_keep_alive_task is None:
-            self._look_again_in(self.timeout_keep_alive)
+            self._look_again_in(min(self.timeout_keep_alive, _CROWDED_S))
 
     def _unset_keepalive_if_required(self) -> None:
         self._idle_since_s = math.inf
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close it, if it has been idle for so long."""
+        """Close it, if it has rested for long."""
         self.timeout_keep_alive_task = None
-        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
-        if left_s <= 0:
+        crowded = self.limit_concurrency and len(self.connections) > self.limit_concurrency / 2
+        may_s = min(self.timeout_keep_alive, _CROWDED_S) if crowded else self.timeout_keep_alive
+        left_s = self._idle_since_s + may_s - self.loop.time()
+        # Twice, since this may be late, and the next request be there, unread: with that its client would get a reset.
+        if left_s <= 0 and self._rested_long:
             self.transport.close()
-        elif left_s < math.inf:  # else a request is at work, whose end looks after it
-            self._look_again_in(left_s)
+            return
+        self._rested_long = left_s <= 0
+        if left_s < math.inf:  # else a request is at work, whose end looks after it
+            self._look_again_in(_LAST_LOOK_S if left_s <= 0 else min(left_s, _CROWDED_S))
 
     def _look_again_in(self, seconds: float) -> None:
         handler = self.timeout_keep_alive_handler

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -223,6 +224,22 @@ def test_a_command_that_never_begins_is_an_ordinary_problem(data):
         await Client(one.http, None).problem("POST", "/v1/plugins/sum/run", 401, "unknown")
 
     in_desk(data, test)
+
+
+def test_a_command_that_fails_by_our_fault_is_logged(data, monkeypatch, caplog):
+    def broken(*_given: object) -> object:
+        raise KeyError("what the tenant is not to read")
+
+    async def test(one: Desk) -> None:
+        acme = await one.client("acme")
+        await acme.deploy("echo", guest_file("echo"))
+        monkeypatch.setattr("sandhost.serve.service.Wasi", broken)
+        told = await acme.problem("POST", "/v1/plugins/echo/run", 500, "internal")
+        assert "not to read" not in told["detail"]
+
+    with caplog.at_level(logging.ERROR, "sandhost.serve"):
+        in_desk(data, test)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [KeyError]
 
 
 # ---- versions, aliases ----

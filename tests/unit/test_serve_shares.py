@@ -74,7 +74,8 @@ class Loop:
     def sleep(self) -> None:
         """Wait until there is something to do."""
         if not self._soon and self._later:
-            self.now_s, work = self._later.pop(0)
+            at_s, work = self._later.pop(0)
+            self.now_s = max(self.now_s, at_s)
             work()
 
 
