@@ -15,6 +15,7 @@ overload, sessions    who may come in, and who stays
 line, concurrency, shares    in what order, how many at once, and how much of a turn of the loop
 registry              what is known: tenants, tokens, plugins, versions, aliases (records: as what)
 refusals              whose tokens were none
+durations             how long requests took
 store, blobs          where that survives a restart (database, schema, migrations: in SQLite)
 bodies                large ones, in buffers of a pool
 time_limit, threads   of what a task waits for

@@ -235,7 +235,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        why = str(error.strerror or error).partition(" (while")[0]  # behind it: the address again
+        raise ConfigError(f"cannot listen on {host}:{port}: {why}") from error
 
 
 def _address(host: str, port: int) -> str:

@@ -34,6 +34,7 @@ from ..memory import GuestMemory
 from . import shapes
 from .bag_asgi import BagMiddleware
 from .bodies import BodyResponse, Held
+from .durations import TimedApp
 from .frames import CommandResponse
 from .gate import PLACE
 from .invocation import Invocation
@@ -68,7 +69,7 @@ _NUMBERS_BODY = 64 << 10
 _JSON, _OCTETS = "application/json", "application/octet-stream"
 
 
-def make_app(service: Service, more: list[Route] | None = None) -> BagMiddleware:
+def make_app(service: Service, more: list[Route] | None = None) -> TimedApp:
     """Return the application.
 
     Args:
@@ -80,7 +81,7 @@ def make_app(service: Service, more: list[Route] | None = None) -> BagMiddleware
         exception_handlers={Problem: _problem, Exception: _fault, 404: _nowhere, 405: _nowhere},
     )
     app.router.redirect_slashes = False
-    return BagMiddleware(_Ending(app, service), service.bags)
+    return TimedApp(BagMiddleware(_Ending(app, service), service.bags), service.durations)
 
 
 class _Ending:

@@ -28,6 +28,7 @@ from .bodies import Bodies
 from .compiler import Compilers
 from .config import Settings
 from .deployments import Deployments
+from .durations import Durations
 from .invocation import Answering, Invocation, check_bytes_call
 from .loaded import LONG, Loaded, Versions, origin_of, signature
 from .overload import Admission
@@ -80,6 +81,7 @@ class Service:
         """What each request holds; all doors share it."""
         self.bodies = Bodies(settings.body_limit, settings.queue_time)
         self.refusals = Refusals()
+        self.durations = Durations()
         self.retries = Retries(registry.answers)
         self.stopping = False
         self._tenants: dict[str, Tenant] = {}

@@ -82,7 +82,7 @@ class Shares:
         weight: Callable[[str], float] = lambda _tenant: 1.0,
         *,
         soon: Callable[[Callable[[], object]], object] | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._wait_s, self._weight, self._clock = wait_s, weight, clock
         self._soon = soon or (lambda work: asyncio.get_running_loop().call_soon(work))
@@ -95,7 +95,8 @@ class Shares:
         self._waited_s = 0.0  # what is being done now, in line
 
     def must_wait(self, tenant: str) -> bool:
-        """Whether something of it has to get in line, since the share of this turn is used or others are before it."""
+        """Whether something of it that comes now has to get in line: its share is used, or others are before it."""
+        self._begin()
         share = self._shares.get(tenant)
         return share is not None and (share.left_s <= 0 or bool(share.line))
 
@@ -126,6 +127,11 @@ class Shares:
         share.refused = share.used = True
         return True
 
+    def since_s(self) -> float:
+        """Return since when what is being done has been here: it came to its line, or to this turn."""
+        self._begin()
+        return self._clock() - self._waited_s if self._waited_s else self._began_s
+
     def wait_s(self, tenant: str) -> float:
         """Return how long what is at the head of its line has waited, or what is being done now."""
         share = self._shares.get(tenant)
@@ -133,7 +139,8 @@ class Shares:
             return self._waited_s
         return max(self._waited_s, self._clock() - share.line[0][0])
 
-    def _of(self, tenant: str) -> _Share:
+    def _begin(self) -> None:
+        """Something happens: a turn has begun, if it was none yet."""
         if not self._open:
             self._open = True
             now_s = self._clock()
@@ -141,6 +148,9 @@ class Shares:
                 self._shares.clear()  # there was nothing to do
             self._began_s = now_s
             self._soon(self._turn)
+
+    def _of(self, tenant: str) -> _Share:
+        self._begin()
         share = self._shares.get(tenant)
         if share is None:
             weight = self._weight(tenant)
@@ -202,11 +212,11 @@ class Steps(Coroutine[Any, Any, _T]):
             self._skipped += 1
             return None
         self._skipped = 0
-        began_s = time.perf_counter()
+        began_s = time.monotonic()
         try:
             return self._work.send(value)
         finally:
-            self._shares.charge(self._tenant, time.perf_counter() - began_s)
+            self._shares.charge(self._tenant, time.monotonic() - began_s)
 
     def throw(self, *raised: Any) -> Any:
         """Have an error raised where it waits, at once: it has waited."""

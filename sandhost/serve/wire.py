@@ -17,6 +17,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from .durations import GONE
 from .gate import NOBODY, Gate, Place
 from .inflow import PIECE_BYTES, Inflow
 from .problems import Problem, TooMany
@@ -132,6 +133,8 @@ class GatedProtocol(BoundedProtocol):
         if self._waiting is not None:
             self._waiting.leave()
             self._waiting = None
+            if self._serving is not None:
+                self.gate.over(self._serving.scope, GONE)  # type: ignore[arg-type] # a TypedDict
         # uvicorn tells the last cycle of a pipeline only, and what is at work would write to nowhere.
         if self._serving is not None and not self._serving.response_complete:
             self._serving.disconnected = True
@@ -145,9 +148,9 @@ class GatedProtocol(BoundedProtocol):
         """Read on, when it is its tenant's turn."""
         shares = self.gate.shares
         if not self.flow.holds and not shares.must_wait(self._tenant):
-            began_s = time.perf_counter()
+            began_s = time.monotonic()
             self._receive(data[:PIECE_BYTES])
-            shares.charge(self._tenant, time.perf_counter() - began_s)
+            shares.charge(self._tenant, time.monotonic() - began_s)
             data = data[PIECE_BYTES:]
         if data:
             if not self.flow.holds:
@@ -203,6 +206,7 @@ class GatedProtocol(BoundedProtocol):
     def on_message_begin(self) -> None:
         """A request begins: the first of what is being read, or another one."""
         super().on_message_begin()
+        self.gate.begin(self.scope)  # type: ignore[arg-type] # a TypedDict
         self._fresh, self._received = self._received, None
 
     def resume_writing(self) -> None:
@@ -319,12 +323,13 @@ class GatedProtocol(BoundedProtocol):
         if not close and isinstance(problem, TooMany):
             self._remember(cycle, None)
         cycle.response_started = cycle.response_complete = True
+        self.gate.over(cycle.scope, problem.status)  # type: ignore[arg-type] # a TypedDict
         self._answer(refusal(problem, close=close))
 
     def _remember(self, cycle: RequestResponseCycle, place: Place | None) -> None:
         if self._fresh is not None:
             target = None if place is None else place.target
-            self.gate.remember(self._fresh, list(cycle.scope["headers"]), target)
+            self.gate.remember(self._fresh, cycle.scope, target)  # type: ignore[arg-type]
 
     def _may_answer(self) -> bool:
         """Whether what comes on this connection may be answered here: its client reads, and uvicorn takes it."""

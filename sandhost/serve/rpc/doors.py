@@ -24,6 +24,7 @@ from ..service import Service
 from ..time_limit import TimeLimit
 from ..tokens import Scope
 from .status import refuse
+from .timing import Timing
 
 __all__ = ["REST_S", "Doors", "Rpc"]
 
@@ -155,8 +156,9 @@ class Doors:
 
         async def behavior(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
             try:
-                rpc = self._enter(scope, context)
-                return (await work(rpc, await rpc.first(kind))).SerializeToString()
+                with Timing(self.service.durations, method):
+                    rpc = self._enter(scope, context)
+                    return (await work(rpc, await rpc.first(kind))).SerializeToString()
             except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
                 await refuse(context, method, error)
 
@@ -169,7 +171,8 @@ class Doors:
 
         async def behavior(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
             try:
-                return (await work(self._enter(scope, context))).SerializeToString()
+                with Timing(self.service.durations, method):
+                    return (await work(self._enter(scope, context))).SerializeToString()
             except Exception as error:  # noqa: BLE001 - see above
                 await refuse(context, method, error)
 
@@ -182,7 +185,8 @@ class Doors:
 
         async def behavior(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             try:
-                await work(self._enter(scope, context))
+                with Timing(self.service.durations, method):
+                    await work(self._enter(scope, context))
             except Exception as error:  # noqa: BLE001 - see above
                 await refuse(context, method, error)
 
