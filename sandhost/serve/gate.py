@@ -32,14 +32,13 @@ from .records import Principal
 from .replies import Reply, refusal, reply_to
 from .requests import bearer
 from .service import Service
+from .shares import NOBODY
 from .tokens import Scope
 
-__all__ = ["NOBODY", "PLACE", "Gate", "Place"]
+__all__ = ["PLACE", "Gate", "Place"]
 
 PLACE = "sandhost.place"
 """Where a request's place stands in the ASGI scope."""
-NOBODY = ""
-"""The tenant of who has no valid token."""
 _STARTS_GUESTS = ("call", "bytes", "run", "sessions")
 _HEAD_ENDS = b"\r\n\r\n"
 _MOST_KNOWN, _MOST_HEAD_BYTES = 4096, 2048

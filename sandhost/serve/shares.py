@@ -23,13 +23,15 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, TypeVar, cast
 
-__all__ = ["Shares", "Steps"]
+__all__ = ["NOBODY", "Shares", "Steps"]
 
 _T = TypeVar("_T")
 
+NOBODY = ""
+"""In place of a tenant, for who has no valid token."""
 _TURN_S, _MOST_S = 0.004, 0.0005
 """What all shares of a turn are together, and the most that one is: some five calls."""
 _MOST_DEBT_S = 4 * _MOST_S
@@ -198,7 +200,7 @@ class Shares:
 
 
 class Steps(Coroutine[Any, Any, _T]):
-    """A task's coroutine, whose steps wait for the next turn while its tenant has none left of this one."""
+    """A coroutine, for a task or to be awaited, whose steps wait while its tenant has nothing left of this turn."""
 
     __slots__ = ("_shares", "_skipped", "_tenant", "_work")
 
@@ -226,8 +228,11 @@ class Steps(Coroutine[Any, Any, _T]):
         """End it."""
         self._work.close()
 
-    def __await__(self) -> Any:
-        return self
+    def __await__(self) -> Generator[Any, Any, _T]:
+        return cast("Generator[Any, Any, _T]", self)
+
+    def __next__(self) -> Any:
+        return self.send(None)
 
     def __getattr__(self, name: str) -> Any:
         """Return what asyncio and anyio ask of a coroutine: its frame, what it waits for, whether it runs."""

@@ -18,11 +18,11 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .durations import GONE
-from .gate import NOBODY, Gate, Place
+from .gate import Gate, Place
 from .inflow import PIECE_BYTES, Inflow
 from .problems import Problem, TooMany
 from .replies import Reply, refusal
-from .shares import Steps
+from .shares import NOBODY, Steps
 
 __all__ = ["BoundedProtocol", "GatedProtocol"]
 

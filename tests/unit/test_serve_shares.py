@@ -189,10 +189,15 @@ def test_a_task_makes_its_steps_in_turns_and_ends_as_its_work_does() -> None:
 
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(Steps(work(name), shares, "a")) for name in "xy"]
+
+        async def awaits() -> str:
+            return await Steps(work("w"), shares, "a")
+
+        tasks.append(loop.create_task(awaits()))
         other = loop.create_task(work_of_another(order))
-        assert await asyncio.gather(*tasks, other) == ["x", "y", "z"]
-        assert order.index("z") <= 2  # not after all steps of both
-        assert Counter(order) == Counter(x=3, y=3, z=1)
+        assert await asyncio.gather(*tasks, other) == ["x", "y", "w", "z"]
+        assert order.index("z") <= 2  # not after all steps of all three
+        assert Counter(order) == Counter(x=3, y=3, w=3, z=1)
 
         async def fails() -> None:
             raise ValueError("mine")
