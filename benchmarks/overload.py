@@ -38,8 +38,13 @@ QUOTAS = {
     "tenant_compiles": 10,
 }
 """Of each tenant, as an operator would set them for twenty on two processors."""
-ADD = b"""(module (memory (export "memory") 1)
-  (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1))))"""
+SUM = b"""(module (memory (export "memory") 1)
+  (func (export "add") (param i32 i32) (result i32) (i32.add (local.get 0) (local.get 1)))
+  (func (export "sum") (param i32) (result i32) (local i32)
+    (loop
+      (local.set 1 (i32.add (i32.mul (local.get 1) (i32.const 3)) (local.get 0)))
+      (br_if 0 (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))
+    (local.get 1)))"""
 CONNECTIONS = 8  # of each tenant
 WINDOW_S = 0.25
 
@@ -52,20 +57,40 @@ def tenants(server: Server) -> list[str]:
         server.ask("PUT", path, b"{}")
         scopes = json.dumps({"scopes": ["deploy", "invoke"]}).encode()
         token = json.loads(server.ask("POST", f"{path}/tokens", scopes))["token"]
-        server.ask("PUT", "/v1/plugins/sum", ADD, token)
+        server.ask("PUT", "/v1/plugins/sum", SUM, token)
         server.ask("GET", "/v1/plugins/sum/versions/1?wait=30", token=token)
         tokens.append(token)
     return tokens
 
 
-def streams(tokens: Sequence[str], rate: float) -> list[Stream]:
+class Work(NamedTuple):
+    """What is asked for."""
+
+    path: str
+    body: bytes
+    at_once: int
+    """Connections that ask for as much as there is, without a line that is too long."""
+
+
+SHORT = Work("/v1/plugins/sum/call/add", b'{"arguments": [2, 3]}', 16)
+LONG = Work("/v1/plugins/sum/call/sum", b'{"arguments": [2000000]}', 4)
+"""About 2 ms."""
+
+
+def streams(tokens: Sequence[str], rate: float, work: Work = SHORT) -> list[Stream]:
     """Return a load of `rate` requests a second, an equal part of each tenant."""
-    return [Stream(rate / len(tokens), CONNECTIONS, call(token)) for token in tokens]
+    return [
+        Stream(rate / len(tokens), CONNECTIONS, call(token, work.path, work.body))
+        for token in tokens
+    ]
 
 
-def capacity(server: Server, tokens: Sequence[str], seconds: float) -> float:
-    """Return how many calls a second are answered, of as many as 16 connections can ask for."""
-    flood = [Stream(20_000 / 16, 1, call(token)) for token in tokens[:16]]
+def capacity(server: Server, tokens: Sequence[str], seconds: float, work: Work = SHORT) -> float:
+    """Return how many calls a second are answered, of as many as some connections can ask for."""
+    flood = [
+        Stream(20_000 / work.at_once, 1, call(token, work.path, work.body))
+        for token in tokens[: work.at_once]
+    ]
     Load(server.port, flood, 1).arrivals()  # to warm up
     arrivals = Load(server.port, flood, seconds).arrivals()
     return sum(one.status == 200 for one in arrivals) / seconds
@@ -80,18 +105,28 @@ def say(words: str) -> None:
 
 
 def too_much(quick: bool) -> Row:
-    """Offer ten times the capacity for a minute, between times of 80 % of it."""
+    """Offer ten times the capacity for a minute: of calls that take 2 ms, so that all of it can be sent."""
+    return _too_much("ten times too much", LONG, quick)
+
+
+def too_much_short(quick: bool) -> Row:
+    """The same of calls that take no longer than refusals, as much as connections carry."""
+    return _too_much("too much of what is short", SHORT, quick)
+
+
+def _too_much(name: str, work: Work, quick: bool) -> Row:
+    """Offer ten times the capacity, between times of 80 % of it."""
     before_s, surge_s, after_s = (5.0, 10.0, 5.0) if quick else (20.0, 60.0, 15.0)
     with served() as server:
         tokens = tenants(server)
-        able = capacity(server, tokens, 3 if quick else 6)
+        able = capacity(server, tokens, 3 if quick else 6, work)
         say(f"capacity {able:,.0f} calls/s; now 80 % of it, ten times it, and 80 % again")
         server.refusals_ms()
         cpu_s, began_s = server.cpu_s(), time.monotonic()
         surge = (before_s, before_s + surge_s)
         load = Load(
             server.port,
-            streams(tokens, 0.8 * able),
+            streams(tokens, 0.8 * able, work),
             before_s + surge_s + after_s,
             surge=10 / 0.8,
             surge_s=surge,
@@ -99,10 +134,11 @@ def too_much(quick: bool) -> Row:
         arrivals = sorted(load.arrivals(), key=lambda one: one.due_s)
         own_ms = sorted(server.refusals_ms()) or [0.0]
         cpu_s = (server.cpu_s() - cpu_s) / (time.monotonic() - began_s)
-        return _judge(arrivals, surge, able, own_ms, cpu_s)
+        return _judge(name, arrivals, surge, able, own_ms, cpu_s)
 
 
 def _judge(
+    name: str,
     arrivals: list[Arrival],
     surge: tuple[float, float],
     able: float,
@@ -120,7 +156,7 @@ def _judge(
     late = sorted((one.sent_s - one.due_s) * 1e3 for one in driven)
     lost = [one for one in loaded if one.status not in (200, 429, 2)]
     return Row(
-        "ten times too much",
+        name,
         f"{seconds:g} s of {10 * able:,.0f} calls a second, of which {len(driven) / seconds:,.0f} were driven",
         [
             Claim("p99 of who is let in, to 80 %", in_times.p99 / calm_times.p99, "×", 2),
@@ -343,7 +379,13 @@ def _slope(points: Sequence[tuple[int, int]]) -> float:
     return sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y)) / spread if spread else 0.0
 
 
-ROWS = {"hostile": hostile, "too-much": too_much, "million": million, "apart": apart}
+ROWS = {
+    "hostile": hostile,
+    "too-much": too_much,
+    "too-much-short": too_much_short,
+    "million": million,
+    "apart": apart,
+}
 ASKED_FOR = ("million", "apart")
 
 

@@ -4,7 +4,7 @@ app                   what the process is put together of, and its life
 http, rpc             how requests come in; admin and observed are routes for the operator
 console               a page that shows what goes on, and calls functions; page/ is what it is made of
 operations, shapes, openapi   what can be asked for, with what fields, as a document
-wire, gate            what a client of HTTP may not do; who comes in, decided before it costs much
+wire, inflow, gate    what a client of HTTP may not do; who comes in, decided before it costs much
 direct, replies       calls of numbers, answered there, with bytes
 requests, frames      how requests are read, and a command's streams
 service               what a request does: upload, invoke, sessions
@@ -12,7 +12,7 @@ invocation, loaded, values   what it calls, of which version, and with what
 retries               what comes again with its key
 deployments           how a version gets ready: turns, and the compiler, in processes of its own
 overload, sessions    who may come in, and who stays
-line, concurrency, pace      in what order, how many at once, and how many in one turn of the loop
+line, concurrency, shares    in what order, how many at once, and how much of a turn of the loop
 registry              what is known: tenants, tokens, plugins, versions, aliases (records: as what)
 refusals              whose tokens were none
 store, blobs          where that survives a restart (database, schema, migrations: in SQLite)

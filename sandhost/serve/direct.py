@@ -29,7 +29,7 @@ __all__ = ["Direct", "Target", "target_of"]
 
 _encode = json.JSONEncoder().encode
 
-_MOST_BYTES = 16 << 10
+_MOST_BYTES = 4 << 10
 """Of a body. What has more is worth a task. Arbitrary."""
 _PATH = re.compile(r"/v1/plugins/([^/]+)/call/([^/]+)")
 _QUERY = re.compile(rb"ref=([A-Za-z0-9._-]+)")

@@ -33,11 +33,12 @@ from .requests import bearer
 from .service import Service
 from .tokens import Scope
 
-__all__ = ["PLACE", "Gate", "Place"]
+__all__ = ["NOBODY", "PLACE", "Gate", "Place"]
 
 PLACE = "sandhost.place"
 """Where a request's place stands in the ASGI scope."""
-_NOBODY = ""
+NOBODY = ""
+"""The tenant of who has no valid token."""
 _STARTS_GUESTS = ("call", "bytes", "run", "sessions")
 _HEAD_ENDS = b"\r\n\r\n"
 _MOST_KNOWN, _MOST_HEAD_BYTES = 4096, 2048
@@ -57,7 +58,7 @@ class Place:
         target: Target | None,
     ) -> None:
         self._admission, self._deadline_s = admission, deadline_s
-        self._tenant = _NOBODY if who is None else who.tenant
+        self._tenant = NOBODY if who is None else who.tenant
         self.who, self.target = who, target
         self._request: Request | None = None
         self.done = True
@@ -96,12 +97,15 @@ class Gate:
 
     def __init__(self, service: Service) -> None:
         self._service, self._admission = service, service.admission
+        self.shares = service.admission.shares
         self._direct = Direct(service)
         self._known: dict[bytes, _Known] = {}
         self._common: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
-    def place_for(self, scope: MutableMapping[str, Any]) -> Place | None:
-        """Return what a request has to ask for a place with, also left in its scope. None: it needs none.
+    def place_for(self, scope: MutableMapping[str, Any]) -> tuple[str, Place | None]:
+        """Return whose a request is, and what it has to ask for a place with, also left in its scope.
+
+        None: it needs no place.
 
         Raises:
             Unknown: it has no valid token.
@@ -121,13 +125,14 @@ class Gate:
                 raise
         else:
             if Scope.ADMIN in who.scopes:
-                return None
+                return who.tenant, None
             if deadline_s is not None or not deadline:
                 target = target_of(scope, deadline_s)
+        tenant = NOBODY if who is None else who.tenant
         if not self._admission.places and not (scope["method"] == "POST" and _starts_guest(path)):
-            return None  # short of memory: what starts no guest may free some
+            return tenant, None  # short of memory: what starts no guest may free some
         place = scope[PLACE] = Place(self._admission, who, deadline_s, target)
-        return place
+        return tenant, place
 
     def answer(self, place: Place, body: bytes | bytearray) -> Reply | None:
         """Return the answer to a request that is all here; None: the application has it."""
@@ -161,19 +166,19 @@ class Gate:
             token = bearer(found.get(b"authorization", b"").decode("latin-1")) or ""
             self._known[head] = _Known(token, body_bytes, target)
 
-    def answer_again(self, data: bytes, client: tuple[str, int] | None) -> Reply | None:
-        """Return the answer to a request whose head is known, if it is all here; None: it has to be parsed."""
+    def answer_again(self, data: bytes, client: tuple[str, int] | None) -> tuple[str, Reply | None]:
+        """Return whose a request is whose head is known, and the answer; None: it is not, or not all here."""
         end = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
         known = self._known.get(data[:end])
         if known is None or len(data) != end + known.body_bytes:
-            return None
+            return NOBODY, None
         try:
             who = self._service.whose(known.token, _peer(client))
         except Unknown as problem:
-            return refusal(problem, close=False)
+            return NOBODY, refusal(problem, close=False)
         if known.target is None:
-            return reply_to(self._admission.turn_away(who.tenant))
-        return reply_to(self._direct.answer(known.target, who, data[end:]))
+            return who.tenant, reply_to(self._admission.turn_away(who.tenant))
+        return who.tenant, reply_to(self._direct.answer(known.target, who, data[end:]))
 
 
 def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -22,7 +22,7 @@ tenant with the least in service for its weight. Tenants below their share may g
 quarter of it and by what others have above theirs, so that one whose requests take minutes does not keep
 all places from who comes next.
 
-Calls that are over before anything else runs (`at_once`) take no place and wait in no line: see pace.py.
+Calls that are over before anything else runs (`at_once`) take no place: see shares.py.
 
 No thread: all of it belongs to one event loop. `request`, `finish` and `turn` are what `enter` is made
 of, with a clock from outside, so that hours can be simulated.
@@ -41,8 +41,8 @@ from typing import NamedTuple
 from ..errors import ConfigError
 from .concurrency import AdaptiveLimit
 from .line import Line, Request
-from .pace import Pace
 from .problems import DeadlinePassed, Problem, TooMany
+from .shares import Shares
 
 __all__ = ["Admission", "AdmissionStats"]
 
@@ -107,7 +107,8 @@ class Admission:
         self._wait_s = wait_s
         self._pressure, self._weight, self._clock = pressure, weight, clock
         self._window_s = min(wait_s / 2, _WHILE_S)
-        self._pace, self._in_turn = Pace(wait_s), False
+        self.shares = Shares(wait_s, self._weight_of)
+        """Of the loop's time, for who asks before there is a request."""
         self._lines: dict[str, Line] = {}
         self._wanting: dict[Line, None] = {}  # invariant: those with something in line
         self._resting: dict[Line, float] = {}  # invariant: with nothing at all; since when
@@ -158,17 +159,12 @@ class Admission:
 
     def at_once(self, tenant: str) -> Problem | None:
         """Let in a call that is over before the loop's turn is; return None, or why not."""
-        now_s = self._clock()
-        if not self._in_turn:
-            self._in_turn = True
-            self._pace.begin(now_s)
-            asyncio.get_running_loop().call_soon(self._turn_over)
         if not self.places:
             self._refused["pressure"] += 1
             return _problem("pressure", math.inf)
-        if not self._pace.admits(tenant, self._weight_of(tenant), now_s):
+        if self.shares.refuses(tenant):
             self._refused["line"] += 1
-            return _problem("line", self._pace.age_s(now_s))
+            return _problem("line", self.shares.wait_s(tenant))
         self._admitted += 1
         self._at_once += 1
         return None
@@ -177,10 +173,6 @@ class Admission:
         """What `at_once` let in was not made: it will ask for a place."""
         self._admitted -= 1
         self._at_once -= 1
-
-    def _turn_over(self) -> None:
-        self._in_turn = False
-        self._pace.end(self._clock())
 
     def _tick(self) -> None:
         if not self._ticking and self._waiting:

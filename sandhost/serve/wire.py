@@ -1,23 +1,27 @@
 """HTTP/1.1 as uvicorn speaks it, with bounds for the head of a request, and a gate behind it.
 
-connected ──► head, body ──► gate ──► application, with a place
-   ▲           │    │          └────► answered or refused, without having become a task
-   │           │    └ comes slowly: application, without a place; has bounds of its own, see requests.py
-   │           └ within _HEAD_S and _HEAD_BYTES, else the connection is closed
+connected ──► its tenant's turn ──► head, body ──► gate ──► application, with a place
+   ▲          see shares.py          │    │          └────► answered or refused, without having become a task
+   │                                 │    └ comes slowly: application, without a place; see requests.py
+   │                                 └ within _HEAD_S and _HEAD_BYTES, else the connection is closed
    └── next request: idle for as long as uvicorn's timeout_keep_alive
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import time
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .gate import Gate, Place
+from .gate import NOBODY, Gate, Place
+from .inflow import PIECE_BYTES, Inflow
 from .problems import Problem, TooMany
 from .replies import Reply, refusal
+from .shares import Steps
 
 __all__ = ["BoundedProtocol", "GatedProtocol"]
 
@@ -98,6 +102,11 @@ class GatedProtocol(BoundedProtocol):
 
     gate: Gate
     """Set by whoever makes a class for a service."""
+    _tenant = NOBODY
+    """Whose its last request was."""
+    flow: Inflow
+    _ended = False
+    """Whether nothing more will come."""
     _waiting: Place | None = None
     """Of the request that waits for its place."""
     _serving: RequestResponseCycle | None = None
@@ -112,6 +121,11 @@ class GatedProtocol(BoundedProtocol):
     """What is being read, if nothing of it was."""
     _fresh: bytes | None = None
     """The same, while its first request is at its turn."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self.flow = Inflow(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more. What has started gives its place back when its task ends."""
@@ -128,15 +142,56 @@ class GatedProtocol(BoundedProtocol):
             self.timeout_keep_alive_task = None
 
     def data_received(self, data: bytes) -> None:
+        """Read on, when it is its tenant's turn."""
+        shares = self.gate.shares
+        if not self.flow.holds and not shares.must_wait(self._tenant):
+            began_s = time.perf_counter()
+            self._receive(data[:PIECE_BYTES])
+            shares.charge(self._tenant, time.perf_counter() - began_s)
+            data = data[PIECE_BYTES:]
+        if data:
+            if not self.flow.holds:
+                shares.wait(self._tenant, self._go_on)
+            self.flow.hold(data)
+            self._idle_since_s = math.inf
+
+    def _go_on(self) -> None:
+        """It is its tenant's turn."""
+        piece = self.flow.take()
+        if not piece or self.transport.is_closing():
+            return  # it was needed before, or its client has gone
+        try:
+            self._receive(piece)
+        except Exception:  # as the event loop would, if this came from there
+            self.transport.abort()
+            raise
+        if self.flow.holds:
+            self.gate.shares.wait(self._tenant, self._go_on)
+        elif self._ended:
+            self.transport.close()
+
+    def eof_received(self) -> bool:  # type: ignore[override] # of a Protocol's, which uvicorn narrows
+        """Answer what was asked for; the connection ends with that."""
+        self._ended = True
+        return self.flow.holds
+
+    def shutdown(self) -> None:
+        """Answer what was asked for, and end."""
+        while self.flow.holds:
+            self._go_on()
+        super().shutdown()
+
+    def _receive(self, data: bytes) -> None:
         """Read a request, unless it is known and can be answered at once."""
         if self._lingering:
             return
         if self.between and (self.cycle is None or self.cycle.response_complete):
-            answer = self.gate.answer_again(data, self.client) if self._may_answer() else None
-            if answer is not None:
-                self.end_head()
-                self._answer(answer)
-                return
+            if self._may_answer():
+                self._tenant, answer = self.gate.answer_again(data, self.client)
+                if answer is not None:
+                    self.end_head()
+                    self._answer(answer)
+                    return
             self._received = data
         self._reading = True
         super().data_received(data)
@@ -202,14 +257,17 @@ class GatedProtocol(BoundedProtocol):
         return headed
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._lingering:  # it came behind what ends the connection
+            return
         self._serving = cycle
         try:
-            place = self.gate.place_for(cycle.scope)  # type: ignore[arg-type] # a TypedDict
+            self._tenant, place = self.gate.place_for(cycle.scope)  # type: ignore[arg-type] # a TypedDict
         except Problem as problem:
+            self._tenant = NOBODY
             self._refuse(cycle, problem)
             return
         if place is None:
-            super()._start_asgi_task(cycle, app)
+            self._begin(cycle, app)
         elif not cycle.more_body:  # it was in the pipeline
             self._start_whole(cycle, app, place)
         elif self._reading:
@@ -223,7 +281,7 @@ class GatedProtocol(BoundedProtocol):
         if problem is not None:
             self._refuse(cycle, problem)
         else:
-            super()._start_asgi_task(cycle, app)
+            self._begin(cycle, app)
 
     def _start_whole(self, cycle: RequestResponseCycle, app: Any, place: Place) -> None:
         if cycle.keep_alive and self._may_answer():
@@ -244,13 +302,15 @@ class GatedProtocol(BoundedProtocol):
         self._waiting = place
         place.ask(settle)
 
-    def _begin(self, cycle: RequestResponseCycle, app: Any, place: Place) -> None:
-        task = self.loop.create_task(cycle.run_asgi(app))
+    def _begin(self, cycle: RequestResponseCycle, app: Any, place: Place | None = None) -> None:
+        steps = Steps(cycle.run_asgi(app), self.gate.shares, self._tenant)
+        task = self.loop.create_task(steps)
         self.tasks.add(task)
 
         def ended(_task: asyncio.Task[None]) -> None:
             self.tasks.discard(task)
-            place.leave()
+            if place is not None:
+                place.leave()
 
         task.add_done_callback(ended)
 
@@ -272,8 +332,13 @@ class GatedProtocol(BoundedProtocol):
             self.limit_concurrency and len(self.connections) >= self.limit_concurrency
         )
 
+    def send_400_response(self, msg: str) -> None:
+        """Say that this is no HTTP, if anything may still be said."""
+        if not self._lingering:
+            super().send_400_response(msg)
+
     def _answer(self, answer: Reply) -> None:
-        if self.transport.is_closing():
+        if self._lingering or self.transport.is_closing():
             return
         headers = self.gate.lines_of(self.server_state.default_headers)
         self.transport.write(answer.first + headers + answer.rest)
@@ -281,14 +346,15 @@ class GatedProtocol(BoundedProtocol):
             self._linger()
         elif self.pipeline:
             # Not from here: there may be hundreds, each in the frame of the one before.
-            self.loop.call_soon(self.on_response_complete)
+            self.gate.shares.wait(self._tenant, self.on_response_complete)
         else:
             self.on_response_complete()
 
     def _linger(self) -> None:
         """Close, but read for a while: whoever still sends would get a reset, and no answer."""
         self._lingering = True
-        self.transport.write_eof()
+        with contextlib.suppress(OSError):  # it has gone
+            self.transport.write_eof()
         self.loop.call_later(_LINGER_S, self.transport.close)
 
 

@@ -140,6 +140,37 @@ def test_pipelined_requests_are_answered_in_order_also_those_that_are_refused(se
     service.run(test)
 
 
+def test_a_long_pipeline_is_answered_in_order_to_its_end_while_others_are_served(service):
+    """More than is read in one turn, by far; and its sender has closed his half."""
+
+    async def test(acme: Client) -> None:
+        good, bad = call(service.token), call(service.token, path="p/call/none")
+        wire, count = await Wire.open(service.port), 400
+        wire.send((good + bad + good) * count)
+        wire.writer.write_eof()
+        beside = asyncio.ensure_future(acme.call("p", "which"))
+        for _ in range(count):
+            statuses = [(await wire.answer())[0] for _ in range(3)]
+            if 429 not in statuses:  # a tenth of a second of it is too much
+                assert statuses == [200, 400, 200]
+        assert await wire.at_end()
+        assert await beside == [1]
+
+    service.run(test)
+
+
+def test_nothing_is_answered_behind_what_ends_the_connection(service):
+    async def test(_acme: Client) -> None:
+        wire, good = await Wire.open(service.port), call(service.token)
+        too_large = call("sh_" + "x" * 43, more="Transfer-Encoding: chunked\r\n")
+        wire.send(good + too_large.replace(b"Content-Length: 0\r\n", b"") + b"junk" + good * 200)
+        assert (await wire.answer())[0] == 200
+        assert (await wire.answer())[0] == 401
+        assert await wire.at_end()
+
+    service.run(test)
+
+
 def test_who_closes_his_half_gets_his_answer_or_leaves_nothing(service):
     async def test(acme: Client) -> None:
         for request in (call(service.token), call(service.token, b'{"arguments": []}')):

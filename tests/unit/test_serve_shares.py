@@ -1,0 +1,254 @@
+"""What of a turn of the loop tenants have: floods, bursts, overload, and tenants beside each other; tasks as well."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandhost.serve.shares import Shares, Steps
+
+CALL_S, REFUSAL_S = 1e-4, 1e-5
+
+
+class Loop:
+    """A loop that takes turns, with sockets that are ready, and a clock that stands still but for work."""
+
+    def __init__(self, wait_s: float = 0.05, weights: dict[str, float] | None = None) -> None:
+        self.now_s = 100.0
+        self._soon: list[Callable[[], object]] = []
+        self.shares = Shares(
+            wait_s,
+            lambda tenant: (weights or {}).get(tenant, 1.0),
+            soon=self._soon.append,
+            clock=lambda: self.now_s,
+        )
+        self.served: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.waits_s: defaultdict[str, list[float]] = defaultdict(list)
+        self.waiting: Counter[str] = Counter()
+
+    def turn(self, ready: Iterable[str] = ()) -> float:
+        """What waits, then what is ready, as the wire does it; return how long it took."""
+        began_s = self.now_s
+        soon, self._soon[:] = self._soon[:], []
+        for work in soon:
+            work()
+        for tenant in ready:
+            came_s = self.now_s
+            if self.shares.must_wait(tenant):
+                self.waiting[tenant] += 1
+                self.shares.wait(tenant, lambda tenant=tenant, at=came_s: self._held(tenant, at))
+            else:
+                took_s = self._ask(tenant, came_s)
+                self.shares.charge(tenant, took_s)
+        return self.now_s - began_s
+
+    def _held(self, tenant: str, came_s: float) -> None:
+        self.waiting[tenant] -= 1
+        self._ask(tenant, came_s)
+
+    def _ask(self, tenant: str, came_s: float) -> float:
+        self.waits_s[tenant].append(self.now_s - came_s)
+        refused = self.shares.refuses(tenant)
+        (self.refused if refused else self.served)[tenant] += 1
+        took_s = REFUSAL_S if refused else CALL_S
+        self.now_s += took_s
+        return took_s
+
+    def rest(self) -> None:
+        """Take turns until nothing waits."""
+        while self._soon:
+            self.turn()
+
+
+def test_a_burst_is_served_as_long_as_it_may_wait() -> None:
+    loop = Loop(wait_s=0.05)
+    loop.turn(["a"] * 400)
+    loop.rest()
+    assert not loop.refused
+    assert loop.served["a"] == 400
+    loop.now_s += 1
+    loop.turn(["a"] * 1000)
+    loop.rest()
+    assert loop.refused["a"] > 400  # what would wait longer is refused
+    assert max(loop.waits_s["a"]) < 0.06
+
+
+def test_who_asks_for_little_waits_for_one_share_of_a_flood() -> None:
+    loop = Loop()
+    for number in range(500):
+        loop.turn(["flood"] * 60 + [f"t{number % 7}", "small"])
+    loop.rest()
+    others = [wait for name, waits in loop.waits_s.items() if name != "flood" for wait in waits]
+    assert max(others) < 0.0005
+    assert not [name for name in loop.refused if name != "flood"]
+    assert max(loop.waits_s["flood"]) > 0.005
+
+
+def test_who_has_too_much_for_a_tenth_of_a_second_is_refused_until_it_is_over() -> None:
+    loop = Loop()
+    for _ in range(400):
+        loop.turn(["a"] * (100 - loop.waiting["a"]))
+    assert loop.refused["a"] > 1000
+    recent = loop.waits_s["a"][-100:]
+    assert max(recent) < 0.005, "what is let in, or refused, has not waited for long"
+    loop.rest()
+    loop.now_s += 0.01  # nothing came
+    loop.refused.clear()
+    loop.turn(["a"] * 40)
+    loop.rest()
+    assert not loop.refused
+
+
+def test_what_many_ask_for_together_is_overload_too_but_not_for_who_asks_for_little() -> None:
+    loop = Loop()
+    everybody = [f"t{number}" for number in range(200)]
+    for number in range(1000):
+        small = ["small"] if number % 8 == 0 else []
+        loop.turn([one for one in everybody for _ in range(3 - loop.waiting[one])] + small)
+    assert sum(loop.refused.values()) > 10_000
+    assert loop.served["small"] == 125
+    assert not loop.refused["small"]
+    assert {f"t{number}" for number in range(200)} < set(loop.served)
+
+
+def test_a_flood_is_no_reason_to_refuse_another_tenants_burst() -> None:
+    loop = Loop()
+    for _ in range(500):
+        loop.turn(["flood"] * max(0, 100 - loop.waiting["flood"]) + ["small"])
+    assert loop.refused["flood"]
+    loop.turn(["small"] * 50)
+    loop.rest()
+    assert loop.refused["small"] == 0
+
+
+@pytest.mark.parametrize("heavy", [3.0, 10.0])
+def test_tenants_that_want_more_than_there_is_get_what_they_weigh(heavy: float) -> None:
+    loop = Loop(wait_s=100, weights={"a": heavy})
+    loop.turn(["b", "a"] * 4000)
+    for _ in range(200):
+        loop.turn()
+    assert loop.served["a"] == pytest.approx(heavy * loop.served["b"], rel=0.3)
+
+
+def test_what_took_long_is_paid_for_but_not_for_ever() -> None:
+    loop = Loop()
+    loop.shares.charge("a", 10.0)  # the machine slept
+    assert loop.shares.is_used("a")
+    turns = 0
+    while loop.shares.is_used("a"):
+        loop.turn()
+        turns += 1
+    assert 3 <= turns <= 8
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from("abcde"), max_size=200), st.floats(0, 0.02)), max_size=60
+    )
+)
+def test_every_tenant_has_something_done_in_every_turn_and_nothing_is_forgotten(turns) -> None:
+    loop = Loop(wait_s=1.0)
+    came = 0
+    for ready, rest_s in turns:
+        before = loop.served + loop.refused
+        wanted = set(ready)
+        loop.turn(ready)
+        loop.turn()
+        came += len(ready)
+        after = loop.served + loop.refused
+        for tenant in wanted:
+            assert after[tenant] > before[tenant]
+        loop.now_s += rest_s
+    loop.rest()
+    assert sum((loop.served + loop.refused).values()) == came
+    assert not +loop.waiting
+
+
+# ---- steps of tasks ----
+
+
+def test_a_task_makes_its_steps_in_turns_and_ends_as_its_work_does() -> None:
+    async def main() -> None:
+        shares = Shares(0.05)
+        order: list[str] = []
+
+        async def work(name: str) -> str:
+            for _ in range(3):
+                shares.charge("a", 0.0004)  # as if it had taken so long
+                order.append(name)
+                await asyncio.sleep(0)
+            return name
+
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(Steps(work(name), shares, "a")) for name in "xy"]
+        other = loop.create_task(work_of_another(order))
+        assert await asyncio.gather(*tasks, other) == ["x", "y", "z"]
+        assert order.index("z") <= 2  # not after all steps of both
+        assert Counter(order) == Counter(x=3, y=3, z=1)
+
+        async def fails() -> None:
+            raise ValueError("mine")
+
+        with pytest.raises(ValueError, match="mine"):
+            await loop.create_task(Steps(fails(), shares, "a"))
+
+    async def work_of_another(order: list[str]) -> str:
+        order.append("z")
+        return "z"
+
+    asyncio.run(main())
+
+
+def test_a_step_waits_for_sixteen_turns_at_most() -> None:
+    async def main() -> None:
+        shares = Shares(0.05)
+        turns = 0
+
+        async def work() -> int:
+            return turns
+
+        task = asyncio.get_running_loop().create_task(Steps(work(), shares, "a"))
+        while not task.done():
+            shares.charge("a", 1.0)  # the tenant's other requests take it all
+            turns += 1
+            await asyncio.sleep(0)
+        assert 10 < await task <= 17
+
+    asyncio.run(main())
+
+
+def test_cancelling_and_scopes_work_through_it() -> None:
+    async def main() -> None:
+        shares = Shares(0.05)
+        seen: list[Any] = []
+
+        async def work() -> None:
+            with anyio.move_on_after(0.01) as scope:
+                await anyio.sleep(10)
+            seen.append(scope.cancelled_caught)
+            async with anyio.create_task_group() as group:
+                group.start_soon(anyio.sleep, 0)
+                group.cancel_scope.cancel()
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                seen.append("cancelled")
+                raise
+
+        task = asyncio.get_running_loop().create_task(Steps(work(), shares, "a"))
+        await asyncio.sleep(0.05)
+        shares.charge("a", 1.0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert seen == [True, "cancelled"]
+
+    asyncio.run(main())
