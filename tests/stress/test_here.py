@@ -101,7 +101,8 @@ def thread(work, seed):
 
 signal.signal(signal.SIGALRM, lambda *_: None)
 signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
-threads = [threading.Thread(target=thread, args=(work, k)) for k, work in enumerate([loop, guests, guests, loads, looks, hosts])]
+works = [loop, guests, guests, loads, looks, hosts]
+threads = [threading.Thread(target=thread, args=(work, k)) for k, work in enumerate(works)]
 for each in threads:
     each.start()
 thread(loop, 7)  # the main thread, which runs signal handlers
