@@ -12,10 +12,10 @@ in the next one, which comes at once, after all others had theirs: deficit round
 A tenant's quota of processors holds for the loop's time as well: a bucket that fills at that rate. A loop that is
 never idle is no better than any other program that computes: the kernel lets it wait for its processor.
 
-It tells overload, too, by CoDel's rule (RFC 8289). Something is late when it has been in line for long, or came to a
-long turn, in which it waited for its place. Now and then that is a burst, and over some turns later. A tenant
-of whose turns for a tenth of a second each was late has too much: it is served within half its share,
-and what else it asks for is refused, until it had a turn with nothing refused.
+It tells overload, too, by CoDel's rule (RFC 8289). A request that has been in line for long is late. Now and then that
+is a burst, and over some turns later. A tenant of which for a tenth of a second there was one at the end of each
+turn has too much: it is served within half its share, and what else it asks for is refused, until it had a turn
+with nothing refused. Steps of tasks were let in before, and are none of that.
 
 Nothing is done here but arithmetic, so days can be simulated: `soon`, `later` and `clock` come from outside.
 """
@@ -64,6 +64,7 @@ class _Share:
         "line",
         "refused",
         "since_s",
+        "steps",
         "terms",
         "terms_s",
         "used",
@@ -78,16 +79,22 @@ class _Share:
         self.left_s = min(_MOST_S, self.credit_s)
         """Of this turn; below 0 what it has had of the next ones."""
         self.line: deque[tuple[float, Callable[[], object]]] = deque()
-        """What waits, and since when."""
+        self.steps: deque[tuple[float, Callable[[], object]]] = deque()
+        """What waits, requests and steps, and since when."""
         self.used = self.refused = False  # in this turn
         self.late_since_s = math.inf
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything does."""
+        return bool(self.line or self.steps)
 
     @property
     def is_new(self) -> bool:
         """Whether nothing would be lost with it."""
         cpus = self.terms.cpus
         full = cpus is None or self.credit_s >= _BURST_S * cpus
-        return full and not self.used and not self.line and self.left_s > 0
+        return full and not self.used and not self.waits and self.left_s > 0
 
     def charge(self, seconds: float) -> None:
         self.left_s -= seconds
@@ -108,13 +115,9 @@ class _Share:
         assert self.terms.cpus is not None
         return max(_LEAST_REST_S, -self.credit_s / max(self.terms.cpus, 1e-6))
 
-    def end_turn(self, now_s: float, *, was_long: bool) -> None:
-        """Look whether its turn was late."""
-        late = (
-            self.refused
-            or (was_long and self.used and self.left_s < self.each_s / 2)
-            or (bool(self.line) and now_s - self.line[0][0] > _LATE_S)
-        )
+    def end_turn(self, now_s: float) -> None:
+        """Look whether something is late."""
+        late = self.refused or (bool(self.line) and now_s - self.line[0][0] > _LATE_S)
         self.late_since_s = min(self.late_since_s, now_s) if late else math.inf
         self.used = self.refused = False
 
@@ -156,11 +159,15 @@ class Shares:
         """Whether something of it that comes now has to get in line: its share is used, or others are before it."""
         self._begin()
         share = self._shares.get(tenant)
-        return share is not None and (share.left_s <= 0 or bool(share.line))
+        return share is not None and (share.left_s <= 0 or share.waits)
 
     def wait(self, tenant: str, go_on: Callable[[], object]) -> None:
         """Have `go_on` called when it is its turn, in this order for each tenant, and its time counted."""
         self._of(tenant).line.append((self._clock(), go_on))
+
+    def wait_to_step(self, tenant: str, go_on: Callable[[], object]) -> None:
+        """The same for a step of a task: of requests and steps one and one go on."""
+        self._of(tenant).steps.append((self._clock(), go_on))
 
     def charge(self, tenant: str, seconds: float) -> None:
         """Count time that something of it has taken."""
@@ -209,22 +216,21 @@ class Shares:
         return share
 
     def _turn(self) -> None:
+        self._began_s = self._clock()
+        self._share_out(self._began_s)
+        for share in list(self._shares.values()):
+            self._go_on(share)
         now_s = self._clock()
-        was_long = now_s - self._began_s > _LATE_S
-        self._began_s = now_s
         for tenant, share in list(self._shares.items()):
             if share.is_new:
                 del self._shares[tenant]
-            share.end_turn(now_s, was_long=was_long)
-        self._share_out(now_s)
-        for share in list(self._shares.values()):
-            self._go_on(share)
-        waiting = [share for share in self._shares.values() if share.line or share.left_s <= 0]
+            share.end_turn(now_s)
+        waiting = [share for share in self._shares.values() if share.waits or share.left_s <= 0]
         self._open = any(share.credit_s > 0 for share in waiting)
         if self._open:
             self._soon(self._turn)
         elif not self._resting:
-            rests = [share.rest_s() for share in waiting if share.line]
+            rests = [share.rest_s() for share in waiting if share.waits]
             if rests:
                 self._resting = True
                 self._later(min(rests), self._rested)
@@ -248,8 +254,10 @@ class Shares:
 
     def _go_on(self, share: _Share) -> None:
         began_s = self._clock()
-        while share.line and share.left_s > 0:
-            since_s, go_on = share.line.popleft()
+        this, other = share.line, share.steps
+        while share.waits and share.left_s > 0:
+            since_s, go_on = (this or other).popleft()
+            this, other = other, this
             self._waited_s = began_s - since_s
             try:
                 go_on()

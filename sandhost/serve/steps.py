@@ -31,7 +31,7 @@ class Steps(Coroutine[Any, Any, _T]):
         """Make a step, or return the future that asyncio waits for before it asks again."""
         if not self._paid_s and self._shares.must_wait(self._tenant):
             turn = asyncio.get_running_loop().create_future()
-            self._shares.wait(self._tenant, lambda: self._pay(turn))
+            self._shares.wait_to_step(self._tenant, lambda: self._pay(turn))
             return next(turn.__await__())
         paid_s, self._paid_s = self._paid_s, 0.0
         began_s = time.monotonic()
