@@ -3,7 +3,7 @@
  *   here(arguments, origin, tenant, limits) ─► cells ─► shi_live_here (here.c) ─► cells ─► results
  *
  * Origin, tenant and limits are addresses, whose owners the caller holds. An exception that is TypeError, ValueError or
- * OverflowError comes before there is a guest: it is about the arguments, and says less of them than lives.py knows.
+ * OverflowError comes before there is a guest: it is about the arguments, and says less of them than `Cells` knows.
  */
 #include "python_values.h"
 
@@ -12,7 +12,7 @@
 #include "fiber.h"
 
 /* Of what a function is told once: its `self`. */
-enum { PLUGIN, INDEX, FAILURE, LONG };
+enum { PLUGIN, INDEX, ENDED, LONG };
 /* Of what it is given with each call. */
 enum { ARGUMENTS, ORIGIN, TENANT, LIMITS, GIVEN };
 enum { FEW = 8 };
@@ -39,15 +39,6 @@ static PyObject *take(const shi_export *export, const wasmtime_val_raw_t *cells)
   return results;
 }
 
-/* Raises what Python says that the thread's error is; None: a command has ended well. */
-static PyObject *fail(PyObject *failure) {
-  PyObject *error = PyObject_CallObject(failure, NULL);
-  if (!error || error == Py_None) return error;
-  PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-  Py_DECREF(error);
-  return NULL;
-}
-
 static PyObject *live(PyObject *self, PyObject *const *given, wasmtime_val_raw_t *cells) {
   sh_plugin *plugin = PyLong_AsVoidPtr(PyTuple_GetItem(self, PLUGIN));
   uint32_t index = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GetItem(self, INDEX));
@@ -62,7 +53,7 @@ static PyObject *live(PyObject *self, PyObject *const *given, wasmtime_val_raw_t
     shi_stay_if_exiting();
     Py_END_ALLOW_THREADS;
   }
-  if (status != SH_LONG) return fail(PyTuple_GetItem(self, FAILURE));
+  if (status != SH_LONG) return PyObject_CallObject(PyTuple_GetItem(self, ENDED), NULL);
   PyObject *is_long = PyTuple_GetItem(self, LONG);
   Py_INCREF(is_long);
   return is_long;
@@ -82,11 +73,11 @@ static PyObject *here(PyObject *self, PyObject *const *given, Py_ssize_t count) 
 
 static PyMethodDef method = {"here", (PyCFunction)(void (*)(void))here, METH_FASTCALL, NULL};
 
-int sh_python_here(sh_plugin *plugin, uint32_t index, void *failure, void *is_long, void *dict) {
+int sh_python_here(sh_plugin *plugin, uint32_t index, void *ended, void *is_long, void *dict) {
   if (index >= plugin->export_count || plugin->exports[index].references)
     return shi_fail(SH_ARGUMENT, "no such function, or references cannot cross");
   PyGILState_STATE gil = PyGILState_Ensure();
-  PyObject *self = Py_BuildValue("(NkOO)", PyLong_FromVoidPtr(plugin), (unsigned long)index, failure, is_long);
+  PyObject *self = Py_BuildValue("(NkOO)", PyLong_FromVoidPtr(plugin), (unsigned long)index, ended, is_long);
   PyObject *function = self ? PyCFunction_NewEx(&method, self, NULL) : NULL;
   bool done = function && PyDict_SetItemString(dict, method.ml_name, function) == 0;
   Py_XDECREF(function);

@@ -33,8 +33,9 @@ try:
     from ._native import ffi, lib
 except ImportError as error:  # pragma: no cover - only in a broken installation
     raise ImportError(
-        "sandhost's compiled part is missing or does not fit this Python; install it with "
-        "'pip install sandhost' (from source this needs a C compiler)"
+        "sandhost's compiled part is missing or does not fit this Python; 'pip install .' in a "
+        "clone builds it, with a C compiler; and in the clone's own folder Python finds the sources, without "
+        f"it, before what is installed: this is {__file__}"
     ) from error
 
 __all__ = [

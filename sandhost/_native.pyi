@@ -345,7 +345,7 @@ class _Lib:
         self,
         plugin: _CData,
         export_index: int,
-        failure: _CData,
+        ended: _CData,
         is_long: _CData,
         dict: _CData,
         /,

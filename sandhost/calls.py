@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ._ffi import failure, ffi, lib, take_error
-from .errors import ConfigError, GuestExit, printable
+from .errors import GuestExit, printable
 from .hostcalls import LETTERS, interrupted, pending
 from .modules.types import FuncType
 
-__all__ = ["Cells", "Invoker", "call_failure", "make_invoker", "no_such_function"]
+__all__ = ["Cells", "Invoker", "call_failure", "make_invoker"]
 
 Invoker = Callable[..., Any]
 
@@ -73,18 +73,23 @@ class _Support:
     def failed(self) -> Any:
         """Return the honest result that equals the failure mark, or raise what went wrong."""
         reported = take_error()
-        status = reported.status
-        if status == lib.SH_OK:
+        if reported.status == lib.SH_OK:
             return lib.SH_CALL_FAILED
-        if status == lib.SH_OVERFLOW:
+        self.ended(reported)
+        return None
+
+    def ended(self, reported: Any) -> None:
+        """Raise what ended the call, unless it was the clean exit of a command."""
+        if reported.status == lib.SH_OVERFLOW:
             raise OverflowError(f"{self.described}: {failure(reported)}")
         error = call_failure(reported)
-        if self.is_clean_exit(error):
-            return None
-        raise error
+        try:
+            if not self._is_clean_exit(error):
+                raise error
+        finally:
+            del error  # its traceback has this frame: a cycle for each call that fails
 
-    def is_clean_exit(self, error: BaseException) -> bool:
-        """Return whether it is how a command returns."""
+    def _is_clean_exit(self, error: BaseException) -> bool:
         return (
             isinstance(error, GuestExit)
             and error.status == 0
@@ -118,18 +123,20 @@ class _Support:
 
 
 # Arity is checked by hand so that the error names the function and its types. `guest._id` is 0 once
-# the guest is closed, which C answers with GuestClosed.
+# the guest is closed, which C answers with GuestClosed. No invoker refers to itself: it goes with its plugin, and
+# leaves nothing to Python's collector.
 _INTEGER_TEMPLATE = """
 def make(index, support):
     def invoker(guest, *arguments):
         try:
-            {unpack}
+            {names} = arguments
         except ValueError:
             raise support.miscounted(arguments) from None
         try:
-            result = {call}, index{names}{padding})
+            result = {call}
         except OverflowError:
-            return invoker(guest, *support.signed(arguments))
+            {names} = support.signed(arguments)
+            result = {call}
         if result == FAILED:
             result = support.failed()
         return {returned}
@@ -140,11 +147,11 @@ def make(index, support):
 @functools.cache
 def _integer_factory(count: int, has_result: bool, lives: bool) -> Callable[..., Invoker]:
     names = [f"a{k}" for k in range(count)]
+    whom = "live_ints(*guest" if lives else "call_ints(guest._id"
+    padding = ["0"] * (_FAST_PARAMETERS - count)
     source = _INTEGER_TEMPLATE.format(
-        call="live_ints(*guest" if lives else "call_ints(guest._id",
-        unpack=f"[{', '.join(names)}] = arguments",
-        names="".join(f", {n}" for n in names),
-        padding=", 0" * (_FAST_PARAMETERS - count),
+        names=f"[{', '.join(names)}]",
+        call=f"{whom}, {', '.join(['index', *names, *padding])})",
         returned="result" if has_result else "None",
     )
     return _compile(source)
@@ -159,7 +166,7 @@ _CELL_TEMPLATE = """
 def make(index, support):
     def invoker(guest, *arguments):
         try:
-            {unpack}
+            {names} = arguments
         except ValueError:
             raise support.miscounted(arguments) from None
         cells = new(CELLS, {width})
@@ -167,7 +174,8 @@ def make(index, support):
         try:
             {store}
         except OverflowError:
-            return invoker(guest, *support.signed(arguments))
+            {names} = support.signed(arguments)
+            {store}
         if {call}, index, cells):
             return support.failed()
         return {returned}
@@ -195,7 +203,7 @@ def _cell_factory(params: str, results: str, lives: bool) -> Callable[..., Invok
     names, stores, returned = _cell_code(params, results)
     source = _CELL_TEMPLATE.format(
         call="live(*guest" if lives else "call(guest._id",
-        unpack=f"[{', '.join(names)}] = arguments",
+        names=f"[{', '.join(names)}]",
         width=2 * max(len(params), len(results), 1),
         store="; ".join(stores) or "pass",
         returned=returned,
@@ -234,19 +242,15 @@ class Cells:
         """Return the results: a value, a tuple, or None."""
         return self._unpack(cells)
 
-    def failure(self) -> BaseException | None:
-        """Return what ended the call; None: it was the clean exit of a command."""
-        reported = take_error()
-        if reported.status == lib.SH_OVERFLOW:
-            return OverflowError(f"{self._support.described}: {failure(reported)}")
-        error = call_failure(reported)
-        return None if self._support.is_clean_exit(error) else error
+    def ended(self) -> None:
+        """Raise what ended the call, unless it was the clean exit of a command."""
+        self._support.ended(take_error())
 
 
 _CELLS_TEMPLATE = """
 def make():
     def pack(arguments):
-        {unpack} = arguments
+        {names} = arguments
         cells = new(CELLS, {width})
         reals = cast(REALS, cells)
         {store}
@@ -264,7 +268,7 @@ def _cells_factory(
 ) -> tuple[Callable[[tuple[Any, ...]], Any], Callable[[Any], Any]]:
     names, stores, returned = _cell_code(params, results)
     source = _CELLS_TEMPLATE.format(
-        unpack=f"[{', '.join(names)}]",
+        names=f"[{', '.join(names)}]",
         width=2 * max(len(params), len(results), 1),
         store="; ".join(stores) or "pass",
         returned=returned,
@@ -296,12 +300,3 @@ def _compile(source: str) -> Callable[..., Invoker]:
     exec(source, scope)
     made: Callable[..., Invoker] = scope["make"]
     return made
-
-
-def no_such_function(name: object, invokers: Mapping[str, Invoker]) -> ConfigError:
-    """Return the error for a call of what is no exported function."""
-    names = sorted(invokers)
-    shown = ", ".join(map(printable, names[:8])) + (", …" if len(names) > 8 else "")
-    return ConfigError(
-        f"the plugin exports no function {name!r:.200}; it exports {shown or 'none'}"
-    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from ._closing import Closing
 from ._ffi import failure, ffi, lib
-from .calls import Invoker, no_such_function
+from .calls import Invoker
 from .errors import ConfigError, GuestClosed, SandhostError
 from .hostcalls import bindings, pending
 from .memory import GuestMemory
@@ -122,10 +122,7 @@ class Guest(Closing):
             ConfigError: there is no such function.
             Exception: whatever a host function raised, as it was raised.
         """
-        invoker = self._invokers.get(name)
-        if invoker is None:
-            raise no_such_function(name, self._invokers)
-        return invoker(self, *arguments)
+        return self._invokers[name](self, *arguments)
 
     def func(self, name: str) -> BoundFunction:
         """Return an exported function bound to this guest: the fast path for many calls.
@@ -135,10 +132,7 @@ class Guest(Closing):
         Raises:
             ConfigError: there is no such function.
         """
-        invoker = self._invokers.get(name)
-        if invoker is None:
-            raise no_such_function(name, self._invokers)
-        bound = functools.partial(invoker, self)
+        bound = functools.partial(self._invokers[name], self)
         bound.call_async = functools.partial(self.call_async, name)  # type: ignore[attr-defined]
         return cast("BoundFunction", bound)
 

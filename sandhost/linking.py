@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._ffi import failure, ffi, lib
-from .calls import Invoker, make_invoker
 from .errors import ModuleError, printable
+from .exports import Exports
 from .hostcalls import HANDLE_MODULE, LETTERS, HostFunction, is_handle_import, unbind
 from .limits import UNLIMITED
 from .modules.compiled import Compiled
@@ -46,8 +46,7 @@ class Linked:
         weakref.finalize(self, unbind, self.numbers).atexit = False
         self.calls_back = False
         """A host function wants to know the guest that calls it."""
-        self.invokers: dict[str, Invoker] = {}
-        """By name, in the order of C's numbers for them."""
+        self.exports = Exports()
         self._add_memories(rewritten)
         self._add_imports(functions)
         self._add_exports()
@@ -113,10 +112,8 @@ class Linked:
 
     def _add_function(self, function: HostFunction, wanted: FuncType) -> None:
         function.check(wanted)
-        params, results = (
-            "".join(LETTERS.get(t, "r") for t in side) for side in (wanted.params, wanted.results)
-        )
-        if "r" in params + results:
+        params, results = _letters(wanted)
+        if b"r" in params + results:
             raise ModuleError(
                 f"the module imports {function.module}.{function.name} as {wanted}; "
                 "references cannot cross"
@@ -130,25 +127,24 @@ class Linked:
                 self.native,
                 function.module.encode(),
                 function.name.encode(),
-                params.encode(),
-                results.encode(),
+                params,
+                results,
                 number,
                 function.asynchronous,
             )
         )
 
     def _add_exports(self) -> None:
+        letters: dict[FuncType, tuple[bytes, bytes]] = {}
         for export in self._info.exports:
             if not isinstance(export.type, FuncType):
                 continue
-            params, results = (
-                "".join(LETTERS.get(t, "r") for t in side).encode()
-                for side in (export.type.params, export.type.results)
-            )
+            of_type = letters.get(export.type)
+            if of_type is None:
+                of_type = letters[export.type] = _letters(export.type)
             name = export.name.encode("utf-8", "surrogateescape")
-            self._do(lib.sh_plugin_export(self.native, name, len(name), params, results))
-            index = len(self.invokers)
-            self.invokers[export.name] = make_invoker(export.name, index, export.type)
+            self._do(lib.sh_plugin_export(self.native, name, len(name), *of_type))
+            self.exports.add(export.name, export.type)
 
     def _add_state(self, state: State) -> None:
         for variable in state.globals:
@@ -166,6 +162,15 @@ class Linked:
                 self.native, list(functions), len(functions), state.start is not None
             )
         )
+
+
+def _letters(type_: FuncType) -> tuple[bytes, bytes]:
+    """Return C's letters for parameters and results; "r" for what cannot cross."""
+    params, results = (
+        "".join(LETTERS.get(t, "r") for t in side).encode()
+        for side in (type_.params, type_.results)
+    )
+    return params, results
 
 
 def _state_letter(value_type: str) -> int:

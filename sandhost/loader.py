@@ -52,9 +52,9 @@ class Loader:
         from .modules.compiled import compile_module, read_source
         from .plugin import Plugin
 
-        path, wasm = read_source(source)
         if self.cache is None and self._cache_limit is not None:
             self.cache = CompileCache(None, self._cache_limit)
+        path, wasm = read_source(source, self.cache)
         compiled = compile_module(
             host.native, wasm, fuel=fuel, optimize=self._optimize, cache=self.cache
         )

@@ -6,8 +6,8 @@ import hashlib
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._ffi import address_of, ffi, lib
-from .calls import Cells, Invoker, call_failure, make_invoker, no_such_function
+from ._ffi import address_of, ffi, lib, take_error
+from .calls import Cells, Invoker, call_failure
 from .errors import ConfigError
 from .guest import Guest
 from .hostcalls import Binding, HostFunction, bindings, spawning
@@ -108,16 +108,11 @@ class Plugin:
         self._native = self._linked.native
         self.id = int(lib.sh_plugin_id(self._native))
         """What C calls it, among those of its host; probes and events too."""
-        self._calls_back, self._invokers = self._linked.calls_back, self._linked.invokers
+        self._calls_back, self._exports = self._linked.calls_back, self._linked.exports
         self._imports_nothing = not any(wanted.kind == "func" for wanted in self.info.imports)
-        self._lives: dict[str, Invoker] = {}
-        self._cells: dict[str, Cells] = {}
         self._here: dict[str, Invoker] = {}
-        self.functions = {
-            export.name: export.type
-            for export in self.info.exports
-            if isinstance(export.type, FuncType)
-        }
+        self._invokers, self._lives = self._exports.invokers, self._exports.lives
+        self.functions: Mapping[str, FuncType] = self._exports.types
         """Those that it exports, by name."""
         self._no_limits_given = self._last_limits = _GivenLimits.of(_DEFAULT_LIMITS)
         self._no_wasi_given = WasiGrant(Wasi()) if self.uses_wasi else None
@@ -219,7 +214,7 @@ class Plugin:
         if self._calls_back or self.uses_wasi:
             with self.spawn_from(origin, limits, tenant, None) as guest:
                 return guest.call(name, *arguments)
-        invoker = self._lives.get(name) or self._live_invoker(name)
+        invoker = self._lives[name]
         life = (self._native, origin, self._owner(tenant), self._limits(limits))
         return invoker(life, *arguments)
 
@@ -276,31 +271,16 @@ class Plugin:
     def _make_here(self, name: str) -> Invoker:
         cells = self.cells(name)
         made: dict[str, Invoker] = {}
-        held = (cells.failure, LONG, made)
+        held = (cells.ended, LONG, made)
         pointers = [ffi.cast("void *", id(each)) for each in held]
         if lib.sh_python_here(self._native, cells.index, *pointers):
             raise call_failure()
         self._here[name] = made["here"]
         return self._here[name]
 
-    def _live_invoker(self, name: str) -> Invoker:
-        signature = self.info.function(name)
-        if name not in self._invokers or signature is None:
-            raise no_such_function(name, self._invokers)
-        index = list(self._invokers).index(name)
-        self._lives[name] = make_invoker(name, index, signature, lives=True)
-        return self._lives[name]
-
     def cells(self, name: str) -> Cells:
         """Return what a call on a fiber packs and unpacks with. Not for users."""
-        return self._cells.get(name) or self._make_cells(name)
-
-    def _make_cells(self, name: str) -> Cells:
-        signature = self.info.function(name)
-        if name not in self._invokers or signature is None:
-            raise no_such_function(name, self._invokers)
-        self._cells[name] = Cells(name, list(self._invokers).index(name), signature)
-        return self._cells[name]
+        return self._exports.cells[name]
 
     def _limits(self, limits: Limits | None) -> Any:
         """Return what C takes."""
@@ -381,10 +361,10 @@ class Plugin:
             spawning.binding = outer
         seen_id, guest._id = guest._id, guest_id
         if not guest_id:
-            error = call_failure()
+            reported = take_error()
             bindings.pop(seen_id, None)
             guest.abandon()
-            raise error
+            raise call_failure(reported)
         if self.uses_wasi:
             self.host_guests.add(guest)
         bindings[guest_id] = binding

@@ -48,6 +48,11 @@ def quantile(q: float, by: str) -> str:
     return f"histogram_quantile({q}, sum by (le, {by}) ({buckets}))"
 
 
+def request_quantile(q: float) -> str:
+    buckets = "rate(sandhost_serve_request_seconds_bucket$$[$__rate_interval])"
+    return f"histogram_quantile({q}, sum by (le, door, operation) ({buckets}))"
+
+
 def rate(metric: str, by: str = "") -> str:
     rates = f"rate({metric}$$[$__rate_interval])"
     return f"sum by ({by}) ({rates})" if by else f"sum({rates})"
@@ -132,6 +137,17 @@ ROWS: dict[str, Sequence[Panel]] = {
                 (rate("sandhost_serve_requests_admitted_total"), "let in"),
                 (rate("sandhost_serve_requests_refused_total", "why"), "refused: {{why}}"),
             ],
+        ),
+        Panel(
+            "How long requests take",
+            "From the first byte to the last of the answer. Half took less than p50, all but one in a "
+            "hundred less than p99.",
+            "s",
+            [
+                (request_quantile(0.5), "{{door}} {{operation}} p50"),
+                (request_quantile(0.99), "{{door}} {{operation}} p99"),
+            ],
+            log=True,
         ),
         Panel(
             "In service",

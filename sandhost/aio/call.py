@@ -228,9 +228,7 @@ async def call(guest: Guest, cells: Cells, arguments: tuple[Any, ...], on_cancel
         guest.innermost_call = outer
         if done:
             return cells.unpack(packed)
-    error = cells.failure()
-    if error is not None:
-        raise error
+    cells.ended()
     return None
 
 

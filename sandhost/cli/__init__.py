@@ -31,7 +31,7 @@ _COMMANDS = {
         "Write a plugin that has prepared itself to a file.",
     ),
     "inspect": ("sandhost.cli.inspect:inspect", "Show what a module is and what it would need."),
-    "serve": ("sandhost.cli.serve:serve", "Serve plugins of many tenants over HTTP."),
+    "serve": ("sandhost.cli.serve:serve", "Serve plugins of many tenants over HTTP and gRPC."),
     "client": ("sandhost.cli.client:client", "Ask a service: deploy plugins, call them, run them."),
     "top": ("sandhost.cli.top:top", "Watch a host: memory, tenants, plugins, pressure."),
     "report": ("sandhost.cli.report:report", "Write what a host looks like to a page of HTML."),

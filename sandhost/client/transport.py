@@ -27,7 +27,7 @@ _GRACE_S = 0.25
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _CONNECTIONS = 100
 _IDLE_S = 3.0
-"""Connections that rest longer are closed by us: the service does so after 5 s, maybe as we send."""
+"""Connections that rest longer are closed by us: a service that has many does so after 5 s, maybe as we send."""
 
 
 def pool(settings: Settings) -> dict[str, Any]:

@@ -148,11 +148,11 @@ def describe(error: BaseException) -> str:
     kind = type(error)
     try:
         message = str(error)
-    except Exception:
+    except Exception:  # the program's own: what it tells is the error that came first
         message = "<its text cannot be had>"
     try:
         shown = "".join(traceback.format_exception(kind, error, frames, limit=-100))
-    except Exception:
+    except Exception:  # as above
         shown = f"{kind.__qualname__}: {message}\n"
     module = kind.__module__
     name = (

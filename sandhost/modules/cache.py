@@ -1,7 +1,7 @@
-"""Compiled modules on disk.
+"""Compiled modules on disk, and binaries of modules that came as text.
 
     <directory>/                          0700, ours, no symbolic link
-        <key>.<16 hex digits>.cwasm       0600, native code as wasmtime serialized it
+        <key>.<16 hex digits>.cwasm       0600, native code as wasmtime serialized it, or a binary
         <key>.entry                       0600, one line: which file, size, sha256, stamp
         lock
 
@@ -102,6 +102,10 @@ class Entry:
         self._file = file
         self.size = size
         """Length in bytes."""
+
+    def read(self) -> bytes:
+        """Return its bytes."""
+        return self._file.readall()
 
     @property
     def path(self) -> str:

@@ -1,7 +1,14 @@
-"""From bytes to compiled code: read, rewrite, compile or take from the cache."""
+"""From bytes to compiled code: read, rewrite, compile or take from the cache.
+
+    text ── assemble ──► binary ── rewrite ──► as sandhost runs it ── compile ──► code
+                          kept                                                    kept
+
+A long text takes some 25 ms a megabyte to assemble: so the cache has what comes out of it, as it has code.
+"""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 from pathlib import Path
@@ -13,9 +20,13 @@ from .cache import CompileCache
 from .fingerprint import cache_key, fingerprint
 from .rewrite import Rewritten, rewrite
 
-__all__ = ["Compiled", "compile_module", "read_source"]
+__all__ = ["Compiled", "check_beginning", "compile_module", "read_source"]
 
 _MAGIC = b"\0asm"
+_LONG_TEXT = 32 << 10
+"""Bytes above which a text's binary is kept: one below is assembled in the time that looking for it takes."""
+_ASSEMBLER = f"text, by wasmtime {WASMTIME_VERSION}".encode()
+_LOOKED_AT = 64
 _SNAPSHOT_MAGIC = b"\x89sandhost snapshot"  # of snapshot_file.py
 
 
@@ -31,8 +42,13 @@ class Compiled(NamedTuple):
     """Whether the code came from the cache."""
 
 
-def read_source(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:
+def read_source(
+    source: str | os.PathLike[str] | bytes, cache: CompileCache | None = None
+) -> tuple[str, bytes]:
     """Return a name for, and the binary of, a module given as path or bytes, as wasm or as wat text.
+
+    Args:
+        cache: where binaries of texts are kept.
 
     Raises:
         ModuleError: there is no such file, or the text does not parse.
@@ -47,22 +63,56 @@ def read_source(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:
             raise ModuleError(f"cannot read {name}: {error.strerror or error}") from error
     if data.startswith(_MAGIC):
         return name, data
+    if not data.strip():
+        raise _no_module(name)
+    check_beginning(data[:_LOOKED_AT], name)
+    return name, _binary_of(name, data, cache)
+
+
+def check_beginning(data: bytes, name: str = "module") -> None:
+    """Tell by the first bytes, four or more, whether a module can begin so; not whether it can end there.
+
+    Raises:
+        ModuleError: no binary and no text begins so.
+    """
     if data.startswith(_SNAPSHOT_MAGIC):
         raise ModuleError(
             f"{name} is a saved snapshot, no module: Host.load_snapshot() reads it", 0
         )
-    if data[:1] == b"\0" or not data.strip():
-        raise ModuleError(f"{name} is no WebAssembly: it does not start with '\\0asm'", 0)
-    return name, _assemble(name, data)
+    if not data.startswith(_MAGIC):
+        if data[:1] == b"\0":
+            raise _no_module(name)
+        _check_text(name, data, whole=False)
 
 
-def _assemble(name: str, text: bytes) -> bytes:
+def _no_module(name: str) -> ModuleError:
+    return ModuleError(f"{name} is no WebAssembly: it does not start with '\\0asm'", 0)
+
+
+def _check_text(name: str, text: bytes, *, whole: bool) -> None:
     try:
-        text.decode()
+        codecs.utf_8_decode(text, "strict", whole)
     except UnicodeDecodeError as error:
         raise ModuleError(
             f"{name} is neither a WebAssembly binary nor text in UTF-8", error.start
         ) from error
+
+
+def _binary_of(name: str, text: bytes, cache: CompileCache | None) -> bytes:
+    if cache is None or len(text) <= _LONG_TEXT:
+        return _assemble(name, text)
+    key = cache_key(hashlib.sha256(text).digest(), _ASSEMBLER)
+    entry = cache.open_verified(key)
+    if entry is not None:
+        with entry:
+            return entry.read()
+    binary = _assemble(name, text)
+    cache.put(key, binary)
+    return binary
+
+
+def _assemble(name: str, text: bytes) -> bytes:
+    _check_text(name, text, whole=True)
     out, length = ffi.new("uint8_t **"), ffi.new("size_t *")
     if lib.sh_wat2wasm(text, len(text), out, length):
         raise ModuleError(f"{name}: {failure()}")

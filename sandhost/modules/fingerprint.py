@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -40,8 +41,13 @@ def fingerprint(facts: Mapping[str, str]) -> bytes:
     `facts` names what the caller knows to matter: engine settings, wasmtime's version, sandhost's
     ABI. CPU features and the version of the rewrite are added here.
     """
-    everything = {**facts, "sandhost.cpu": cpu_features(), "sandhost.rewrite": str(REWRITE_VERSION)}
+    everything = {**facts, "sandhost.cpu": _own_cpu(), "sandhost.rewrite": str(REWRITE_VERSION)}
     return json.dumps(everything, sort_keys=True).encode()
+
+
+@functools.cache  # a process stays where it is
+def _own_cpu() -> str:
+    return cpu_features()
 
 
 def cache_key(module: bytes, fingerprint: bytes) -> str:

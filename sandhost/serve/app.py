@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import math
 import resource
 import signal
@@ -31,6 +30,8 @@ from .._log import get_logger
 from ..errors import ConfigError
 from ..host import Host
 from .admin import admin_routes
+from .background import in_background
+from .collecting import spare_what_is_loaded
 from .compiler import Compilers
 from .config import Settings
 from .console import console_routes
@@ -53,6 +54,9 @@ _NOTICE_S = 1.0
 _SWITCH_S = 0.0005
 """A thread that registers or loads a module keeps the loop from Python for so long at a time; Python's own 5 ms are
 ten requests' worth."""
+_REST_S = 130
+"""Of a connection. Longer than who keeps some to a service lets them rest (nginx 60 s, Go 90, Caddy 120): whoever
+closes first never meets the other's next request."""
 _SPARE_FILES = 256
 """Descriptors that are not for connections: the database's, uploads', guests'. Arbitrary."""
 
@@ -143,7 +147,7 @@ def serve(settings: Settings, say: Callable[[str], object]) -> int:
 async def _live(service: Service, listener: socket.socket, say: Callable[[str], object]) -> None:
     service.start()
     sys.setswitchinterval(_SWITCH_S)
-    _spare_what_is_loaded()
+    spare_what_is_loaded()
     try:
         await _serve(service, listener, say)
     finally:
@@ -168,6 +172,7 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
             log_config=None,
             server_header=False,
             limit_concurrency=connections,
+            timeout_keep_alive=_REST_S,
             timeout_graceful_shutdown=math.ceil(settings.drain_time),
         )
     )
@@ -178,9 +183,9 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
         rpc = RpcServer(service, connections)
         port = await rpc.start(settings.grpc_host, settings.grpc_port)
         say(f"listening on grpc://{_address(settings.grpc_host, port)}")
-    ending = asyncio.ensure_future(_end_on_signal(signals, service, server, rpc))
+    ending = in_background(_end_on_signal(signals, service, server, rpc))
     notify("READY=1")
-    watched = asyncio.ensure_future(keep_watched())
+    watched = in_background(keep_watched())
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -189,16 +194,6 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
         ending.cancel()
         watched.cancel()
         await asyncio.gather(ending, watched, return_exceptions=True)
-
-
-def _spare_what_is_loaded() -> None:
-    """Keep Python's own collector from going through modules again and again.
-
-    Of what lives now nothing will be garbage. All its collections stop the loop; with the libraries' 85,000
-    objects a full one takes 40 to 70 ms, about once in a second under load.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _signals() -> asyncio.Queue[None]:
@@ -245,7 +240,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        why = str(error.strerror or error).partition(" (while")[0]  # behind it: the address again
+        raise ConfigError(f"cannot listen on {host}:{port}: {why}") from error
 
 
 def _address(host: str, port: int) -> str:

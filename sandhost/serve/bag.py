@@ -241,7 +241,10 @@ class ResourceBag:
                 cancelled = await self._wait_for(entry, outcome) or cancelled
         self._raise_interrupt()
         if cancelled is not None:
-            raise cancelled
+            try:
+                raise cancelled
+            finally:
+                del cancelled  # its traceback has this frame
 
     def close(self, reason: BaseException | None = None) -> None:
         """The same, without an event loop: what would have to be awaited fails."""

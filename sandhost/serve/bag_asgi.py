@@ -96,6 +96,9 @@ class _Connection:
             for started in (self._timer, self._soon, self._pump):
                 if started is not None:
                     started.cancel()
+            self._pump = (
+                None  # which ends with an error that leads back here: a cycle for each request
+            )
 
     async def receive(self) -> _Message:
         if self._pump is None and self._end is None and not self._reading:

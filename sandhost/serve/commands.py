@@ -49,7 +49,7 @@ async def run_command(
         nonlocal status, fault
         try:
             status = await run((stdin, stdout, stderr), has_begun)
-        except Exception as error:  # noqa: BLE001 - raised below
+        except Exception as error:  # noqa: BLE001 - raised below, unless it comes of the other's
             fault = fault or error
         ready.set()
 
@@ -58,7 +58,7 @@ async def run_command(
         try:
             async for piece in body:
                 await stdin.send(piece)
-        except Exception as error:  # noqa: BLE001 - raised below
+        except Exception as error:  # noqa: BLE001 - as above
             fault = fault or error
             running.cancel_scope.cancel()
         finally:

@@ -10,10 +10,11 @@ from typing import Any
 
 from starlette.responses import Response
 
+from .._log import get_logger
 from ..aio.pipe import Pipe
 from ..protocol.frames import MEDIA_TYPE, Stream, end_line, piece_line
 from .commands import run_command
-from .problems import problem_of
+from .problems import Internal, problem_of
 from .requests import problem_response
 
 __all__ = ["CommandResponse"]
@@ -61,6 +62,8 @@ class CommandResponse(Response):
             status = await run_command(self._run, self._body, begin, write)
         except Exception as error:  # noqa: BLE001 - whatever it is, the requester gets an answer
             problem = problem_of(error)
+            if isinstance(problem, Internal):
+                get_logger("sandhost.serve").error("a command failed", exc_info=error)
             if begun:
                 await line(end_line(problem), more=False)
             else:

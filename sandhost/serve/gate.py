@@ -24,6 +24,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from .direct import Direct, Target, target_of
+from .durations import SINCE, operation_of
 from .line import Request
 from .overload import Admission
 from .problems import Problem, Unknown
@@ -31,14 +32,13 @@ from .records import Principal
 from .replies import Reply, refusal, reply_to
 from .requests import bearer
 from .service import Service
+from .shares import NOBODY
 from .tokens import Scope
 
-__all__ = ["NOBODY", "PLACE", "Gate", "Place"]
+__all__ = ["PLACE", "Gate", "Place"]
 
 PLACE = "sandhost.place"
 """Where a request's place stands in the ASGI scope."""
-NOBODY = ""
-"""The tenant of who has no valid token."""
 _STARTS_GUESTS = ("call", "bytes", "run", "sessions")
 _HEAD_ENDS = b"\r\n\r\n"
 _MOST_KNOWN, _MOST_HEAD_BYTES = 4096, 2048
@@ -48,7 +48,16 @@ _MOST_KNOWN, _MOST_HEAD_BYTES = 4096, 2048
 class Place:
     """A request that may start, or waits for that."""
 
-    __slots__ = ("_admission", "_deadline_s", "_request", "_tenant", "done", "target", "who")
+    __slots__ = (
+        "_admission",
+        "_deadline_s",
+        "_request",
+        "_tenant",
+        "done",
+        "since_s",
+        "target",
+        "who",
+    )
 
     def __init__(
         self,
@@ -56,10 +65,11 @@ class Place:
         who: Principal | None,
         deadline_s: float | None,
         target: Target | None,
+        since_s: float,
     ) -> None:
         self._admission, self._deadline_s = admission, deadline_s
         self._tenant = NOBODY if who is None else who.tenant
-        self.who, self.target = who, target
+        self.who, self.target, self.since_s = who, target, since_s
         self._request: Request | None = None
         self.done = True
         """Whether the request ends as it should; what fails says little of how long requests take."""
@@ -90,6 +100,7 @@ class _Known(NamedTuple):
     token: str
     body_bytes: int
     target: Target | None
+    operation: str
 
 
 class Gate:
@@ -98,7 +109,7 @@ class Gate:
     def __init__(self, service: Service) -> None:
         self._service, self._admission = service, service.admission
         self.shares = service.admission.shares
-        self._direct = Direct(service)
+        self._direct, self._durations = Direct(service), service.durations
         self._known: dict[bytes, _Known] = {}
         self._common: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
@@ -131,14 +142,26 @@ class Gate:
         tenant = NOBODY if who is None else who.tenant
         if not self._admission.places and not (scope["method"] == "POST" and _starts_guest(path)):
             return tenant, None  # short of memory: what starts no guest may free some
-        place = scope[PLACE] = Place(self._admission, who, deadline_s, target)
+        place = scope[PLACE] = Place(self._admission, who, deadline_s, target, scope[SINCE])
         return tenant, place
+
+    def begin(self, scope: MutableMapping[str, Any]) -> None:
+        """A request comes."""
+        scope[SINCE] = self.shares.since_s()
+
+    def over(self, scope: MutableMapping[str, Any], status: int) -> None:
+        """A request is over without the application."""
+        operation = operation_of(scope["method"], scope["path"])
+        self._durations.add("http", operation, status, scope[SINCE])
 
     def answer(self, place: Place, body: bytes | bytearray) -> Reply | None:
         """Return the answer to a request that is all here; None: the application has it."""
         if place.who is None or place.target is None:
             return None
-        return reply_to(self._direct.answer(place.target, place.who, body))
+        answer = reply_to(self._direct.answer(place.target, place.who, body))
+        if answer is not None:
+            self._durations.add("http", "call", answer.status, place.since_s)
+        return answer
 
     def lines_of(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         """Return the headers that all answers have, as bytes: uvicorn makes a new list of them each second."""
@@ -146,17 +169,15 @@ class Gate:
             self._common = headers, b"".join(b"%b: %b\r\n" % pair for pair in headers)
         return self._common[1]
 
-    def remember(
-        self, data: bytes, headers: Sequence[tuple[bytes, bytes]], target: Target | None
-    ) -> None:
+    def remember(self, data: bytes, scope: MutableMapping[str, Any], target: Target | None) -> None:
         """Keep the head of a request that was answered directly, or that its tenant had too many of.
 
         Args:
             data: the request and nothing else, else it is not kept.
-            headers: as they were parsed; without Transfer-Encoding.
+            scope: as it was parsed; without Transfer-Encoding.
         """
         end = data.find(_HEAD_ENDS) + len(_HEAD_ENDS)
-        head, found = data[:end], _by_name(headers)
+        head, found = data[:end], _by_name(scope["headers"])
         body_bytes = int(found.get(b"content-length", b"0"))
         # Whose end is where it was found: no line before the first, and none that ends in another way.
         plain = head[:1].isalpha() and head.count(b"\r\n") == head.count(b"\n") == head.count(b"\r")
@@ -164,7 +185,8 @@ class Gate:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             token = bearer(found.get(b"authorization", b"").decode("latin-1")) or ""
-            self._known[head] = _Known(token, body_bytes, target)
+            operation = operation_of(scope["method"], scope["path"])
+            self._known[head] = _Known(token, body_bytes, target, operation)
 
     def answer_again(self, data: bytes, client: tuple[str, int] | None) -> tuple[str, Reply | None]:
         """Return whose a request is whose head is known, and the answer; None: it is not, or not all here."""
@@ -172,13 +194,22 @@ class Gate:
         known = self._known.get(data[:end])
         if known is None or len(data) != end + known.body_bytes:
             return NOBODY, None
+        tenant, answer = self._answer_known(known, data[end:], client)
+        if answer is not None:
+            since_s = self.shares.since_s()
+            self._durations.add("http", known.operation, answer.status, since_s)
+        return tenant, answer
+
+    def _answer_known(
+        self, known: _Known, body: bytes, client: tuple[str, int] | None
+    ) -> tuple[str, Reply | None]:
         try:
             who = self._service.whose(known.token, _peer(client))
         except Unknown as problem:
             return NOBODY, refusal(problem, close=False)
         if known.target is None:
             return who.tenant, reply_to(self._admission.turn_away(who.tenant))
-        return who.tenant, reply_to(self._direct.answer(known.target, who, data[end:]))
+        return who.tenant, reply_to(self._direct.answer(known.target, who, body))
 
 
 def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -34,6 +34,7 @@ from ..memory import GuestMemory
 from . import shapes
 from .bag_asgi import BagMiddleware
 from .bodies import BodyResponse, Held
+from .durations import TimedApp
 from .frames import CommandResponse
 from .gate import PLACE
 from .invocation import Invocation
@@ -63,10 +64,12 @@ __all__ = ["make_app"]
 _LONGEST_WAIT_S = 60.0
 _LOOK_AGAIN_S = 0.05
 _SMALL_BODY = 4096
+_NUMBERS_BODY = 64 << 10
+"""What numbers for the thousand parameters that a function may have fit into, as JSON. Reading it stops the loop."""
 _JSON, _OCTETS = "application/json", "application/octet-stream"
 
 
-def make_app(service: Service, more: list[Route] | None = None) -> BagMiddleware:
+def make_app(service: Service, more: list[Route] | None = None) -> TimedApp:
     """Return the application.
 
     Args:
@@ -78,7 +81,7 @@ def make_app(service: Service, more: list[Route] | None = None) -> BagMiddleware
         exception_handlers={Problem: _problem, Exception: _fault, 404: _nowhere, 405: _nowhere},
     )
     app.router.redirect_slashes = False
-    return BagMiddleware(_Ending(app, service), service.bags)
+    return TimedApp(BagMiddleware(_Ending(app, service), service.bags), service.durations)
 
 
 class _Ending:
@@ -202,7 +205,7 @@ class _Doors:
     async def call(self, request: Request) -> Response:
         """Numbers in, numbers out."""
         what = self._what(request)
-        text = await body(request, self.service.settings.body_limit)
+        text = await body(request, min(self.service.settings.body_limit, _NUMBERS_BODY))
         arguments = arguments_of(text)
 
         async def work() -> Answer:
@@ -215,6 +218,7 @@ class _Doors:
         """Bytes in, bytes out."""
         what = self._what(request)
         if header(request, b"idempotency-key") is None:
+            self.service.check_bytes(what)  # before megabytes come for nothing
             return await self._exchange(what, await self._bodies.receive(request))
         given = await body(request, self.service.settings.body_limit)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Coroutine, Iterable
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ..aio.spawn import SpawnAsync
@@ -25,6 +26,9 @@ _Key = tuple[str, str, int, float]
 
 _MOST = 256
 """Arbitrary: code is mapped from the cache's files, and costs memory where it runs."""
+_SHOWN_BYTES = 128 << 10
+"""Of an answer that lists functions, roughly. A module may have a hundred thousand, and they would stop the loop for
+0.1 s each time that its owner asks."""
 
 
 class Loaded(NamedTuple):
@@ -64,12 +68,18 @@ class Loaded(NamedTuple):
     @property
     def is_command(self) -> bool:
         """Whether it is a command of WASI: a program with `_start`."""
-        return self.plugin.info.function("_start") is not None and self.plugin.uses_wasi
+        return self.plugin.uses_wasi and "_start" in self.plugin.functions
 
 
 def functions(plugin: Plugin) -> dict[str, FuncType]:
-    """Return the exported functions."""
-    return plugin.functions
+    """Return the exported functions as they are shown: of very many, or with very long names, the first."""
+    shown, room = {}, _SHOWN_BYTES
+    for name, type_ in plugin.functions.items():
+        room -= 64 + len(name) + 8 * (len(type_.params) + len(type_.results))
+        if room < 0:
+            break
+        shown[name] = type_
+    return shown
 
 
 def signature(plugin: Plugin, function: str) -> FuncType:
@@ -78,9 +88,9 @@ def signature(plugin: Plugin, function: str) -> FuncType:
     Raises:
         Invalid: there is none of this name.
     """
-    found = functions(plugin).get(function)
+    found = plugin.functions.get(function)
     if found is None:
-        names = ", ".join(functions(plugin)) or "none"
+        names = ", ".join(name[:100] for name in islice(plugin.functions, 50)) or "none"
         raise Invalid(f"the plugin exports no function {function[:100]!r}; it has {names:.500}")
     return found
 

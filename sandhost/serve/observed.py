@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterator
 from http import HTTPStatus
+from itertools import accumulate
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -20,6 +21,7 @@ from starlette.routing import Route
 from ..observe.http import ROOT, handle
 from ..observe.metrics import HostCollector
 from ..observe.picture import VIEW_PATH
+from .durations import BOUNDS_S
 from .problems import Invalid, Missing
 from .requests import Endpoint, peer_of, route, token_of
 from .service import Service
@@ -27,6 +29,8 @@ from .threads import in_thread
 from .tokens import Scope
 
 __all__ = ["ServiceCollector", "observe_routes"]
+
+_LE = (*map(str, BOUNDS_S), "+Inf")
 
 
 def observe_routes(service: Service) -> list[Route]:
@@ -139,3 +143,20 @@ class ServiceCollector(Collector):
                 f"{tokens.name}_total", {"code": code}, self._service.refusals.total[code]
             )
         yield tokens
+        yield self._durations()
+
+    def _durations(self) -> Metric:
+        metric = Metric(
+            "sandhost_serve_request_seconds",
+            "How long requests took from their first byte to the last of the answer, by door, kind of "
+            'operation and class of status, "gone" where a client did not wait for one.',
+            "histogram",
+        )
+        for taken in self._service.durations.taken():
+            labels = {"door": taken.door, "operation": taken.operation, "status": taken.status}
+            sums = list(accumulate(taken.counts))
+            for bound, count in zip(_LE, sums):
+                metric.add_sample(f"{metric.name}_bucket", {**labels, "le": bound}, count)
+            metric.add_sample(f"{metric.name}_count", labels, sums[-1])
+            metric.add_sample(f"{metric.name}_sum", labels, taken.sum_s)
+        return metric

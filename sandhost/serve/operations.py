@@ -236,7 +236,7 @@ _PLUGINS = (
                 links={"get_version": _UPLOADED, "remove_version": _UPLOADED},
             )
         },
-        (Invalid, Conflict, TooLarge, TooMany, Unavailable),
+        (Invalid, BadPlugin, Conflict, TooLarge, TooMany, Unavailable),
         (*_SETTINGS, _KEY),
         Body("WebAssembly, binary or as text.", media_type=_WASM, example="(module)"),
     ),

@@ -24,6 +24,7 @@ class Reply(NamedTuple):
     rest: bytes
     close: bool = False
     """Whether the connection ends with it."""
+    status: int = 200
 
 
 def reply_to(result: bytes | Problem | None) -> Reply | None:
@@ -58,4 +59,4 @@ def _refusal_of(problem: Problem, *, close: bool) -> Reply:
     first = f"HTTP/1.1 {int(problem.status)} {problem.status.phrase}\r\n".encode()
     lines = b"".join(b"%b: %b\r\n" % pair for pair in response.raw_headers)
     closes = response.headers.get("connection") == "close"
-    return Reply(first, lines + b"\r\n" + bytes(response.body), closes)
+    return Reply(first, lines + b"\r\n" + bytes(response.body), closes, int(problem.status))

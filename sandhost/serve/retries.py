@@ -35,12 +35,12 @@ class Retries:
             Invalid: the key cannot be one.
             Conflict: the key belongs to another request.
         """
-        digest, at = hashlib.sha256(request).hexdigest(), (who.tenant, key)
+        at = (who.tenant, key)
         while (before := self._working.get(at)) is not None:
             await asyncio.wait([before])
         mine = self._working[at] = asyncio.get_running_loop().create_future()
         try:
-            answer = await in_thread(lambda: self._answers.recall(who.tenant, key, digest))
+            digest, answer = await in_thread(lambda: self._recall(*at, request))
             if answer is None:
                 answer = done = await work()
                 await in_thread(lambda: self._answers.remember(who.tenant, key, digest, done))
@@ -48,3 +48,8 @@ class Retries:
         finally:
             del self._working[at]
             mine.set_result(None)
+
+    def _recall(self, tenant: str, key: str, request: bytes) -> tuple[str, Answer | None]:
+        """Return the request's digest, and its answer if there is one; blocks."""
+        digest = hashlib.sha256(request).hexdigest()
+        return digest, self._answers.recall(tenant, key, digest)

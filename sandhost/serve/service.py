@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from typing import TypeVar
 
 from .._log import get_logger
@@ -24,11 +23,13 @@ from ..memory import GuestMemory
 from ..modules.types import FuncType
 from ..tenants import Quotas, Tenant
 from ..wasi import Wasi
+from .background import in_background
 from .bag import Bags
 from .bodies import Bodies
 from .compiler import Compilers
 from .config import Settings
 from .deployments import Deployments
+from .durations import Durations
 from .invocation import Answering, Invocation, check_bytes_call
 from .loaded import LONG, Loaded, Versions, origin_of, signature
 from .overload import Admission
@@ -49,6 +50,7 @@ from .sessions import Sessions
 from .store import StoreError
 from .threads import in_thread
 from .tokens import Scope
+from .uploads import receive
 from .values import from_json, to_json
 
 __all__ = ["Service"]
@@ -74,16 +76,18 @@ class Service:
             wait_s=settings.queue_time,
             pressure=lambda: int(host.pressure.level),
             weight=lambda name: self.tenant(name).weight if name else 1.0,
+            cpus=lambda name: self.tenant(name).quotas.cpus if name else None,
         )
         self.sessions = Sessions(settings.session_idle)
         self.bags = Bags()
         """What each request holds; all doors share it."""
         self.bodies = Bodies(settings.body_limit, settings.queue_time)
         self.refusals = Refusals()
+        self.durations = Durations()
         self.retries = Retries(registry.answers)
         self.stopping = False
         self._tenants: dict[str, Tenant] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Future[None]] = set()
 
     # ---- beginning and end ----
 
@@ -127,7 +131,7 @@ class Service:
         self.bodies.close()
 
     def _in_background(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+        task = in_background(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -263,18 +267,13 @@ class Service:
         """Keep a module, and return its digest and size. It stays if a version names it within the hour.
 
         Raises:
+            BadPlugin: no module begins so.
             TooLarge: more bytes than are taken.
             TooMany: as many modules of the tenant wait to be compiled as may; nothing is taken.
         """
         self._check_running()
         self.deployments.check_room(who.tenant)
-        incoming = await in_thread(lambda: self.registry.blobs.receive(self.settings.upload_limit))
-        try:
-            async for chunk in chunks:
-                await in_thread(partial(incoming.write, chunk))
-            return await in_thread(incoming.finish)
-        finally:
-            await in_thread(lambda: incoming.__exit__(None, None, None))
+        return await receive(self.registry.blobs, self.settings.upload_limit, chunks)
 
     async def deploy(
         self, who: Principal, plugin: str, module: tuple[str, int], settings: VersionSettings
@@ -369,7 +368,10 @@ class Service:
             return None
         problem = self.admission.at_once(who.tenant)
         if problem is not None:
-            raise problem
+            try:
+                raise problem
+            finally:
+                del problem  # its traceback has this frame: a cycle for each refusal
         try:
             type_ = signature(loaded.plugin, function)
             values = arguments(type_)
@@ -380,6 +382,14 @@ class Service:
             self.admission.was_long()
             return None
         return results(type_, returned)
+
+    def check_bytes(self, what: Invocation) -> None:
+        """Raise what a call with bytes would raise whatever these are, as far as it is known now."""
+        if what.session is None:
+            version = self.registry.plugins.resolve(what.who.tenant, what.plugin, what.ref)
+            loaded = self.versions.get(version)
+            if loaded is not None:
+                check_bytes_call(loaded.plugin, what.function)
 
     async def call_bytes(self, what: Invocation, given: bytes) -> bytes:
         """Call a function that takes and returns bytes.

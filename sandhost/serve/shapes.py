@@ -156,7 +156,7 @@ class Version(TypedDict):
     functions: NotRequired[
         Annotated[dict[str, str], Field(examples=[{"add": "(i32, i32) -> (i32)"}])]
     ]
-    """What it exports: where one version is asked for that this process has loaded."""
+    """What it exports, of very many the first: where one version is asked for that this process has loaded."""
 
 
 @_answer

@@ -7,6 +7,8 @@ being written and is closed, say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,15 +21,18 @@ _T = TypeVar("_T")
 
 async def in_thread(work: Callable[[], _T]) -> _T:
     """Return what the work returns. A cancellation is passed on when it is done."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
-    cancelled: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                cancelled = error
-    if cancelled is not None:
-        task.exception()  # seen: whoever waited for it has gone
-        raise cancelled
-    return task.result()
+    context = contextvars.copy_context()
+    done = asyncio.get_running_loop().run_in_executor(None, lambda: context.run(work))
+    try:
+        await asyncio.wait([done])
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            while not done.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([done])
+        done.exception()  # seen: whoever waited for it has gone
+        raise
+    try:
+        return done.result()
+    finally:
+        del done  # what it raises has this frame in its traceback: a cycle for each failure

@@ -4,7 +4,7 @@ connected ──► its tenant's turn ──► head, body ──► gate ──
    ▲          see shares.py          │    │          └────► answered or refused, without having become a task
    │                                 │    └ comes slowly: application, without a place; see requests.py
    │                                 └ within _HEAD_S and _HEAD_BYTES, else the connection is closed
-   └── next request: idle for as long as uvicorn's timeout_keep_alive
+   └── next request: it may rest for uvicorn's timeout_keep_alive, where many are connected for _CROWDED_S
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .gate import NOBODY, Gate, Place
+from .durations import GONE
+from .gate import Gate, Place
 from .inflow import PIECE_BYTES, Inflow
 from .problems import Problem, TooMany
 from .replies import Reply, refusal
-from .shares import Steps
+from .shares import NOBODY
+from .steps import Steps
 
 __all__ = ["BoundedProtocol", "GatedProtocol"]
 
@@ -29,6 +31,8 @@ _Headed = tuple[RequestResponseCycle, Any, Place]
 
 _HEAD_S = 10.0
 _HEAD_BYTES = 64 << 10
+_CROWDED_S = 5.0
+_LAST_LOOK_S = 0.01
 _LINGER_S = 1.0
 """Arbitrary."""
 _READ_ON_BYTES = 64 << 10
@@ -115,6 +119,8 @@ class GatedProtocol(BoundedProtocol):
     """What has its head here, and perhaps all of its body, while bytes are being read."""
     _idle_since_s = math.inf
     """Infinite while a request is at work."""
+    _rested_long = False
+    """Whether the last look said so."""
     _reading = False
     _lingering = False
     _received: bytes | None = None
@@ -132,6 +138,8 @@ class GatedProtocol(BoundedProtocol):
         if self._waiting is not None:
             self._waiting.leave()
             self._waiting = None
+            if self._serving is not None:
+                self.gate.over(self._serving.scope, GONE)  # type: ignore[arg-type] # a TypedDict
         # uvicorn tells the last cycle of a pipeline only, and what is at work would write to nowhere.
         if self._serving is not None and not self._serving.response_complete:
             self._serving.disconnected = True
@@ -145,9 +153,9 @@ class GatedProtocol(BoundedProtocol):
         """Read on, when it is its tenant's turn."""
         shares = self.gate.shares
         if not self.flow.holds and not shares.must_wait(self._tenant):
-            began_s = time.perf_counter()
+            began_s = time.monotonic()
             self._receive(data[:PIECE_BYTES])
-            shares.charge(self._tenant, time.perf_counter() - began_s)
+            shares.charge(self._tenant, time.monotonic() - began_s)
             data = data[PIECE_BYTES:]
         if data:
             if not self.flow.holds:
@@ -203,6 +211,7 @@ class GatedProtocol(BoundedProtocol):
     def on_message_begin(self) -> None:
         """A request begins: the first of what is being read, or another one."""
         super().on_message_begin()
+        self.gate.begin(self.scope)  # type: ignore[arg-type] # a TypedDict
         self._fresh, self._received = self._received, None
 
     def resume_writing(self) -> None:
@@ -227,19 +236,24 @@ class GatedProtocol(BoundedProtocol):
             return
         self._idle_since_s = self.loop.time()
         if self.timeout_keep_alive_task is None:
-            self._look_again_in(self.timeout_keep_alive)
+            self._look_again_in(min(self.timeout_keep_alive, _CROWDED_S))
 
     def _unset_keepalive_if_required(self) -> None:
         self._idle_since_s = math.inf
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close it, if it has been idle for so long."""
+        """Close it, if it has rested for long."""
         self.timeout_keep_alive_task = None
-        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
-        if left_s <= 0:
+        crowded = self.limit_concurrency and len(self.connections) > self.limit_concurrency / 2
+        may_s = min(self.timeout_keep_alive, _CROWDED_S) if crowded else self.timeout_keep_alive
+        left_s = self._idle_since_s + may_s - self.loop.time()
+        # Twice, since this may be late, and the next request be there, unread: with that its client would get a reset.
+        if left_s <= 0 and self._rested_long:
             self.transport.close()
-        elif left_s < math.inf:  # else a request is at work, whose end looks after it
-            self._look_again_in(left_s)
+            return
+        self._rested_long = left_s <= 0
+        if left_s < math.inf:  # else a request is at work, whose end looks after it
+            self._look_again_in(_LAST_LOOK_S if left_s <= 0 else min(left_s, _CROWDED_S))
 
     def _look_again_in(self, seconds: float) -> None:
         handler = self.timeout_keep_alive_handler
@@ -319,12 +333,13 @@ class GatedProtocol(BoundedProtocol):
         if not close and isinstance(problem, TooMany):
             self._remember(cycle, None)
         cycle.response_started = cycle.response_complete = True
+        self.gate.over(cycle.scope, problem.status)  # type: ignore[arg-type] # a TypedDict
         self._answer(refusal(problem, close=close))
 
     def _remember(self, cycle: RequestResponseCycle, place: Place | None) -> None:
         if self._fresh is not None:
             target = None if place is None else place.target
-            self.gate.remember(self._fresh, list(cycle.scope["headers"]), target)
+            self.gate.remember(self._fresh, cycle.scope, target)  # type: ignore[arg-type]
 
     def _may_answer(self) -> bool:
         """Whether what comes on this connection may be answered here: its client reads, and uvicorn takes it."""

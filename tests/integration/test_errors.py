@@ -199,7 +199,7 @@ def test_an_exception_of_a_start_function_is_found_whatever_happens_in_between(h
 
 def test_errors_that_nobody_takes_are_not_kept_for_ever(host):
     with host.load(guest_file_with_memory()).spawn() as guest:
-        index = list(guest._invokers).index("trap")
+        index = list(guest.plugin.functions).index("trap")
         for _ in range(100):
             assert lib.sh_call_ints(guest._id, index, 0, 0, 0, 0) == lib.SH_CALL_FAILED
         taken = [take_error().status for _ in range(12)]

@@ -6,9 +6,12 @@ import asyncio
 import threading
 from typing import Any
 
+import pytest
 from helpers import collected
 
-from sandhost.serve.loaded import Versions
+from sandhost.errors import ConfigError
+from sandhost.serve.loaded import Versions, functions, signature
+from sandhost.serve.problems import Invalid
 from sandhost.serve.records import Version, VersionSettings
 
 WARMED = b"""(module (global $n (mut i32) (i32.const 0))
@@ -69,3 +72,21 @@ def test_threads_that_want_the_same_one_load_it_once(host):
     assert all(one is got[0] for one in got)
     assert which(got[0], tenant) == 7
     versions.close()
+
+
+def test_of_very_many_functions_the_first_are_shown_and_all_are_there(host):
+    some = "".join(f'(func (export "f{n}"))' for n in range(5000))
+    long_ones = "".join(f'(func (export "{chr(97 + n) * 90_000}"))' for n in range(5))
+    many, named = (host.load(f"(module {text})".encode()) for text in (some, long_ones))
+    assert len(many.functions) == 5000
+    assert 1000 < len(functions(many)) < 2000
+    assert list(functions(many))[:3] == ["f0", "f1", "f2"]
+    assert signature(many, "f4999") == many.functions["f4999"]
+    assert [name[0] for name in functions(named)] == ["a"]
+    for plugin in (many, named):
+        with pytest.raises(Invalid) as caught:
+            signature(plugin, "nope")
+        assert len(str(caught.value)) < 700
+        with pytest.raises(ConfigError) as refused:
+            plugin.call("nope")
+        assert len(str(refused.value)) < 1000

@@ -72,6 +72,16 @@ def test_the_token_of_the_file_opens_the_service_to_prometheus(scraped):
     assert scraped.query("sandhost_serve_requests_admitted_total > 0")
 
 
+def test_prometheus_tells_how_long_requests_took(scraped):
+    calls = '{door="http",operation="call",status="2xx"'
+    took = scraped.query(f"sandhost_serve_request_seconds_sum{calls}}}")
+    most = scraped.query(f"histogram_quantile(1, sandhost_serve_request_seconds_bucket{calls}}})")
+    assert len(took) == len(most) == 1
+    assert 0 < next(iter(took.values())) <= next(iter(most.values()))  # of a single call
+    count = scraped.query(f"sandhost_serve_request_seconds_count{calls}}}")
+    assert list(count.values()) == [1]
+
+
 def queries() -> list[str]:
     targets = [target for panel in BOARD["panels"] for target in panel.get("targets", [])]
     return [target["expr"] for target in targets if "sandhost_serve_" in target["expr"]]

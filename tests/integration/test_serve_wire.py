@@ -473,22 +473,3 @@ def test_who_reads_no_answers_is_not_read_from(service, token):
         assert await acme.call("p", "which") == [1]
 
     service.run(test)
-
-
-def test_a_connection_is_closed_when_it_rests_for_long_and_not_since_it_is_old(service):
-    async def test(acme: Client) -> None:
-        resting, busy = await Wire.open(service.port), await Wire.open(service.port)
-        one = call(service.token)
-        began_s = time.monotonic()
-        for wire in (resting, busy, busy):
-            wire.send(one)
-            assert (await wire.answer())[0] == 200
-        await asyncio.sleep(3)
-        busy.send(one)
-        assert (await busy.answer())[0] == 200
-        assert await resting.at_end()
-        assert time.monotonic() - began_s > 4.9  # uvicorn's five seconds
-        busy.send(one)
-        assert (await busy.answer())[0] == 200
-
-    service.run(test)

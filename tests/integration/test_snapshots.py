@@ -267,7 +267,7 @@ def test_a_guest_in_a_call_is_refused(host):
 def test_a_guest_that_another_thread_is_in_is_refused(host):
     spin = host.load(guest_file("spin"))
     with spin.spawn(limits=Limits(deadline=5.0)) as guest:
-        running = Background(guest.call, next(iter(spin._invokers)))
+        running = Background(guest.call, next(iter(spin.functions)))
         while not guest.stats().running:
             pass
         with pytest.raises(sandhost.GuestBusy):

@@ -331,11 +331,18 @@ static bool is_one_of(int status, int a, int b, int c, int d) {
   return status == SH_OK || status == a || status == b || status == c || status == d;
 }
 
-static void *meddle(void *argument) {
-  (void)argument;
+/* Its calls end by themselves: all threads may be in one at a time, and none left to cancel it. */
+static uint64_t spawn_shared(void) {
   sh_limits limits = no_limits;
   limits.deadline_ns = 3000000;
-  uint64_t seed = (uint64_t)(uintptr_t)&limits | 1;
+  uint64_t guest = sh_spawn(shared_plugin, NULL, NULL, &limits, NULL);
+  CHECK(guest);
+  return guest;
+}
+
+static void *meddle(void *argument) {
+  (void)argument;
+  uint64_t seed = (uint64_t)(uintptr_t)&seed | 1;
   for (int round = 0; round < ROUNDS; round++) {
     seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
     _Atomic uint64_t *place = &shared[seed % SHARED];
@@ -349,9 +356,7 @@ static void *meddle(void *argument) {
       status = sh_close(guest, -1, &reclaim);
       CHECK(is_one_of(status, SH_CLOSED, SH_BUSY, -1, -1));
       if (status != SH_OK) break;
-      guest = sh_spawn(shared_plugin, NULL, NULL, &limits, NULL);
-      CHECK(guest);
-      atomic_store(place, guest);
+      atomic_store(place, spawn_shared());
       break;
     case 1:
       call(guest, SPIN, 0, 0);
@@ -395,7 +400,7 @@ static void *meddle(void *argument) {
 static void threads_meddle_with_the_same_guests(void) {
   sh_host *host = new_host(SH_POLICY_WARM);
   nested_plugin = shared_plugin = new_worker(host);
-  for (int k = 0; k < SHARED; k++) CHECK((shared[k] = sh_spawn(shared_plugin, NULL, NULL, &no_limits, NULL)));
+  for (int k = 0; k < SHARED; k++) shared[k] = spawn_shared();
   in_threads(meddle, NULL);
   for (int k = 0; k < SHARED; k++) {
     sh_reclaim reclaim;

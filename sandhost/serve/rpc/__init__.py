@@ -3,7 +3,8 @@
     sandhost.proto ─► messages          tools/messages.py makes them
     server                              one port: limits, reflection, health, its end
     invoker, plugins, health            what each RPC does
-    doors                               how it comes in: token, messages, time; status: how it fails
+    doors                               how it comes in: token, messages, time; status: how it fails;
+                                        timing: how long it takes
     numbers                             values of wasm in messages, and back
 
 Every handler streams for grpc.aio, also where one message comes and one goes: on the wire that is the same,

@@ -1,6 +1,6 @@
 """How an RPC comes in: whose it is, its messages, the time it has, and what it gets if it fails.
 
-token ──► messages ──► work ──► messages, status
+token ──► messages ──► work, in its tenant's turns ──► messages, status
   │          │ not one, too late, too many
   └──────────┴──────────────────► status (status.py)
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -21,9 +21,12 @@ from google.protobuf.message import DecodeError, Message
 from ..problems import Invalid, Unavailable
 from ..records import Principal
 from ..service import Service
+from ..shares import NOBODY
+from ..steps import Steps
 from ..time_limit import TimeLimit
 from ..tokens import Scope
 from .status import refuse
+from .timing import Timing
 
 __all__ = ["REST_S", "Doors", "Rpc"]
 
@@ -32,6 +35,7 @@ REST_S = 30.0
 _STOPPED_RETRY_S = 1.0
 
 _M = TypeVar("_M", bound=Message)
+_T = TypeVar("_T")
 
 if TYPE_CHECKING:
     _Handler = grpc.RpcMethodHandler[Any, Any]
@@ -53,6 +57,11 @@ class Rpc:
         """Whose it is."""
         assert self._who is not None, "the door asks for no token"
         return self._who
+
+    @property
+    def tenant(self) -> str:
+        """Whose share of the loop's turns it uses."""
+        return NOBODY if self._who is None else self._who.tenant
 
     def until_s(self) -> float | None:
         """Return until when its client waits, by time.monotonic(); None: there is no end."""
@@ -155,34 +164,39 @@ class Doors:
 
         async def behavior(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
             try:
-                rpc = self._enter(scope, context)
-                return (await work(rpc, await rpc.first(kind))).SerializeToString()
+                with Timing(self.service.durations, method):
+                    rpc = self._enter(scope, context)
+                    return await self._steps(rpc, _answer(rpc, kind, work))
             except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
                 await refuse(context, method, error)
 
         return grpc.stream_unary_rpc_method_handler(behavior)
 
     def gathered(
-        self, method: str, scope: Scope, work: Callable[[Rpc], Awaitable[Message]]
+        self, method: str, scope: Scope, work: Callable[[Rpc], Coroutine[Any, Any, Message]]
     ) -> _Handler:
         """Return the handler of an RPC that reads its messages itself, and answers with one."""
 
         async def behavior(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
             try:
-                return (await work(self._enter(scope, context))).SerializeToString()
+                with Timing(self.service.durations, method):
+                    rpc = self._enter(scope, context)
+                    return (await self._steps(rpc, work(rpc))).SerializeToString()
             except Exception as error:  # noqa: BLE001 - see above
                 await refuse(context, method, error)
 
         return grpc.stream_unary_rpc_method_handler(behavior)
 
     def many(
-        self, method: str, scope: Scope | None, work: Callable[[Rpc], Awaitable[None]]
+        self, method: str, scope: Scope | None, work: Callable[[Rpc], Coroutine[Any, Any, None]]
     ) -> _Handler:
         """Return the handler of an RPC that reads and writes its messages itself."""
 
         async def behavior(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             try:
-                await work(self._enter(scope, context))
+                with Timing(self.service.durations, method):
+                    rpc = self._enter(scope, context)
+                    await self._steps(rpc, work(rpc))
             except Exception as error:  # noqa: BLE001 - see above
                 await refuse(context, method, error)
 
@@ -195,6 +209,13 @@ class Doors:
             else self.service.who(_token_of(context), scope, _peer_of(context))
         )
         return Rpc(self, who, context)
+
+    def _steps(self, rpc: Rpc, work: Coroutine[Any, Any, _T]) -> Steps[_T]:
+        return Steps(work, self.service.admission.shares, rpc.tenant)
+
+
+async def _answer(rpc: Rpc, kind: type[_M], work: Callable[[Rpc, _M], Awaitable[Message]]) -> bytes:
+    return (await work(rpc, await rpc.first(kind))).SerializeToString()
 
 
 def _peer_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:

@@ -34,6 +34,7 @@ from .messages import (
 )
 from .numbers import from_values, to_reply
 from .status import as_message
+from .timing import Timing
 
 __all__ = ["Invoker"]
 
@@ -129,9 +130,11 @@ class Invoker:
             try:
                 until_s = _sooner(end_s, request.timeout_s)
                 if request.HasField("call"):
-                    reply.call.CopyFrom(await self._call(rpc, request.call, until_s))
+                    with Timing(self.service.durations, "Call"):
+                        reply.call.CopyFrom(await self._call(rpc, request.call, until_s))
                 elif request.HasField("call_bytes"):
-                    made = await self._call_bytes(rpc, request.call_bytes, until_s)
+                    with Timing(self.service.durations, "CallBytes"):
+                        made = await self._call_bytes(rpc, request.call_bytes, until_s)
                     reply.call_bytes.CopyFrom(made)
                 else:
                     raise Invalid("neither call nor call_bytes is there")

@@ -1,0 +1,244 @@
+"""The gate in this process, where a test can look at it and break it: faults of ours, and heads that it keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from helpers.serving import Client, Desk, desk
+
+from sandhost.serve import gate as gates
+from sandhost.serve import wire as wires
+from sandhost.serve.app import _new_loop
+from sandhost.serve.gate import Gate
+from sandhost.serve.http import make_app
+from sandhost.serve.wire import GatedProtocol
+
+
+def which(number: int) -> bytes:
+    return f'(module (func (export "which") (result i32) (i32.const {number})))'.encode()
+
+
+def request(client: Client, plugin: str, more: str = "") -> bytes:
+    """Return a call of `which`."""
+    return (
+        f"POST /v1/plugins/{plugin}/call/which HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: {client.headers['Authorization']}\r\n{more}Content-Length: 0\r\n\r\n"
+    ).encode()
+
+
+class Wire:
+    """A connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self.writer = reader, writer
+
+    async def call(self, client: Client, plugin: str, more: str = "") -> tuple[int, bytes]:
+        """Call `which`; return status and body."""
+        self.writer.write(request(client, plugin, more))
+        return await self.answer()
+
+    async def answer(self) -> tuple[int, bytes]:
+        """Return the answer."""
+        head = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), 20)
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        return int(head.split()[1]), await self._reader.readexactly(length)
+
+    async def ended(self) -> None:
+        """Wait until it is closed, with nothing more to read."""
+        assert await asyncio.wait_for(self._reader.read(), 20) == b""
+
+
+class Gated:
+    """A service behind its gate."""
+
+    def __init__(self, one: Desk, gate: Gate, port: int) -> None:
+        self.desk, self.gate, self._port = one, gate, port
+        self._wires: list[Wire] = []
+
+    async def wire(self) -> Wire:
+        """Connect."""
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", self._port))
+        self._wires.append(wire)
+        return wire
+
+    async def close(self) -> None:
+        """Let all connections go."""
+        for wire in self._wires:
+            wire.writer.close()
+            with contextlib.suppress(OSError):  # it was reset
+                await wire.writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def gated(data: Path, **settings: Any) -> AsyncIterator[Gated]:
+    async with desk(data) as one:
+
+        class Protocol(GatedProtocol):
+            gate = Gate(one.service)
+
+        config = uvicorn.Config(
+            make_app(one.service),
+            http=Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            **settings,
+        )
+        server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+            here = Gated(one, Protocol.gate, listener.getsockname()[1])
+            try:
+                yield here
+            finally:
+                await here.close()
+                server.should_exit = True
+                await serving
+
+
+def in_gated(data: Path, test: Callable[[Gated], Awaitable[None]], **settings: Any) -> None:
+    async def run() -> None:
+        async with gated(data, **settings) as one:
+            await test(one)
+
+    loop = _new_loop()  # the service's own, which is uvloop's: it looks at timers before sockets
+    try:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(run())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+def test_a_fault_of_ours_is_logged_and_answered_and_the_connection_goes_on(
+    tmp_path, monkeypatch, caplog
+):
+    def broken(*_given: object) -> object:
+        raise KeyError("what the tenant is not to read")
+
+    async def test(one: Gated) -> None:
+        acme = await one.desk.client("acme")
+        await acme.deploy("p", which(1))
+        wire = await one.wire()
+        for _ in range(2):  # when it is parsed, and when it is known
+            assert await wire.call(acme, "p") == (200, b'{"results": [1]}')
+            with monkeypatch.context() as patched:
+                patched.setattr("sandhost.serve.direct.to_json", broken)
+                status, body = await wire.call(acme, "p")
+            assert (status, json.loads(body)["title"]) == (500, "internal")
+            assert b"not to read" not in body
+        assert await wire.call(acme, "p") == (200, b'{"results": [1]}')
+        assert one.desk.service.host.stats().guests_live == 0
+
+    with caplog.at_level(logging.ERROR, "sandhost.serve"):
+        in_gated(tmp_path / "data", test)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [KeyError] * 2
+
+
+def test_when_too_many_heads_are_known_all_are_forgotten_and_read_again(tmp_path):
+    async def test(one: Gated) -> None:
+        known = one.gate._known
+        acme, other = await one.desk.client("acme"), await one.desk.client("other")
+        await acme.deploy("p", which(1))
+        await acme.deploy("q", which(2))
+        await other.deploy("p", which(3))
+        wire = await one.wire()
+        asked = [(acme, "p", b"1"), (acme, "q", b"2"), (other, "p", b"3")]
+
+        async def ask(number: int) -> None:
+            client, plugin, result = asked[number % 3]
+            found = await wire.call(client, plugin, f"X-Number: {number}\r\n")
+            assert found == (200, b'{"results": [%b]}' % result), number
+
+        most = gates._MOST_KNOWN
+        assert most == 4096
+        for number in range(most):
+            await ask(number)
+        assert len(known) == most
+        for number in (0, 1, 2, most - 1):  # as they are known
+            await ask(number)
+        assert len(known) == most
+        await ask(most)
+        assert len(known) == 1
+        for number in (0, 1, 2, most - 1, most, 0, 1, 2):
+            await ask(number)
+        assert len(known) == 5
+
+    in_gated(tmp_path / "data", test)
+
+
+@pytest.mark.parametrize("length", [gates._MOST_HEAD_BYTES, gates._MOST_HEAD_BYTES + 1])
+def test_a_head_is_known_up_to_its_largest_size(tmp_path, length):
+    async def test(one: Gated) -> None:
+        acme = await one.desk.client("acme")
+        await acme.deploy("p", which(1))
+        wire = await one.wire()
+        await wire.call(acme, "p")
+        (short,) = one.gate._known
+        more = f"X-Long: {'x' * (length - len(short) - len('X-Long: ') - 2)}\r\n"
+        for _ in range(2):
+            assert await wire.call(acme, "p", more) == (200, b'{"results": [1]}')
+        longest = max(map(len, one.gate._known))
+        assert longest == (length if length <= gates._MOST_HEAD_BYTES else len(short))
+
+    in_gated(tmp_path / "data", test)
+
+
+ONE = (200, b'{"results": [1]}')
+
+
+def test_a_connection_may_rest_for_long_but_not_where_many_are_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(wires, "_CROWDED_S", 0.4)
+
+    async def test(one: Gated) -> None:
+        acme = await one.desk.client("acme")
+        await acme.deploy("p", which(1))
+        first = await one.wire()
+        assert await first.call(acme, "p") == ONE
+        await asyncio.sleep(1)
+        assert await first.call(acme, "p") == ONE
+        others = [await one.wire() for _ in range(4)]  # five of six
+        resting, busy = others[0], others[1]
+        began_s = time.monotonic()
+        for wire in others:
+            assert await wire.call(acme, "p") == ONE
+        await asyncio.sleep(0.3)
+        assert await busy.call(acme, "p") == ONE  # it is older, but has not rested
+        await resting.ended()
+        assert time.monotonic() - began_s >= 0.4
+
+    in_gated(tmp_path / "data", test, timeout_keep_alive=60, limit_concurrency=6)
+
+
+def test_who_asks_when_the_time_to_rest_is_over_is_answered(tmp_path):
+    async def test(one: Gated) -> None:
+        acme = await one.desk.client("acme")
+        await acme.deploy("p", which(1))
+        wire = await one.wire()
+        assert await wire.call(acme, "p") == ONE
+        loop, (here, there) = asyncio.get_running_loop(), socket.socketpair()
+
+        def late() -> None:  # called while sockets are looked at; timers come next
+            loop.remove_reader(here)
+            os.write(wire.writer.get_extra_info("socket").fileno(), request(acme, "p"))
+            time.sleep(1.2)
+
+        with here, there:
+            loop.add_reader(here, late)
+            there.send(b"now")
+            assert await wire.answer() == ONE
+        await wire.ended()
+
+    in_gated(tmp_path / "data", test, timeout_keep_alive=1)
