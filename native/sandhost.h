@@ -660,8 +660,8 @@ void sh_python_unbind(uint32_t id);
 
 /* Puts `here` (python_here.c) of an export into a dict: a function that keeps Python's lock while a guest lives for one
  * call, on a thread that runs an event loop. here(arguments, sh_snapshot or 0, sh_tenant or 0, sh_limits) returns the
- * results; `is_long` if the call is not one to make there; and of one that failed what `ended()` does, which raises. It
- * must not outlive the plugin, which imports no function. */
+ * results; `is_long` if the call is not one to make there; or what `ended()` returns, which mostly raises. It must
+ * not outlive the plugin, which imports no function. */
 int sh_python_here(sh_plugin *plugin, uint32_t export_index, void *ended, void *is_long, void *dict);
 
 /* ---- statistics ------------------------------------------------------------------------------------------------ */

@@ -110,10 +110,10 @@ class Plugin:
         """What C calls it, among those of its host; probes and events too."""
         self._calls_back, self._exports = self._linked.calls_back, self._linked.exports
         self._imports_nothing = not any(wanted.kind == "func" for wanted in self.info.imports)
-        self._here: dict[str, Invoker] = {}
         self._invokers, self._lives = self._exports.invokers, self._exports.lives
         self.functions: Mapping[str, FuncType] = self._exports.types
         """Those that it exports, by name."""
+        self._here: dict[str, Invoker] = {}
         self._no_limits_given = self._last_limits = _GivenLimits.of(_DEFAULT_LIMITS)
         self._no_wasi_given = WasiGrant(Wasi()) if self.uses_wasi else None
         self._last_grant = self._no_wasi_given
