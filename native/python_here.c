@@ -2,8 +2,8 @@
  *
  *   here(arguments, origin, tenant, limits) ─► cells ─► shi_live_here (here.c) ─► cells ─► results
  *
- * Origin, tenant and limits are addresses, whose owners the caller holds. An exception that is TypeError, ValueError or
- * OverflowError comes before there is a guest: it is about the arguments, and says less of them than lives.py knows.
+ * Origin, tenant and limits are addresses, whose owners the caller holds. A TypeError, ValueError or OverflowError is about
+ * the arguments; one that is raised here, before there is a guest, says less of them than `Cells` knows.
  */
 #include "python_values.h"
 
