@@ -42,7 +42,7 @@ from ..errors import ConfigError
 from .concurrency import AdaptiveLimit
 from .line import Line, Request
 from .problems import DeadlinePassed, Problem, TooMany
-from .shares import Shares
+from .shares import Shares, Terms
 
 __all__ = ["Admission", "AdmissionStats"]
 
@@ -89,6 +89,7 @@ class Admission:
         wait_s: the longest that a request waits in line: a burst is worth so much, overload less.
         pressure: the level of memory pressure, 0 to 4: `lambda: host.pressure.level`.
         weight: a tenant's weight: of two that want more than there is, one of weight 2 gets twice as much.
+        cpus: processors that a tenant may use; it holds for the loop's time.
         clock: seconds, never going back.
     """
 
@@ -99,15 +100,16 @@ class Admission:
         wait_s: float = 0.05,
         pressure: Callable[[], int] = lambda: 0,
         weight: Callable[[str], float] = lambda _tenant: 1.0,
+        cpus: Callable[[str], float | None] = lambda _tenant: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not wait_s > 0:
             raise ConfigError(f"wait_s is more than 0 seconds, not {wait_s!r}")
         self._limit = limit or AdaptiveLimit()
         self._wait_s = wait_s
-        self._pressure, self._weight, self._clock = pressure, weight, clock
+        self._pressure, self._weight, self._cpus, self._clock = pressure, weight, cpus, clock
         self._window_s = min(wait_s / 2, _WHILE_S)
-        self.shares = Shares(wait_s, self._weight_of)
+        self.shares = Shares(wait_s, self._terms)
         """Of the loop's time, for who asks before there is a request."""
         self._lines: dict[str, Line] = {}
         self._wanting: dict[Line, None] = {}  # invariant: those with something in line
@@ -267,6 +269,9 @@ class Admission:
 
     def _weight_of(self, tenant: str) -> float:
         return max(self._weight(tenant), _LEAST_WEIGHT)
+
+    def _terms(self, tenant: str) -> Terms:
+        return Terms(self._weight_of(tenant), self._cpus(tenant))
 
     @property
     def places(self) -> int:

@@ -76,6 +76,7 @@ class Service:
             wait_s=settings.queue_time,
             pressure=lambda: int(host.pressure.level),
             weight=lambda name: self.tenant(name).weight if name else 1.0,
+            cpus=lambda name: self.tenant(name).quotas.cpus if name else None,
         )
         self.sessions = Sessions(settings.session_idle)
         self.bags = Bags()

@@ -5,16 +5,19 @@
 
 One loop does the work of all tenants. It takes what is ready in the kernel's order, so that a flood of one, or
 twenty large uploads, would be done before what others asked for in the same instant. So time is counted for each
-tenant: of requests at the wire (`wait`, `charge`) and of the steps of its tasks (`Steps`). Whoever had his
-share of a turn goes on in the next one, which comes at once, after all others had theirs: deficit round robin
-(Shreedhar and Varghese, 1995), as FQ-CoDel has it (RFC 8290), for tenants and time in place of flows and bytes.
+tenant: of requests at the wire, and of the steps of its tasks (steps.py). Whoever had his share of a turn goes on
+in the next one, which comes at once, after all others had theirs: deficit round robin (Shreedhar and Varghese,
+1995), as FQ-CoDel has it (RFC 8290), for tenants and time in place of flows and bytes.
+
+A tenant's quota of processors holds for the loop's time as well: a bucket that fills at that rate. A loop that is
+never idle is no better than any other program that computes: the kernel lets it wait for its processor.
 
 It tells overload, too, by CoDel's rule (RFC 8289). Something is late when it has been in line for long, or came to a
 long turn, in which it waited for its place. Now and then that is a burst, and over some turns later. A tenant
 of whose turns for a tenth of a second each was late has too much: it is served within half its share,
 and what else it asks for is refused, until it had a turn with nothing refused.
 
-Nothing is done here but arithmetic, so days can be simulated: `soon` and `clock` come from outside.
+Nothing is done here but arithmetic, so days can be simulated: `soon`, `later` and `clock` come from outside.
 """
 
 from __future__ import annotations
@@ -23,12 +26,10 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from typing import NamedTuple
 
-__all__ = ["NOBODY", "Shares", "Steps"]
-
-_T = TypeVar("_T")
+__all__ = ["NOBODY", "Shares", "Terms"]
 
 NOBODY = ""
 """In place of a tenant, for who has no valid token."""
@@ -38,21 +39,74 @@ _MOST_DEBT_S = 4 * _MOST_S
 """The loop may have been kept from the processor meanwhile, which is no tenant's fault."""
 _LATE_S, _WINDOW_S = 0.005, 0.1
 """CoDel's target and interval."""
-_MOST_SKIPPED = 16
-"""Turns. A step waits no longer, also where its tenant's requests take all of its shares."""
+_BURST_S = 1.0
+"""Of a quota of processors: so much may be used at once, by who used little before. As guests have it."""
+_TERMS_HOLD_S = 1.0
+_LEAST_REST_S = 0.001
+"""Arbitrary."""
+
+
+class Terms(NamedTuple):
+    """What a tenant may have."""
+
+    weight: float = 1.0
+    """Of two that want more than there is, one of weight 2 gets twice as much."""
+    cpus: float | None = None
+    """Of the loop's time; None: all of it."""
 
 
 class _Share:
-    __slots__ = ("each_s", "late_since_s", "left_s", "line", "refused", "used", "weight")
+    __slots__ = (
+        "credit_s",
+        "each_s",
+        "late_since_s",
+        "left_s",
+        "line",
+        "refused",
+        "since_s",
+        "terms",
+        "terms_s",
+        "used",
+    )
 
-    def __init__(self, weight: float, each_s: float) -> None:
-        self.weight, self.each_s = weight, each_s
-        self.left_s = each_s
+    def __init__(self, terms: Terms, now_s: float) -> None:
+        self.terms, self.terms_s = terms, now_s
+        self.each_s = _MOST_S
+        self.credit_s = math.inf if terms.cpus is None else _BURST_S * terms.cpus
+        """What its quota leaves it."""
+        self.since_s = now_s  # of that
+        self.left_s = min(_MOST_S, self.credit_s)
         """Of this turn; below 0 what it has had of the next ones."""
         self.line: deque[tuple[float, Callable[[], object]]] = deque()
         """What waits, and since when."""
         self.used = self.refused = False  # in this turn
         self.late_since_s = math.inf
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing would be lost with it."""
+        cpus = self.terms.cpus
+        full = cpus is None or self.credit_s >= _BURST_S * cpus
+        return full and not self.used and not self.line and self.left_s > 0
+
+    def charge(self, seconds: float) -> None:
+        self.left_s -= seconds
+        self.credit_s -= seconds
+        self.used = True
+
+    def begin_turn(self, now_s: float, each_s: float) -> None:
+        self.each_s = each_s
+        if self.terms.cpus is not None:
+            earned_s = self.terms.cpus * (now_s - self.since_s)
+            self.credit_s = min(self.credit_s + earned_s, _BURST_S * self.terms.cpus)
+        self.since_s = now_s
+        owed_s = max(min(self.left_s, 0.0), -_MOST_DEBT_S)
+        self.left_s = min(owed_s + each_s, self.credit_s)
+
+    def rest_s(self) -> float:
+        """Return in how long it may go on, though its quota is used."""
+        assert self.terms.cpus is not None
+        return max(_LEAST_REST_S, -self.credit_s / max(self.terms.cpus, 1e-6))
 
     def end_turn(self, now_s: float, *, was_long: bool) -> None:
         """Look whether its turn was late."""
@@ -73,27 +127,29 @@ class Shares:
 
     Args:
         wait_s: the longest that anything waits in line: a burst is worth so much.
-        weight: of a tenant: of two that want more than there is, one of weight 2 gets twice as much.
+        terms: of a tenant.
         soon: has something done in the next turn.
+        later: has something done in so many seconds.
         clock: seconds, never going back.
     """
 
     def __init__(
         self,
         wait_s: float,
-        weight: Callable[[str], float] = lambda _tenant: 1.0,
+        terms: Callable[[str], Terms] = lambda _tenant: Terms(),
         *,
         soon: Callable[[Callable[[], object]], object] | None = None,
+        later: Callable[[float, Callable[[], object]], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._wait_s, self._weight, self._clock = wait_s, weight, clock
+        self._wait_s, self._terms, self._clock = wait_s, terms, clock
         self._soon = soon or (lambda work: asyncio.get_running_loop().call_soon(work))
-        self._shares: dict[
-            str, _Share
-        ] = {}  # invariant: of who waits, or used some in this turn or the last
+        self._later = later or (lambda s, work: asyncio.get_running_loop().call_later(s, work))
+        # Invariant: of who waits, used some in this turn or the last, or has not all of its quota.
+        self._shares: dict[str, _Share] = {}
         self._open = False  # invariant: whether `soon` has been asked for the next turn
+        self._resting = False  # invariant: whether `later` has been asked to begin one
         self._began_s = -math.inf
-        self._heaviest = 0.0
         self._waited_s = 0.0  # what is being done now, in line
 
     def must_wait(self, tenant: str) -> bool:
@@ -102,20 +158,13 @@ class Shares:
         share = self._shares.get(tenant)
         return share is not None and (share.left_s <= 0 or bool(share.line))
 
-    def is_used(self, tenant: str) -> bool:
-        """Whether its share of this turn is used."""
-        share = self._shares.get(tenant)
-        return share is not None and share.left_s <= 0
-
     def wait(self, tenant: str, go_on: Callable[[], object]) -> None:
         """Have `go_on` called when it is its turn, in this order for each tenant, and its time counted."""
         self._of(tenant).line.append((self._clock(), go_on))
 
     def charge(self, tenant: str, seconds: float) -> None:
         """Count time that something of it has taken."""
-        share = self._of(tenant)
-        share.left_s -= seconds
-        share.used = True
+        self._of(tenant).charge(seconds)
 
     def refuses(self, tenant: str) -> bool:
         """Whether what it asks for now is too much; counts as refused, then."""
@@ -146,8 +195,9 @@ class Shares:
         if not self._open:
             self._open = True
             now_s = self._clock()
-            if now_s - self._began_s > _LATE_S:
-                self._shares.clear()  # there was nothing to do
+            if now_s - self._began_s > _LATE_S:  # there was nothing to do
+                for share in self._shares.values():
+                    share.late_since_s = math.inf
             self._began_s = now_s
             self._soon(self._turn)
 
@@ -155,34 +205,46 @@ class Shares:
         self._begin()
         share = self._shares.get(tenant)
         if share is None:
-            weight = self._weight(tenant)
-            self._heaviest = max(self._heaviest, weight)
-            each_s = _MOST_S * weight / self._heaviest
-            share = self._shares[tenant] = _Share(weight, each_s)
+            share = self._shares[tenant] = _Share(self._terms(tenant), self._clock())
         return share
 
     def _turn(self) -> None:
         now_s = self._clock()
         was_long = now_s - self._began_s > _LATE_S
+        self._began_s = now_s
         for tenant, share in list(self._shares.items()):
-            if not share.used and not share.line and share.left_s > 0:
+            if share.is_new:
                 del self._shares[tenant]
             share.end_turn(now_s, was_long=was_long)
-        self._began_s = now_s
-        self._share_out()
+        self._share_out(now_s)
         for share in list(self._shares.values()):
             self._go_on(share)
-        self._open = any(share.line or share.left_s <= 0 for share in self._shares.values())
+        waiting = [share for share in self._shares.values() if share.line or share.left_s <= 0]
+        self._open = any(share.credit_s > 0 for share in waiting)
         if self._open:
             self._soon(self._turn)
+        elif not self._resting:
+            rests = [share.rest_s() for share in waiting if share.line]
+            if rests:
+                self._resting = True
+                self._later(min(rests), self._rested)
 
-    def _share_out(self) -> None:
-        self._heaviest = max((share.weight for share in self._shares.values()), default=0.0)
+    def _rested(self) -> None:
+        self._resting = False
+        self._begin()
+
+    def _share_out(self, now_s: float) -> None:
         most_s = min(_MOST_S, _TURN_S / max(1, len(self._shares)))
+        for tenant, share in self._shares.items():
+            if now_s - share.terms_s > _TERMS_HOLD_S:
+                share.terms, share.terms_s = self._terms(tenant), now_s
+                if share.terms.cpus is None:
+                    share.credit_s = math.inf
+                elif share.credit_s == math.inf:
+                    share.credit_s = 0.0
+        heaviest = max((share.terms.weight for share in self._shares.values()), default=1.0)
         for share in self._shares.values():
-            share.each_s = most_s * share.weight / self._heaviest
-            owed_s = max(min(share.left_s, 0.0), -_MOST_DEBT_S)
-            share.left_s = owed_s + share.each_s
+            share.begin_turn(now_s, most_s * share.terms.weight / heaviest)
 
     def _go_on(self, share: _Share) -> None:
         began_s = self._clock()
@@ -194,46 +256,5 @@ class Shares:
             finally:
                 self._waited_s = 0.0
             ended_s = self._clock()
-            share.left_s -= ended_s - began_s
-            share.used = True
+            share.charge(ended_s - began_s)
             began_s = ended_s
-
-
-class Steps(Coroutine[Any, Any, _T]):
-    """A coroutine, for a task or to be awaited, whose steps wait while its tenant has nothing left of this turn."""
-
-    __slots__ = ("_shares", "_skipped", "_tenant", "_work")
-
-    def __init__(self, work: Coroutine[Any, Any, _T], shares: Shares, tenant: str) -> None:
-        self._work, self._shares, self._tenant = work, shares, tenant
-        self._skipped = 0
-
-    def send(self, value: Any) -> Any:
-        """Make a step, or yield None, which is how a task is asked to try again in the next turn."""
-        if self._skipped < _MOST_SKIPPED and self._shares.is_used(self._tenant):
-            self._skipped += 1
-            return None
-        self._skipped = 0
-        began_s = time.monotonic()
-        try:
-            return self._work.send(value)
-        finally:
-            self._shares.charge(self._tenant, time.monotonic() - began_s)
-
-    def throw(self, *raised: Any) -> Any:
-        """Have an error raised where it waits, at once: it has waited."""
-        return self._work.throw(*raised)
-
-    def close(self) -> None:
-        """End it."""
-        self._work.close()
-
-    def __await__(self) -> Generator[Any, Any, _T]:
-        return cast("Generator[Any, Any, _T]", self)
-
-    def __next__(self) -> Any:
-        return self.send(None)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what asyncio and anyio ask of a coroutine: its frame, what it waits for, whether it runs."""
-        return getattr(self._work, name)

@@ -22,7 +22,8 @@ from .gate import Gate, Place
 from .inflow import PIECE_BYTES, Inflow
 from .problems import Problem, TooMany
 from .replies import Reply, refusal
-from .shares import NOBODY, Steps
+from .shares import NOBODY
+from .steps import Steps
 
 __all__ = ["BoundedProtocol", "GatedProtocol"]
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandhost.serve.shares import Shares, Steps
+from sandhost.serve.shares import Shares, Terms
+from sandhost.serve.steps import Steps
 
 CALL_S, REFUSAL_S = 1e-4, 1e-5
 
@@ -20,13 +21,15 @@ CALL_S, REFUSAL_S = 1e-4, 1e-5
 class Loop:
     """A loop that takes turns, with sockets that are ready, and a clock that stands still but for work."""
 
-    def __init__(self, wait_s: float = 0.05, weights: dict[str, float] | None = None) -> None:
+    def __init__(self, wait_s: float = 0.05, terms: dict[str, Terms] | None = None) -> None:
         self.now_s = 100.0
         self._soon: list[Callable[[], object]] = []
+        self._later: list[tuple[float, Callable[[], object]]] = []
         self.shares = Shares(
             wait_s,
-            lambda tenant: (weights or {}).get(tenant, 1.0),
+            lambda tenant: (terms or {}).get(tenant, Terms()),
             soon=self._soon.append,
+            later=lambda s, work: self._later.append((self.now_s + s, work)),
             clock=lambda: self.now_s,
         )
         self.served: Counter[str] = Counter()
@@ -64,8 +67,15 @@ class Loop:
 
     def rest(self) -> None:
         """Take turns until nothing waits."""
-        while self._soon:
+        while self._soon or self._later:
+            self.sleep()
             self.turn()
+
+    def sleep(self) -> None:
+        """Wait until there is something to do."""
+        if not self._soon and self._later:
+            self.now_s, work = self._later.pop(0)
+            work()
 
 
 def test_a_burst_is_served_as_long_as_it_may_wait() -> None:
@@ -131,7 +141,7 @@ def test_a_flood_is_no_reason_to_refuse_another_tenants_burst() -> None:
 
 @pytest.mark.parametrize("heavy", [3.0, 10.0])
 def test_tenants_that_want_more_than_there_is_get_what_they_weigh(heavy: float) -> None:
-    loop = Loop(wait_s=100, weights={"a": heavy})
+    loop = Loop(wait_s=100, terms={"a": Terms(weight=heavy)})
     loop.turn(["b", "a"] * 4000)
     for _ in range(200):
         loop.turn()
@@ -141,12 +151,33 @@ def test_tenants_that_want_more_than_there_is_get_what_they_weigh(heavy: float) 
 def test_what_took_long_is_paid_for_but_not_for_ever() -> None:
     loop = Loop()
     loop.shares.charge("a", 10.0)  # the machine slept
-    assert loop.shares.is_used("a")
+    assert loop.shares.must_wait("a")
     turns = 0
-    while loop.shares.is_used("a"):
+    while loop.shares.must_wait("a"):
         loop.turn()
         turns += 1
     assert 3 <= turns <= 8
+
+
+def test_a_quota_of_processors_holds_for_the_loop_and_what_waits_for_it_is_no_work() -> None:
+    loop = Loop(wait_s=10, terms={"a": Terms(cpus=0.2)})
+    turns = 0
+    while loop.now_s < 110:
+        loop.sleep()
+        loop.turn(["a"] * (64 - loop.waiting["a"]))
+        turns += 1
+    used_s = loop.served["a"] * CALL_S + loop.refused["a"] * REFUSAL_S
+    assert used_s == pytest.approx(0.2 + 10 * 0.2, rel=0.1)
+    assert loop.served["a"] > loop.refused["a"] / 10
+    assert turns < 20_000, "it sleeps meanwhile"
+    loop.served.clear()
+    loop.turn(["a"] * 5 + ["b"] * 5)
+    assert loop.served["b"] == 5
+    loop.now_s += 2
+    loop.served.clear()
+    loop.rest()
+    loop.turn(["a"] * 4)  # its quota is there again
+    assert loop.served["a"] == 4
 
 
 @given(
@@ -212,20 +243,24 @@ def test_a_task_makes_its_steps_in_turns_and_ends_as_its_work_does() -> None:
     asyncio.run(main())
 
 
-def test_a_step_waits_for_sixteen_turns_at_most() -> None:
+def test_steps_and_requests_of_a_tenant_go_on_in_their_order() -> None:
     async def main() -> None:
         shares = Shares(0.05)
-        turns = 0
+        order: list[str] = []
 
-        async def work() -> int:
-            return turns
+        async def work() -> None:
+            order.append("step")
 
-        task = asyncio.get_running_loop().create_task(Steps(work(), shares, "a"))
-        while not task.done():
-            shares.charge("a", 1.0)  # the tenant's other requests take it all
-            turns += 1
-            await asyncio.sleep(0)
-        assert 10 < await task <= 17
+        shares.charge("a", 0.002)
+        tasks = [asyncio.get_running_loop().create_task(Steps(work(), shares, "a"))]
+        await asyncio.sleep(0)
+        shares.wait("a", lambda: order.append("request"))
+        tasks.append(asyncio.get_running_loop().create_task(Steps(work(), shares, "a")))
+        await asyncio.sleep(0)
+        assert order == []
+        await asyncio.gather(*tasks)
+        assert Counter(order) == Counter(step=2, request=1)
+        assert order[-1] == "step"
 
     asyncio.run(main())
 

@@ -21,7 +21,8 @@ from google.protobuf.message import DecodeError, Message
 from ..problems import Invalid, Unavailable
 from ..records import Principal
 from ..service import Service
-from ..shares import NOBODY, Steps
+from ..shares import NOBODY
+from ..steps import Steps
 from ..time_limit import TimeLimit
 from ..tokens import Scope
 from .status import refuse
