@@ -74,7 +74,8 @@ class Loop:
     def sleep(self) -> None:
         """Wait until there is something to do."""
         if not self._soon and self._later:
-            self.now_s, work = self._later.pop(0)
+            at_s, work = self._later.pop(0)
+            self.now_s = max(self.now_s, at_s)
             work()
 
 
@@ -174,8 +175,8 @@ def test_a_quota_of_processors_holds_for_the_loop_and_what_waits_for_it_is_no_wo
     loop.turn(["a"] * 5 + ["b"] * 5)
     assert loop.served["b"] == 5
     loop.now_s += 2
-    loop.served.clear()
     loop.rest()
+    loop.served.clear()
     loop.turn(["a"] * 4)  # its quota is there again
     assert loop.served["a"] == 4
 
