@@ -24,7 +24,7 @@ bool shi_guest_may_go_on(shi_guest *guest) {
     guest->stop = SH_DEADLINE;
   } else if (guest->brief_from_ns && shi_is_long_since(guest->brief_from_ns)) {
     guest->stop = SH_LONG;
-  } else if (now >= guest->signals_due_ns && !shi_on_fiber(guest) && shi_on_main_thread()) {
+  } else if (now >= guest->signals_due_ns && !guest->brief_from_ns && !shi_on_fiber(guest) && shi_on_main_thread()) {
     guest->signals_due_ns = now + signals_every_ns;
     uint32_t depth = shi_host_code_begins(guest);
     if (shi_signals && shi_signals()) guest->stop = SH_INTERRUPTED;
@@ -255,7 +255,7 @@ static int run(shi_guest *guest, const shi_export *export, const wasmtime_func_t
 
 /* Python is going away, and takes daemon threads with it: one that got an exception now would print it. What CPython
  * does from 3.14 on with a daemon thread that wants to go on at that point is to let it hang, as we do. */
-static void stay_if_exiting(void) {
+void shi_stay_if_exiting(void) {
   if (!atomic_load(&shi_exiting) || shi_on_main_thread()) return;
   for (;;) pause();
 }
@@ -277,7 +277,7 @@ static int call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool in
     guest->brief_from_ns = 0;
   }
   shi_guest_leave(guest);
-  if (__builtin_expect(status == SH_CANCELLED, 0)) stay_if_exiting();
+  if (__builtin_expect(status == SH_CANCELLED, 0) && !briefly) shi_stay_if_exiting(); /* else it has the lock */
   shi_histogram_record(&host->latency[SH_OP_CALL], taken);
   return status;
 }

@@ -1,6 +1,6 @@
 /* The crossings that Python makes for every guest: spawn, call, close, and all three in one.
  *
- * cffi gives the interpreter's lock away for each, so each goes through the turnstile.
+ * cffi gives the interpreter's lock away for each, so each goes through the turnstile. What keeps it is in here.c.
  */
 #include "fiber.h"
 #include "turnstile.h"
@@ -57,7 +57,7 @@ int sh_end(uint64_t guest, uint64_t *figures) {
 }
 
 /* Nobody else knows the guest of a whole life: only the host's own close can have been first. */
-static void end_life(uint64_t guest) {
+void shi_guest_end_life(uint64_t guest) {
   sh_reclaim reclaim;
   sh_close(guest, -1, &reclaim);
 }
@@ -69,7 +69,7 @@ int sh_live(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_li
   int status = SH_CLOSED; /* any failure: the thread's error says which */
   if (guest) {
     status = shi_call(guest, export_index, (wasmtime_val_raw_t *)cells, false);
-    end_life(guest);
+    shi_guest_end_life(guest);
   }
   shi_turnstile_pass();
   return status;
@@ -82,26 +82,8 @@ int64_t sh_live_ints(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, co
   int64_t result = SH_CALL_FAILED;
   if (guest) {
     result = call_ints(guest, export_index, a, b, c, d);
-    end_life(guest);
+    shi_guest_end_life(guest);
   }
   shi_turnstile_pass();
   return result;
-}
-
-int sh_live_here(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
-                 uint32_t export_index, int64_t *cells) {
-  if (export_index < plugin->export_count && !shi_export_is_short(&plugin->exports[export_index])) return SH_LONG;
-  shi_turnstile_leave();
-  uint64_t guest = shi_spawn(plugin, from, tenant, limits, NULL, true);
-  int status = SH_CLOSED;
-  if (guest) {
-    status = shi_call_briefly(guest, export_index, (wasmtime_val_raw_t *)cells);
-    end_life(guest);
-  }
-  if (__builtin_expect(status == SH_LONG, 0)) {
-    shi_error_forget();
-    shi_quota_give_back(tenant); /* it starts again */
-  }
-  shi_turnstile_pass();
-  return status;
 }

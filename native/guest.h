@@ -159,11 +159,23 @@ void shi_guests_forget(void);
 uint64_t shi_spawn(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits, sh_wasi *wasi,
                    bool started);
 
+void shi_guest_end_life(uint64_t guest); /* of a guest that nobody else knows */
+
+/* here.c */
+/* As sh_live, from a thread that runs an event loop and keeps Python's lock: only of an export whose calls have been short,
+ * and ended at the first tick that finds it longer than a call may be there. SH_LONG, without an error to take: nothing
+ * has come of it, call it on a fiber. For plugins that import no function: nobody can tell that what was ended had begun. */
+int shi_live_here(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
+                  uint32_t export_index, wasmtime_val_raw_t *cells);
+
 /* call.c */
 /* As sh_call; `integers`: as sh_call_ints, four values. */
 int shi_call(uint64_t id, uint32_t index, wasmtime_val_raw_t *values, bool integers);
-/* As sh_call, on an event loop; SH_LONG: it was ended, since it took too long for that. */
+/* As sh_call, on an event loop, and whatever comes back is for the caller to tell; SH_LONG: it was ended, since it took
+ * too long for that. Python is not called meanwhile, not for signals either. */
 int shi_call_briefly(uint64_t id, uint32_t index, wasmtime_val_raw_t *values);
+/* After a call that was cancelled, without Python's lock: does not return if Python is going away. */
+void shi_stay_if_exiting(void);
 /* Arms an outermost call, on the thread's own stack. `now_ns`: of a moment ago, for a look at the clock is dear. */
 int shi_guest_begin(shi_guest *guest, uint64_t now_ns);
 void shi_guest_finish(shi_guest *guest); /* after every begin that succeeded */

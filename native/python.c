@@ -1,4 +1,4 @@
-/* Host functions: the one file that calls the interpreter itself.
+/* Host functions, called by the interpreter's own means.
  *
  * A function of Python's that cffi makes callable from C is run by a dispatcher, with its arguments boxed as C objects;
  * that took two thirds of the way from a guest to Python and back. Here a host function is called as any C extension
@@ -6,9 +6,8 @@
  *
  * What Python calls through cffi gives the interpreter's lock away, so everything in here takes it.
  */
-#include <Python.h>
+#include "python_values.h"
 
-#include <stdbool.h>
 #include <string.h>
 
 #include "sandhost.h"
@@ -91,21 +90,7 @@ void sh_python_unbind(uint32_t number) {
   PyGILState_Release(gil);
 }
 
-/* ---- values (16 bytes a cell; see signature.c) --------------------------------------------------------------------- */
-
-static PyObject *from_cell(char type, const int64_t *cell) {
-  double real;
-  switch (type) {
-  case 'i':
-  case 'l':
-    return PyLong_FromLongLong(*cell);
-  case 'v':
-    return PyBytes_FromStringAndSize((const char *)cell, 16);
-  default:
-    memcpy(&real, cell, sizeof real);
-    return PyFloat_FromDouble(real);
-  }
-}
+/* ---- values -------------------------------------------------------------------------------------------------------- */
 
 /* Between the check and the list nobody else runs: places are given away again by Python only. */
 static PyObject *from_handle(const binding *bound, uint64_t guest, char kind, const int64_t *cell) {
@@ -121,52 +106,16 @@ static PyObject *from_handle(const binding *bound, uint64_t guest, char kind, co
   return NULL;
 }
 
-static bool integer_to_cell(char type, PyObject *value, int64_t *cell) {
-  int overflow;
-  long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
-  if (number == -1 && !overflow && PyErr_Occurred()) return false;
-  if (type == 'l' && overflow > 0) { /* unsigned, perhaps; of what is no int, as numpy's, only the index is one */
-    PyObject *index = PyNumber_Index(value);
-    if (!index) return false;
-    unsigned long long bits = PyLong_AsUnsignedLongLong(index);
-    Py_DECREF(index);
-    if (bits == (unsigned long long)-1 && PyErr_Occurred()) return false;
-    number = (long long)bits;
-  } else if (overflow || (type == 'i' && (number < INT32_MIN || number > (long long)UINT32_MAX))) {
-    PyErr_SetString(PyExc_OverflowError, type == 'i' ? "it does not fit an i32" : "it does not fit an i64");
-    return false;
-  }
-  *cell = number;
-  return true;
-}
-
-static bool vector_to_cell(PyObject *value, int64_t *cell) {
-  PyObject *view = PyMemoryView_FromObject(value); /* not everything that makes bytes is 16 of them */
-  PyObject *bytes = view ? PyBytes_FromObject(view) : NULL;
-  Py_XDECREF(view);
-  if (!bytes) return false;
-  bool fits = PyBytes_Size(bytes) == 16;
-  if (fits)
-    memcpy(cell, PyBytes_AsString(bytes), 16);
-  else
-    PyErr_SetString(PyExc_ValueError, "a v128 has 16 bytes");
-  Py_DECREF(bytes);
-  return fits;
-}
-
-static bool to_cell(char type, PyObject *value, int64_t *cell) {
-  if (type == 'i' || type == 'l') return integer_to_cell(type, value, cell);
-  if (type == 'v') return vector_to_cell(value, cell);
-  double real = PyFloat_AsDouble(value);
-  if (real == -1 && PyErr_Occurred()) return false;
-  memcpy(cell, &real, sizeof real);
-  return true;
+static bool result_fits(char type, int64_t number) {
+  if (type != 'i' || (number >= INT32_MIN && number <= (int64_t)UINT32_MAX)) return true;
+  PyErr_SetString(PyExc_OverflowError, "it does not fit an i32");
+  return false;
 }
 
 static bool handle_to_cell(const binding *bound, uint64_t guest, char kind, PyObject *value, int64_t *cell) {
   PyObject *id = PyLong_FromUnsignedLongLong(guest), *number = PyLong_FromLong(kind);
   PyObject *handle = id && number ? PyObject_CallFunctionObjArgs(bound->wrap, id, value, number, NULL) : NULL;
-  bool made = handle && integer_to_cell('l', handle, cell);
+  bool made = handle && shi_python_to_cell('l', handle, cell);
   Py_XDECREF(handle);
   Py_XDECREF(number);
   Py_XDECREF(id);
@@ -175,8 +124,10 @@ static bool handle_to_cell(const binding *bound, uint64_t guest, char kind, PyOb
 
 static bool result_to_cell(const binding *bound, uint64_t guest, Py_ssize_t k, PyObject *value, int64_t *cells) {
   char kind = bound->param_kinds ? bound->result_kinds[k] : 0;
-  return kind ? handle_to_cell(bound, guest, kind, value, cells + 2 * k)
-              : to_cell(bound->results[k], value, cells + 2 * k);
+  char type = bound->results[k];
+  int64_t *cell = cells + 2 * k;
+  return kind ? handle_to_cell(bound, guest, kind, value, cell)
+              : shi_python_to_cell(type, value, cell) && result_fits(type, *cell);
 }
 
 static bool to_cells(const binding *bound, uint64_t guest, PyObject *result, int64_t *cells) {
@@ -224,7 +175,7 @@ static PyObject *arguments_of(const binding *bound, uint64_t guest, PyObject *gu
     if (k == bound->guest_at) {
       value = PyObject_CallFunctionObjArgs(bound->guest_of, guest_id, NULL);
     } else {
-      value = kind && *kind ? from_handle(bound, guest, *kind, cells) : from_cell(*type, cells);
+      value = kind && *kind ? from_handle(bound, guest, *kind, cells) : shi_python_from_cell(*type, cells);
       if (kind) kind++;
       type++;
       cells += 2;

@@ -97,7 +97,7 @@ enum sh_status {
   SH_QUOTA,          /* of the tenant, in a time; message: of what; limit: nanoseconds until it has some again */
   SH_REFUSED,        /* the host takes no new guests; limit: nanoseconds until it is worth to ask again */
   SH_EVICTED,        /* the host ended the guest, for its memory */
-  SH_LONG            /* the call was to be short, and is not: see sh_live_here */
+  SH_LONG            /* the call was to be short, and is not: see sh_python_here */
 };
 
 enum sh_level { SH_LEVEL_GUEST, SH_LEVEL_TENANT, SH_LEVEL_HOST };
@@ -309,11 +309,6 @@ int sh_live(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_li
             int64_t *cells);
 int64_t sh_live_ints(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
                      uint32_t export_index, int64_t a, int64_t b, int64_t c, int64_t d);
-/* As sh_live, from a thread that runs an event loop: only of an export whose calls have been short, and ended at the
- * first tick that finds it longer than a call may be there. SH_LONG, without an error to take: nothing has come of it,
- * call it on a fiber. For plugins that import no function: nobody can tell that what was ended had begun. */
-int sh_live_here(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
-                 uint32_t export_index, int64_t *cells);
 
 typedef struct {
   uint8_t *base;
@@ -662,6 +657,12 @@ void sh_python_keep(void *pending, void *awaited);
  * live until it is unbound. SH_NATIVE: out of memory. */
 int sh_python_bind(uint32_t id, void *tuple);
 void sh_python_unbind(uint32_t id);
+
+/* Puts `here` (python_here.c) of an export into a dict: a function that keeps Python's lock while a guest lives for one
+ * call, on a thread that runs an event loop. here(arguments, sh_snapshot or 0, sh_tenant or 0, sh_limits) returns the
+ * results; `is_long` if the call is not one to make there; or what `ended()` returns, which mostly raises. It must
+ * not outlive the plugin, which imports no function. */
+int sh_python_here(sh_plugin *plugin, uint32_t export_index, void *ended, void *is_long, void *dict);
 
 /* ---- statistics ------------------------------------------------------------------------------------------------ */
 

@@ -38,7 +38,15 @@ except ImportError as error:  # pragma: no cover - only in a broken installation
         f"it, before what is installed: this is {__file__}"
     ) from error
 
-__all__ = ["WASMTIME_VERSION", "failure", "ffi", "lib", "take_error", "trap_code_name"]
+__all__ = [
+    "WASMTIME_VERSION",
+    "address_of",
+    "failure",
+    "ffi",
+    "lib",
+    "take_error",
+    "trap_code_name",
+]
 
 _library, WASMTIME_VERSION = _wasmtime.locate()
 if lib.sh_wasmtime_open(_library.encode()) != lib.SH_OK:
@@ -70,6 +78,11 @@ _LEVELS = ("the guest's limit", "its tenant's limit", "the host's limit")
 def trap_code_name(code: int) -> str:
     """Return what `GuestTrap.code` is for a code of wasmtime's; -1: it has none."""
     return _TRAP_CODES[code][0] if code in _TRAP_CODES else _NO_CODE
+
+
+def address_of(pointer: Any) -> int:
+    """Return it as a number, for functions that do not go through cffi. The pointer must be held meanwhile."""
+    return int(ffi.cast("uintptr_t", pointer))
 
 
 def _text(chars: object) -> str:

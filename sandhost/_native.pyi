@@ -248,16 +248,6 @@ class _Lib:
         cells: _CData,
         /,
     ) -> int: ...
-    def sh_live_here(
-        self,
-        plugin: _CData,
-        origin: _CData,
-        tenant: _CData,
-        limits: _CData,
-        export_index: int,
-        cells: _CData,
-        /,
-    ) -> int: ...
     def sh_live_ints(
         self,
         plugin: _CData,
@@ -351,6 +341,15 @@ class _Lib:
     def sh_port_take(self, port: _CData, guests: _CData, room: int, /) -> int: ...
     def sh_python_answer(self, guest: int, id: int, answer: _CData, cells: _CData, /) -> int: ...
     def sh_python_bind(self, id: int, tuple: _CData, /) -> int: ...
+    def sh_python_here(
+        self,
+        plugin: _CData,
+        export_index: int,
+        ended: _CData,
+        is_long: _CData,
+        dict: _CData,
+        /,
+    ) -> int: ...
     def sh_python_hostcall(self, guest: int, id: int, cells: _CData, /) -> int: ...
     def sh_python_keep(self, pending: _CData, awaited: _CData, /) -> None: ...
     def sh_python_pages(self, pages: _CData, dict: _CData, /) -> int: ...

@@ -14,45 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ._ffi import lib
-
 if TYPE_CHECKING:
     from .aio.spawn import SpawnAsync
     from .limits import Limits
     from .plugin import Plugin
     from .tenants import Tenant
 
-__all__ = ["LONG", "at_once", "live"]
+__all__ = ["LONG", "live"]
 
 LONG = object()
-"""What `at_once` returns for a call that is not made here."""
-
-
-def at_once(
-    plugin: Plugin,
-    origin: Any,
-    name: str,
-    arguments: tuple[Any, ...],
-    limits: Limits | None,
-    tenant: str | Tenant | None,
-) -> Any:
-    """Call a function of a new guest here and now; return what it returns, or `LONG`.
-
-    Args:
-        origin: the `sh_snapshot *` it comes from, or NULL.
-
-    Raises:
-        Exception: as `Plugin.call_async`.
-    """
-    cells = plugin.cells(name)
-    packed = cells.pack(arguments)
-    status = plugin.call_here(origin, cells.index, packed, limits, tenant)
-    if status == lib.SH_OK:
-        return cells.unpack(packed)
-    if status == lib.SH_LONG:
-        return LONG
-    cells.ended()
-    return None
+"""What `Plugin.call_here` returns for a call that is not made here."""
 
 
 async def live(
@@ -67,9 +38,10 @@ async def live(
     """Call a function of a new guest; see `Plugin.call_async`.
 
     Args:
+        origin: the `sh_snapshot *` it comes from, or NULL.
         spawn: makes the guest, where it cannot be called here.
     """
-    result = at_once(plugin, origin, name, arguments, limits, tenant)
+    result = plugin.call_here(origin, name, arguments, limits, tenant)
     if result is not LONG:
         return result
     async with spawn(limits=limits, tenant=tenant) as guest:

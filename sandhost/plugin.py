@@ -6,14 +6,14 @@ import hashlib
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._ffi import ffi, lib, take_error
-from .calls import Cells, call_failure
+from ._ffi import address_of, ffi, lib, take_error
+from .calls import Cells, Invoker, call_failure
 from .errors import ConfigError
 from .guest import Guest
 from .hostcalls import Binding, HostFunction, bindings, spawning
 from .limits import Limits
 from .linking import Linked
-from .lives import at_once, live
+from .lives import LONG, live
 from .mapped import MappedGuests
 from .modules.compiled import Compiled
 from .modules.describe import ModuleInfo
@@ -46,6 +46,29 @@ class PluginStats(NamedTuple):
     traps: int
     image_bytes: int
     """Initial data, shared by all guests."""
+
+
+class _GivenLimits(NamedTuple):
+    """Limits as C takes them."""
+
+    source: Limits
+    native: Any
+    address: int
+
+    @classmethod
+    def of(cls, limits: Limits) -> _GivenLimits:
+        native = ffi.new(
+            "sh_limits *",
+            (
+                limits.memory_bytes,
+                limits.deadline_ns,
+                limits.fuel or 0,
+                limits.table_elements,
+                limits.handles,
+                limits.handle_bytes,
+            ),
+        )
+        return cls(limits, native, address_of(native))
 
 
 class Plugin:
@@ -90,8 +113,8 @@ class Plugin:
         self._invokers, self._lives = self._exports.invokers, self._exports.lives
         self.functions: Mapping[str, FuncType] = self._exports.types
         """Those that it exports, by name."""
-        self._no_limits_given = self._native_limits(_DEFAULT_LIMITS)
-        self._last_limits = (_DEFAULT_LIMITS, self._no_limits_given)
+        self._here: dict[str, Invoker] = {}
+        self._no_limits_given = self._last_limits = _GivenLimits.of(_DEFAULT_LIMITS)
         self._no_wasi_given = WasiGrant(Wasi()) if self.uses_wasi else None
         self._last_grant = self._no_wasi_given
 
@@ -217,42 +240,66 @@ class Plugin:
         self, name: str, arguments: tuple[Any, ...], limits: Limits | None, tenant: Tenant | None
     ) -> Any:
         """The first half of `call_async`, for who has no task yet: a result, or `lives.LONG`. Not for users."""
-        return at_once(self, _FRESH, name, arguments, limits, tenant)
+        return self.call_here(_FRESH, name, arguments, limits, tenant)
 
     def call_here(
         self,
         origin: Any,
-        index: int,
-        cells: Any,
+        name: str,
+        arguments: tuple[Any, ...],
         limits: Limits | None,
         tenant: str | Tenant | None,
-    ) -> int:
-        """Spawn, call, close on a thread that runs an event loop, or return SH_LONG. Not for users."""
+    ) -> Any:
+        """Spawn from a `sh_snapshot *` or NULL, call, close, on an event loop. Not for users.
+
+        Returns:
+            The results; `lives.LONG`: nothing has been done, and it is to be done on a fiber.
+        """
         starts = self.state.start is not None and not origin
         watched = "spawn_from" in self.__dict__  # whoever watches sees each step
         if starts or watched or not self._imports_nothing:
-            return int(lib.SH_LONG)
-        owner, native_limits = self._owner(tenant), self._limits(limits)
-        return int(lib.sh_live_here(self._native, origin, owner, native_limits, index, cells))
+            return LONG
+        here = self._here.get(name) or self._make_here(name)
+        owner = 0 if tenant is None else self._tenant(tenant).address
+        given = self._given(limits)  # held meanwhile, as `origin` is
+        try:
+            return here(arguments, address_of(origin) if origin else 0, owner, given.address)
+        except (TypeError, ValueError, OverflowError):
+            self.cells(name).pack(arguments)  # says by name which argument it is, and of what
+            raise
+
+    def _make_here(self, name: str) -> Invoker:
+        cells = self.cells(name)
+        made: dict[str, Invoker] = {}
+        held = (cells.ended, LONG, made)
+        pointers = [ffi.cast("void *", id(each)) for each in held]
+        if lib.sh_python_here(self._native, cells.index, *pointers):
+            raise call_failure()
+        self._here[name] = made["here"]
+        return self._here[name]
 
     def cells(self, name: str) -> Cells:
         """Return what a call on a fiber packs and unpacks with. Not for users."""
         return self._exports.cells[name]
 
     def _limits(self, limits: Limits | None) -> Any:
+        """Return what C takes."""
+        return self._given(limits).native
+
+    def _given(self, limits: Limits | None) -> _GivenLimits:
         """Return what C takes; usually of the same object each time."""
         if limits is None:
             return self._no_limits_given
-        source, native = self._last_limits  # one tuple, since other threads spawn as well
-        if source is not limits:
-            native = self._native_limits(limits)
-            self._last_limits = (limits, native)
-        return native
+        last = self._last_limits  # one object, since other threads spawn as well
+        if last.source is not limits:
+            last = self._last_limits = _GivenLimits.of(limits)
+        return last
 
     def _owner(self, tenant: str | Tenant | None) -> Any:
-        if tenant is None:
-            return _NO_TENANT
-        return (tenant if isinstance(tenant, Tenant) else self._host.tenant(tenant)).native
+        return _NO_TENANT if tenant is None else self._tenant(tenant).native
+
+    def _tenant(self, tenant: str | Tenant) -> Tenant:
+        return tenant if isinstance(tenant, Tenant) else self._host.tenant(tenant)
 
     def spawn_from(
         self,
@@ -322,19 +369,6 @@ class Plugin:
             self.host_guests.add(guest)
         bindings[guest_id] = binding
         return guest
-
-    def _native_limits(self, limits: Limits) -> Any:
-        return ffi.new(
-            "sh_limits *",
-            (
-                limits.memory_bytes,
-                limits.deadline_ns,
-                limits.fuel or 0,
-                limits.table_elements,
-                limits.handles,
-                limits.handle_bytes,
-            ),
-        )
 
     # ---- snapshots ----
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ._closing import Closing
 from ._ffi import failure, ffi, lib
 from .errors import ConfigError, GuestClosed
-from .lives import LONG, at_once, live
+from .lives import LONG, live
 
 if TYPE_CHECKING:
     from .aio.spawn import SpawnAsync
@@ -169,7 +169,7 @@ class Snapshot(Closing):
         """The first half of `call_async`, for who has no task yet: a result, or `lives.LONG`. Not for users."""
         if self.reseed is not None:
             return LONG
-        return at_once(self.plugin, self._checked(), name, arguments, limits, tenant)
+        return self.plugin.call_here(self._checked(), name, arguments, limits, tenant)
 
     def _checked(self) -> Any:
         native = self.native

@@ -6,7 +6,7 @@ import math
 import threading
 from typing import Any, NamedTuple
 
-from ._ffi import failure, ffi, lib
+from ._ffi import address_of, failure, ffi, lib
 from .errors import ConfigError
 from .limits import UNLIMITED
 from .quotas import Quotas
@@ -46,7 +46,7 @@ class Tenant:
         memory: memory limit where the quotas have none; None: no limit.
     """
 
-    __slots__ = ("_changing", "_host", "_memory", "id", "name", "native", "quotas")
+    __slots__ = ("_changing", "_host", "_memory", "address", "id", "name", "native", "quotas")
 
     def __init__(self, name: str, quotas: Quotas, host: Any, memory: int | None = None) -> None:
         self.name, self._memory = name, memory
@@ -55,6 +55,7 @@ class Tenant:
         self.native = lib.sh_tenant_new(host, _limits(self.quotas))
         if not self.native:
             raise failure()
+        self.address = address_of(self.native)
         self.id = int(lib.sh_tenant_id(self.native))
         self._host = host  # the native one: it owns `native`
         self._changing = threading.Lock()

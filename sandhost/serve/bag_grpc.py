@@ -17,6 +17,7 @@ The bag is empty before the last response is sent: a message must own its bytes.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import sys
 from collections.abc import Awaitable, Callable
@@ -30,6 +31,9 @@ from ..errors import ConfigError
 from .bag import Bags
 
 __all__ = ["BagInterceptor"]
+
+_REMEMBERED = 256
+"""Handlers: an application has a few, the same for each RPC. Arbitrary."""
 
 _Behavior = Callable[[Any, Any], Any]
 
@@ -53,6 +57,7 @@ class BagInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, bags: Bags | None = None) -> None:
         self.bags = bags or Bags()
+        self._served = functools.lru_cache(_REMEMBERED)(self._serve)
 
     async def intercept_service(
         self,
@@ -60,26 +65,28 @@ class BagInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler | None:
         """Return the RPC's handler with a bag around it. Called by grpc.aio."""
-        handler: Any = await continuation(handler_call_details)
+        handler = await continuation(handler_call_details)
         if handler is None:
             return None
+        return self._served(handler, handler_call_details.method, asyncio.get_running_loop())
+
+    def _serve(self, handler: Any, method: object, loop: asyncio.AbstractEventLoop) -> _Handler:
         if handler.response_streaming:
             behavior = handler.stream_stream or handler.unary_stream
-            served = self._many(behavior, handler_call_details.method)
+            served = self._many(behavior, method)
         else:
             behavior = handler.stream_unary or handler.unary_unary
-            served = self._one(behavior)
+            served = self._one(behavior, loop)
         make = _MAKERS[bool(handler.request_streaming), bool(handler.response_streaming)]
         return make(served, handler.request_deserializer, handler.response_serializer)
 
-    def _one(self, behavior: _Behavior) -> _Behavior:
+    def _one(self, behavior: _Behavior, loop: asyncio.AbstractEventLoop) -> _Behavior:
         async def in_task(request: Any, context: Any) -> Any:
             async with self.bags.new():
                 return await behavior(request, context)
 
         if inspect.iscoroutinefunction(behavior):
             return in_task
-        loop = asyncio.get_running_loop()
 
         def in_thread(request: Any, context: Any) -> Any:
             with self.bags.new() as bag:

@@ -85,6 +85,29 @@ def test_daemon_threads_that_spin_in_guests_do_not_hold_up_the_exit(count):
     )
 
 
+def test_daemon_threads_that_keep_pythons_lock_in_guests_do_not_hold_up_the_exit():
+    """What is ended since Python is going away stays in C for ever, and must not keep the lock there."""
+    run_cleanly(
+        START
+        + """
+    plugins = iter([host.load(guest_file("spin")) for _ in range(300)])  # each is tried once
+
+    def calls() -> None:
+        for plugin in plugins:
+            plugin.call_here(sandhost._ffi.ffi.NULL, "spin", (), None, None)
+
+    tell_c = sandhost.host._at_exit
+    atexit.unregister(tell_c)
+    atexit.register(time.sleep, 0.1)  # after C was told: for others to take the lock
+    atexit.register(tell_c)
+    for _ in range(3):
+        threading.Thread(target=calls, daemon=True).start()
+    wait_until(lambda: plugins.__length_hint__() < 290)
+    """,
+        timeout=20,
+    )
+
+
 def test_daemon_threads_that_sleep_in_guests_do_not_hold_up_the_exit():
     run_cleanly(
         START

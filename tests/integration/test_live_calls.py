@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -57,6 +58,90 @@ def test_what_goes_wrong_is_told_as_by_any_call():
             assert host.stats().guests_live == 0
 
     asyncio.run(test())
+
+
+WIDE = 20  # more than C keeps room for on its stack
+VALUES = f"""(module
+  (func (export "i32") (param i32) (result i32) (local.get 0))
+  (func (export "i64") (param i64) (result i64) (local.get 0))
+  (func (export "f32") (param f32) (result f32) (local.get 0))
+  (func (export "f64") (param f64) (result f64) (local.get 0))
+  (func (export "v128") (param v128) (result v128) (local.get 0))
+  (func (export "none") (param i32))
+  (func (export "wide") (param {"i64 " * WIDE}) (result {"i64 " * WIDE})
+    {" ".join(f"(local.get {k})" for k in range(WIDE))}))""".encode()
+
+
+class Index:
+    """A whole number that is no int; what it does when it is asked for it is up to the test."""
+
+    def __init__(self, number: int, does: Callable[[], object] = lambda: None) -> None:
+        self.number, self.does = number, does
+
+    def __index__(self) -> int:
+        self.does()
+        return self.number
+
+    __int__ = __index__
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("i32", (-(2**31),)),
+        ("i32", (2**32 - 1,)),
+        ("i32", (True,)),
+        ("i32", (Index(7),)),
+        ("i64", (-(2**63),)),
+        ("i64", (2**64 - 1,)),
+        ("f32", (1.1,)),
+        ("f32", (3,)),
+        ("f64", (-0.0,)),
+        ("f64", (2**60,)),
+        ("v128", (bytes(range(16)),)),
+        ("none", (1,)),
+        ("wide", tuple(range(WIDE))),
+        ("i32", (2**32,)),
+        ("i32", (-(2**31) - 1,)),
+        ("i32", (2**70,)),
+        ("i32", (1.0,)),
+        ("i32", ("1",)),
+        ("i32", ()),
+        ("i32", (1, 2)),
+        ("i64", (2**64,)),
+        ("i64", (-(2**63) - 1,)),
+        ("f64", (10**400,)),
+        ("f64", ("x",)),
+        ("v128", (b"short",)),
+        ("v128", (5,)),
+        ("wide", (0,)),
+        ("wide", (*range(WIDE - 1), "x")),
+        ("i32", (Index(1, lambda: 1 // 0),)),
+    ],
+)
+def test_values_go_in_and_out_and_are_refused_as_by_any_call(name, arguments):
+    with sandhost.Host() as host:
+        plugin = host.load(VALUES)
+        outcomes = []
+        for call in (
+            lambda: plugin.call(name, *arguments),
+            lambda: asyncio.run(plugin.call_async(name, *arguments)),
+        ):
+            try:
+                outcomes.append(repr(call()))
+            except Exception as error:  # whatever it is, both have to raise it
+                outcomes.append((type(error), str(error)))
+        assert outcomes[0] == outcomes[1]
+        assert host.stats().guests_live == 0
+
+
+def test_what_a_call_starts_from_may_be_closed_while_its_arguments_are_looked_at():
+    with sandhost.Host() as host:
+        plugin = host.load(VALUES)
+        snapshot = plugin.warm("i32", (1,))
+        assert asyncio.run(snapshot.call_async("i32", Index(3, snapshot.close))) == 3
+        with pytest.raises(sandhost.GuestClosed):
+            asyncio.run(plugin.call_async("i32", Index(3, host.close)))
 
 
 def test_a_long_call_leaves_the_loop_and_still_returns():

@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "bridge_fixture.h"
+#include "guest.h"
 
 enum { THREADS = 4 };
 
@@ -564,19 +565,19 @@ static void no_wake_up_is_lost(void) {
 static void a_whole_life_on_a_loop_is_short_or_is_not_there(void) {
   sh_host *host = new_host(1);
   sh_plugin *plugin = new_plugin(host);
-  int64_t cells[2 * 2] = {2, 0, 3, 0};
-  CHECK_EQ(sh_live_here(plugin, NULL, NULL, &no_limits, ADD, cells), SH_OK);
-  CHECK_EQ(cells[0], 5);
-  CHECK_EQ(sh_live_here(plugin, NULL, NULL, &no_limits, TRAP, cells), SH_TRAP);
+  wasmtime_val_raw_t cells[2] = {{.i64 = 2}, {.i64 = 3}};
+  CHECK_EQ(shi_live_here(plugin, NULL, NULL, &no_limits, ADD, cells), SH_OK);
+  CHECK_EQ(cells[0].i64, 5);
+  CHECK_EQ(shi_live_here(plugin, NULL, NULL, &no_limits, TRAP, cells), SH_TRAP);
   CHECK_EQ(sh_last_error()->status, SH_TRAP);
-  CHECK_EQ(sh_live_here(plugin, NULL, NULL, &no_limits, SPIN, cells), SH_LONG);
+  CHECK_EQ(shi_live_here(plugin, NULL, NULL, &no_limits, SPIN, cells), SH_LONG);
   check_empty(host);
   sh_plugin_stats before, after;
   sh_plugin_get_stats(plugin, &before);
-  CHECK_EQ(sh_live_here(plugin, NULL, NULL, &no_limits, SPIN, cells), SH_LONG);
+  CHECK_EQ(shi_live_here(plugin, NULL, NULL, &no_limits, SPIN, cells), SH_LONG);
   sh_plugin_get_stats(plugin, &after);
   CHECK_EQ(after.spawns, before.spawns);
-  CHECK(sh_live_here(plugin, NULL, NULL, &no_limits, 99, cells) != SH_OK);
+  CHECK(shi_live_here(plugin, NULL, NULL, &no_limits, 99, cells) != SH_OK);
   end(host, plugin);
 }
 

@@ -178,6 +178,7 @@ def test_a_quota_of_processors_holds_for_the_loop_and_what_waits_for_it_is_no_wo
     loop.rest()
     loop.served.clear()
     loop.turn(["a"] * 4)  # its quota is there again
+    loop.turn()
     assert loop.served["a"] == 4
 
 
@@ -278,6 +279,7 @@ def test_cancelling_and_scopes_work_through_it() -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(anyio.sleep, 0)
                 group.cancel_scope.cancel()
+            seen.append("rests")
             try:
                 await asyncio.sleep(10)
             except asyncio.CancelledError:
@@ -285,11 +287,12 @@ def test_cancelling_and_scopes_work_through_it() -> None:
                 raise
 
         task = asyncio.get_running_loop().create_task(Steps(work(), shares, "a"))
-        await asyncio.sleep(0.05)
+        while "rests" not in seen:
+            await asyncio.sleep(0.001)
         shares.charge("a", 1.0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert seen == [True, "cancelled"]
+        assert seen == [True, "rests", "cancelled"]
 
     asyncio.run(main())

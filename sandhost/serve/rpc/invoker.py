@@ -32,7 +32,7 @@ from .messages import (
     RunRequest,
     Session,
 )
-from .numbers import from_values, to_values
+from .numbers import from_values, to_reply
 from .status import as_message
 from .timing import Timing
 
@@ -74,8 +74,8 @@ class Invoker:
                 request.plugin,
                 request.ref or LATEST,
                 function,
-                lambda type_: from_values(function, type_, request.arguments),
-                lambda type_, returned: CallReply(results=to_values(type_, returned)),
+                partial(from_values, function, request.arguments),
+                to_reply,
             )
             if reply is not None:
                 return reply
@@ -89,11 +89,8 @@ class Invoker:
         what = _invocation(rpc, request, until_s)
 
         async def work() -> CallReply:
-            return await self.service.call_with(
-                what,
-                lambda type_: from_values(what.function, type_, request.arguments),
-                lambda type_, returned: CallReply(results=to_values(type_, returned)),
-            )
+            arguments = partial(from_values, what.function, request.arguments)
+            return await self.service.call_with(what, arguments, to_reply)
 
         return await self._once(rpc, request, CallReply, work)
 
