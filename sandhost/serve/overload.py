@@ -427,6 +427,7 @@ class _Visit:
             if self._problem is not None:
                 raise self._problem
         except BaseException:
+            self._problem = None  # its traceback has this frame: a cycle for each refusal
             self._admission.finish(request, done=False)
             raise
 

@@ -153,7 +153,7 @@ class Shares:
         self._open = False  # invariant: whether `soon` has been asked for the next turn
         self._resting = False  # invariant: whether `later` has been asked to begin one
         self._began_s = -math.inf
-        self._waited_s = 0.0  # what is being done now, in line
+        self._came_s: float | None = None  # of what is being done now, when it got in line
 
     def must_wait(self, tenant: str) -> bool:
         """Whether something of it that comes now has to get in line: its share is used, or others are before it."""
@@ -175,12 +175,11 @@ class Shares:
 
     def refuses(self, tenant: str) -> bool:
         """Whether what it asks for now is too much; counts as refused, then."""
-        if not self._shares and not self._waited_s:
+        if not self._shares and self._came_s is None:
             return False
-        share = self._of(tenant)
-        if self._waited_s <= self._wait_s and (
-            share.left_s > share.each_s / 2 or not share.has_too_much(self._clock())
-        ):
+        share, now_s = self._of(tenant), self._clock()
+        too_late = self._came_s is not None and now_s - self._came_s > self._wait_s
+        if not too_late and (share.left_s > share.each_s / 2 or not share.has_too_much(now_s)):
             return False
         share.refused = share.used = True
         return True
@@ -188,14 +187,13 @@ class Shares:
     def since_s(self) -> float:
         """Return since when what is being done has been here: it came to its line, or to this turn."""
         self._begin()
-        return self._clock() - self._waited_s if self._waited_s else self._began_s
+        return self._began_s if self._came_s is None else self._came_s
 
     def wait_s(self, tenant: str) -> float:
-        """Return how long what is at the head of its line has waited, or what is being done now."""
+        """Return how long the request at the head of its line has waited, or what is being done now."""
         share = self._shares.get(tenant)
-        if share is None or not share.line:
-            return self._waited_s
-        return max(self._waited_s, self._clock() - share.line[0][0])
+        since_s = share.line[0][0] if share is not None and share.line else self._came_s
+        return 0.0 if since_s is None else self._clock() - since_s
 
     def _begin(self) -> None:
         """Something happens: a turn has begun, if it was none yet."""
@@ -256,13 +254,12 @@ class Shares:
         began_s = self._clock()
         this, other = share.line, share.steps
         while share.waits and share.left_s > 0:
-            since_s, go_on = (this or other).popleft()
+            self._came_s, go_on = (this or other).popleft()
             this, other = other, this
-            self._waited_s = began_s - since_s
             try:
                 go_on()
             finally:
-                self._waited_s = 0.0
+                self._came_s = None
             ended_s = self._clock()
             share.charge(ended_s - began_s)
             began_s = ended_s

@@ -145,6 +145,8 @@ class GatedProtocol(BoundedProtocol):
             self._serving.disconnected = True
             self._serving.message_event.set()
         super().connection_lost(exc)
+        self._serving = None  # both refer to this: a cycle for each connection
+        self.cycle = None  # type: ignore[assignment] # as uvicorn has it at first
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None

@@ -100,14 +100,19 @@ async def test_a_timeout_ends_the_call_and_closes_the_guest(host: sandhost.Host,
 
 
 async def test_a_guest_is_kept_where_that_is_safe(host: sandhost.Host) -> None:
+    entered = anyio.Event()
+
     async def later(_: int) -> int:
+        entered.set()
         await anyio.sleep_forever()
         return 0
 
     plugin = load_waiting(host, later)
     guest = plugin.spawn()
-    with anyio.move_on_after(0.02):
-        await guest.call_async("wait", 1, on_cancel="keep")
+    async with anyio.create_task_group() as group:
+        group.start_soon(lambda: guest.call_async("wait", 1, on_cancel="keep"))
+        await entered.wait()
+        group.cancel_scope.cancel()
     assert not guest.closed
     assert await guest.call_async("add", 20, 1) == 21
     with anyio.move_on_after(0.02):
