@@ -200,6 +200,13 @@ class Gate:
             self._durations.add("http", known.operation, answer.status, since_s)
         return tenant, answer
 
+    def refuse_again(self, data: bytes, client: tuple[str, int] | None) -> tuple[str, Reply | None]:
+        """The same for a head that was refused: refused once more, before it is its tenant's turn; else None."""
+        known = self._known.get(data[: data.find(_HEAD_ENDS) + len(_HEAD_ENDS)])
+        if known is None or known.target is not None:
+            return NOBODY, None
+        return self.answer_again(data, client)
+
     def _answer_known(
         self, known: _Known, body: bytes, client: tuple[str, int] | None
     ) -> tuple[str, Reply | None]:

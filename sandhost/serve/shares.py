@@ -161,6 +161,11 @@ class Shares:
         share = self._shares.get(tenant)
         return share is not None and (share.left_s <= 0 or share.waits)
 
+    def has_time_to_refuse(self, tenant: str) -> bool:
+        """Whether what would have to wait may be refused at once: for another share of this turn."""
+        share = self._shares.get(tenant)
+        return share is None or share.left_s > -share.each_s
+
     def wait(self, tenant: str, go_on: Callable[[], object]) -> None:
         """Have `go_on` called when it is its turn, in this order for each tenant, and its time counted."""
         self._of(tenant).line.append((self._clock(), go_on))

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -28,6 +29,7 @@ from .steps import Steps
 __all__ = ["BoundedProtocol", "GatedProtocol"]
 
 _Headed = tuple[RequestResponseCycle, Any, Place]
+_Again = Callable[[bytes, tuple[str, int] | None], tuple[str, Reply | None]]
 
 _HEAD_S = 10.0
 _HEAD_BYTES = 64 << 10
@@ -154,11 +156,16 @@ class GatedProtocol(BoundedProtocol):
     def data_received(self, data: bytes) -> None:
         """Read on, when it is its tenant's turn."""
         shares = self.gate.shares
-        if not self.flow.holds and not shares.must_wait(self._tenant):
+        if not self.flow.holds:
             began_s = time.monotonic()
-            self._receive(data[:PIECE_BYTES])
+            if not shares.must_wait(self._tenant):
+                self._receive(data[:PIECE_BYTES])
+                data = data[PIECE_BYTES:]
+            elif shares.has_time_to_refuse(self._tenant) and self._answers(
+                data, self.gate.refuse_again
+            ):
+                data = b""
             shares.charge(self._tenant, time.monotonic() - began_s)
-            data = data[PIECE_BYTES:]
         if data:
             if not self.flow.holds:
                 shares.wait(self._tenant, self._go_on)
@@ -193,15 +200,9 @@ class GatedProtocol(BoundedProtocol):
 
     def _receive(self, data: bytes) -> None:
         """Read a request, unless it is known and can be answered at once."""
-        if self._lingering:
+        if self._lingering or self._answers(data, self.gate.answer_again):
             return
-        if self.between and (self.cycle is None or self.cycle.response_complete):
-            if self._may_answer():
-                self._tenant, answer = self.gate.answer_again(data, self.client)
-                if answer is not None:
-                    self.end_head()
-                    self._answer(answer)
-                    return
+        if self._rests:
             self._received = data
         self._reading = True
         super().data_received(data)
@@ -209,6 +210,22 @@ class GatedProtocol(BoundedProtocol):
         self._received = self._fresh = None
         if self._headed is not None:
             self._start_slow(*self._take_headed())
+
+    @property
+    def _rests(self) -> bool:
+        """Whether nothing of a request has come, and all before are answered."""
+        return self.between and (self.cycle is None or self.cycle.response_complete)
+
+    def _answers(self, data: bytes, again: _Again) -> bool:
+        if not self._rests or not self._may_answer():
+            return False
+        tenant, answer = again(data, self.client)
+        if answer is None:
+            return False
+        self._tenant = tenant
+        self.end_head()
+        self._answer(answer)
+        return True
 
     def on_message_begin(self) -> None:
         """A request begins: the first of what is being read, or another one."""

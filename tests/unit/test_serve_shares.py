@@ -153,6 +153,8 @@ def test_what_took_long_is_paid_for_but_not_for_ever() -> None:
     loop = Loop()
     loop.shares.charge("a", 10.0)  # the machine slept
     assert loop.shares.must_wait("a")
+    assert not loop.shares.has_time_to_refuse("a")
+    assert loop.shares.has_time_to_refuse("b")
     turns = 0
     while loop.shares.must_wait("a"):
         loop.turn()
