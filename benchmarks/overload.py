@@ -1,6 +1,6 @@
 """The service under more than it can do: a hostile tenant among twenty, ten times too much, a million requests.
 
-    python benchmarks/overload.py             # five minutes, into benchmarks/results/
+    python benchmarks/overload.py             # seven minutes, into benchmarks/results/
     python benchmarks/overload.py --quick     # a rough look, one minute
     python benchmarks/overload.py --million   # and a million requests: six minutes more
     python benchmarks/overload.py --only apart  # each thing that the hostile tenant does by itself; four minutes

@@ -37,6 +37,8 @@ _TURN_S, _MOST_S = 0.004, 0.0005
 """What all shares of a turn are together, and the most that one is: some five calls."""
 _MOST_DEBT_S = 4 * _MOST_S
 """The loop may have been kept from the processor meanwhile, which is no tenant's fault."""
+_MOST_REFUSING_S = 2 * _MOST_S
+"""Some thirty refusals, which others wait for."""
 _LATE_S, _WINDOW_S = 0.005, 0.1
 """CoDel's target and interval."""
 _BURST_S = 1.0
@@ -162,9 +164,9 @@ class Shares:
         return share is not None and (share.left_s <= 0 or share.waits)
 
     def has_time_to_refuse(self, tenant: str) -> bool:
-        """Whether what would have to wait may be refused at once: for another share of this turn."""
+        """Whether what would have to wait may be refused at once, for some of the next turns' time."""
         share = self._shares.get(tenant)
-        return share is None or share.left_s > -share.each_s
+        return share is None or share.left_s > -_MOST_REFUSING_S
 
     def wait(self, tenant: str, go_on: Callable[[], object]) -> None:
         """Have `go_on` called when it is its turn, in this order for each tenant, and its time counted."""
