@@ -37,7 +37,7 @@ _PROBE_WINDOWS = 2
 class AdaptiveLimit:
     """A limit between `least` and `most` that begins at `initial`.
 
-    Invariant: least <= value <= most.
+    Invariant: least <= value <= most; half of least, and 1, while it looks what requests take with fewer.
     """
 
     def __init__(self, initial: int = 20, least: int = 2, most: int = 1000) -> None:
@@ -96,7 +96,8 @@ class AdaptiveLimit:
         if now_s - self._least_at_s >= _LEAST_AGE_S:
             if reached:
                 self._probe_windows, self._before_probe = _PROBE_WINDOWS, self._limit
-                self._set(self._limit / 2)
+                # Below its least as well: with so many, too, requests may wait for each other.
+                self._limit = max(1.0, self._limit / 2)
                 return
             self._learn(now_s, median_s)
         if reached and median_s > 0:  # else nothing shows what more would do

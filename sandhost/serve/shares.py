@@ -35,8 +35,8 @@ NOBODY = ""
 """In place of a tenant, for who has no valid token."""
 _TURN_S, _MOST_S = 0.004, 0.0005
 """What all shares of a turn are together, and the most that one is: some five calls."""
-_MOST_DEBT_S = 4 * _MOST_S
-"""The loop may have been kept from the processor meanwhile, which is no tenant's fault."""
+_MOST_DEBT_S, _MOST_CHARGED_S = 4 * _MOST_S, 0.02
+"""Of a turn; of a quota, for one thing: that the loop was kept from the processor is no tenant's fault."""
 _MOST_REFUSING_S = 2 * _MOST_S
 """Some thirty refusals, which others wait for."""
 _LATE_S, _WINDOW_S = 0.005, 0.1
@@ -100,7 +100,7 @@ class _Share:
 
     def charge(self, seconds: float) -> None:
         self.left_s -= seconds
-        self.credit_s -= seconds
+        self.credit_s -= min(seconds, _MOST_CHARGED_S)
         self.used = True
 
     def begin_turn(self, now_s: float, each_s: float) -> None:
@@ -153,7 +153,9 @@ class Shares:
         # Invariant: of who waits, used some in this turn or the last, or has not all of its quota.
         self._shares: dict[str, _Share] = {}
         self._open = False  # invariant: whether `soon` has been asked for the next turn
-        self._resting = False  # invariant: whether `later` has been asked to begin one
+        self._rests_until_s = (
+            math.inf
+        )  # invariant: when `later` was asked to begin one, at the latest
         self._began_s = -math.inf
         self._came_s: float | None = None  # of what is being done now, when it got in line
 
@@ -234,14 +236,14 @@ class Shares:
         self._open = any(share.credit_s > 0 for share in waiting)
         if self._open:
             self._soon(self._turn)
-        elif not self._resting:
-            rests = [share.rest_s() for share in waiting if share.waits]
-            if rests:
-                self._resting = True
-                self._later(min(rests), self._rested)
+            return
+        rests = [share.rest_s() for share in waiting if share.waits]
+        if rests and now_s + min(rests) < self._rests_until_s:
+            self._rests_until_s = now_s + min(rests)
+            self._later(min(rests), self._rested)
 
     def _rested(self) -> None:
-        self._resting = False
+        self._rests_until_s = math.inf
         self._begin()
 
     def _share_out(self, now_s: float) -> None:

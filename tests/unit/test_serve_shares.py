@@ -74,7 +74,9 @@ class Loop:
     def sleep(self) -> None:
         """Wait until there is something to do."""
         if not self._soon and self._later:
-            at_s, work = self._later.pop(0)
+            at_s, work = self._later.pop(
+                self._later.index(min(self._later, key=lambda one: one[0]))
+            )
             self.now_s = max(self.now_s, at_s)
             work()
 
@@ -160,6 +162,32 @@ def test_what_took_long_is_paid_for_but_not_for_ever() -> None:
         loop.turn()
         turns += 1
     assert 3 <= turns <= 8
+
+
+def test_a_machine_that_slept_costs_nobody_his_quota() -> None:
+    loop = Loop(terms={"a": Terms(cpus=0.1)})
+    loop.shares.charge("a", 10.0)
+    loop.turn(["a"] * 4)
+    loop.rest()
+    assert loop.served["a"] == 4
+    assert loop.now_s < 100.3
+
+
+def test_who_has_to_rest_for_long_keeps_nobody_waiting_who_has_not() -> None:
+    loop = Loop(terms={"slow": Terms(cpus=0.001), "a": Terms(cpus=0.5)}, wait_s=100)
+    for tenant in ("slow", "a"):
+        for _ in range(40):
+            loop.shares.charge(tenant, 0.02)
+    loop.turn(["slow"])
+    loop.turn()
+    loop.turn(["a"])
+    loop.turn()
+    came_s = loop.now_s
+    while not loop.served["a"]:
+        loop.sleep()
+        loop.turn()
+    assert loop.now_s - came_s < 1.0
+    assert not loop.served["slow"]
 
 
 def test_a_quota_of_processors_holds_for_the_loop_and_what_waits_for_it_is_no_work() -> None:
