@@ -29,6 +29,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .._log import get_logger
+
 __all__ = ["NOBODY", "Shares", "Terms"]
 
 NOBODY = ""
@@ -267,8 +269,9 @@ class Shares:
             this, other = other, this
             try:
                 go_on()
-            finally:
-                self._came_s = None
+            except Exception as error:  # noqa: BLE001 - one connection's, and no reason to keep all others waiting
+                get_logger("sandhost.serve").error("a request failed", exc_info=error)
+            self._came_s = None
             ended_s = self._clock()
             share.charge(ended_s - began_s)
             began_s = ended_s

@@ -212,6 +212,21 @@ def test_a_quota_of_processors_holds_for_the_loop_and_what_waits_for_it_is_no_wo
     assert loop.served["a"] == 4
 
 
+def test_what_fails_keeps_nobody_waiting() -> None:
+    loop = Loop()
+
+    def fails() -> None:
+        raise ValueError("of one connection")
+
+    loop.shares.charge("a", 0.001)
+    loop.shares.wait("a", fails)
+    loop.turn(["a"] * 3)
+    loop.rest()
+    assert loop.served["a"] == 3
+    loop.turn(["a"])
+    assert loop.served["a"] == 4
+
+
 @given(
     st.lists(
         st.tuples(st.lists(st.sampled_from("abcde"), max_size=200), st.floats(0, 0.02)), max_size=60
