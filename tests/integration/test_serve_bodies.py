@@ -85,7 +85,7 @@ def test_buffers_come_back_after_errors(data):
 
         await acme.problem("POST", f"{PATH}echo", 413, "too-large", content=too_much())
         stats = one.service.bodies.stats()
-        assert (stats.in_use, stats.acquired) == (0, 5)
+        assert (stats.in_use, stats.acquired) == (0, 4)  # none for a function that takes no bytes
         assert one.service.bags.stats().failed == 0
 
     in_desk(data, test)

@@ -55,7 +55,7 @@ def test_the_document_is_valid():
 
 def test_each_route_is_described_and_each_description_has_its_route(data):
     with open_service(Settings(data=data, admin_token=ADMIN)) as (service, _):
-        app = make_app(service, [*admin_routes(service), *observe_routes(service)]).app.app
+        app = make_app(service, [*admin_routes(service), *observe_routes(service)]).app.app.app
         routes = [one for one in app.routes if isinstance(one, Route)]
         assert len(routes) == len(app.routes)
         there = {
