@@ -2,7 +2,7 @@
 
     socket ──► pieces of 8 KiB ──► one at a time, see shares.py
        ▲           │
-       └───────────┴ not read from while some wait and more has come, or while uvicorn or the application wants no more
+       └───────────┴ not read from while more than one wait, or while uvicorn or the application wants no more
 
 A socket has up to 256 KiB at once, which may be a thousand requests: a tenth of a second of the loop's time.
 """
@@ -37,8 +37,10 @@ class Inflow(FlowControl):
 
     def hold(self, data: bytes) -> None:
         """Keep what has come until its turn."""
-        self._full = bool(self._pieces)  # what comes once is small, mostly, and all there is
         self._pieces.extend(data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES))
+        self._full = (
+            len(self._pieces) > 1
+        )  # one is all there is, mostly, and not worth two system calls
         self._read_or_not()
 
     def take(self) -> bytes:

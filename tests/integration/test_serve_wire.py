@@ -149,10 +149,10 @@ def test_a_long_pipeline_is_answered_in_order_to_its_end_while_others_are_served
         wire.send((good + bad + good) * count)
         wire.writer.write_eof()
         beside = asyncio.ensure_future(acme.call("p", "which"))
-        for _ in range(count):
-            statuses = [(await wire.answer())[0] for _ in range(3)]
-            if 429 not in statuses:  # a tenth of a second of it is too much
-                assert statuses == [200, 400, 200]
+        triples = [[(await wire.answer())[0] for _ in range(3)] for _ in range(count)]
+        let_in = [statuses for statuses in triples if 429 not in statuses]
+        assert len(let_in) > 10  # a tenth of a second of it is too much
+        assert all(statuses == [200, 400, 200] for statuses in let_in)
         assert await wire.at_end()
         assert await beside == [1]
 
