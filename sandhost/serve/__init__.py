@@ -16,6 +16,7 @@ line, concurrency, shares    in what order, how many at once, and how much of a 
 steps                 of tasks, made in such turns
 registry              what is known: tenants, tokens, plugins, versions, aliases (records: as what)
 refusals              whose tokens were none
+upkeep                what is done now and then
 durations             how long requests took
 store, blobs          where that survives a restart (database, schema, migrations: in SQLite)
 bodies                large ones, in buffers of a pool

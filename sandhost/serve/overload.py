@@ -56,7 +56,6 @@ _WHILE_S = 0.1
 """For how long most do not start soon until it is no burst. Arbitrary."""
 _LEAST_HINT_S, _MOST_HINT_S = 0.05, 5.0
 _HINT_UNDER_PRESSURE_S = 1.0
-_LEAST_WEIGHT = 1e-9
 _REST_S = 1.0
 """For how long a line without requests is remembered. Arbitrary."""
 
@@ -88,8 +87,7 @@ class Admission:
         limit: how many at once.
         wait_s: the longest that a request waits in line: a burst is worth so much, overload less.
         pressure: the level of memory pressure, 0 to 4: `lambda: host.pressure.level`.
-        weight: a tenant's weight: of two that want more than there is, one of weight 2 gets twice as much.
-        cpus: processors that a tenant may use; it holds for the loop's time.
+        terms: what a tenant may have. It may have been removed, and asks for nothing new then.
         clock: seconds, never going back.
     """
 
@@ -99,17 +97,16 @@ class Admission:
         *,
         wait_s: float = 0.05,
         pressure: Callable[[], int] = lambda: 0,
-        weight: Callable[[str], float] = lambda _tenant: 1.0,
-        cpus: Callable[[str], float | None] = lambda _tenant: None,
+        terms: Callable[[str], Terms] = lambda _tenant: Terms(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not wait_s > 0:
             raise ConfigError(f"wait_s is more than 0 seconds, not {wait_s!r}")
         self._limit = limit or AdaptiveLimit()
         self._wait_s = wait_s
-        self._pressure, self._weight, self._cpus, self._clock = pressure, weight, cpus, clock
+        self._pressure, self._terms, self._clock = pressure, terms, clock
         self._window_s = min(wait_s / 2, _WHILE_S)
-        self.shares = Shares(wait_s, self._terms)
+        self.shares = Shares(wait_s, terms)
         """Of the loop's time, for who asks before there is a request."""
         self._lines: dict[str, Line] = {}
         self._wanting: dict[Line, None] = {}  # invariant: those with something in line
@@ -267,12 +264,6 @@ class Admission:
 
     # ---- arithmetic ----
 
-    def _weight_of(self, tenant: str) -> float:
-        return max(self._weight(tenant), _LEAST_WEIGHT)
-
-    def _terms(self, tenant: str) -> Terms:
-        return Terms(self._weight_of(tenant), self._cpus(tenant))
-
     @property
     def places(self) -> int:
         """Requests that may be in service at once, now."""
@@ -383,7 +374,7 @@ class Admission:
     def _line_of(self, tenant: str, now_s: float) -> Line:
         line = self._lines.get(tenant)
         if line is None:
-            line = self._lines[tenant] = Line(tenant, self._weight_of(tenant), self._served)
+            line = self._lines[tenant] = Line(tenant, self._terms(tenant).weight, self._served)
             self._weights += line.weight
             self._held = None
         elif self._resting.pop(line, None) is not None:

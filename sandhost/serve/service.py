@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
-from .._log import get_logger
 from ..aio.pipe import Pipe
 from ..errors import GuestExit, SandhostError
 from ..guest import Guest
@@ -47,20 +46,18 @@ from .refusals import Refusal, Refusals
 from .registry import Principal, Registry, Version, VersionSettings
 from .retries import Retries
 from .sessions import Sessions
-from .store import StoreError
+from .shares import Terms
 from .threads import in_thread
 from .tokens import Scope
+from .upkeep import Upkeep
 from .uploads import receive
 from .values import from_json, to_json
 
 __all__ = ["Service"]
 
 _T = TypeVar("_T")
-_LOGGER = "sandhost.serve"
 _STOPPED_RETRY_S = 1.0
-_SWEEP_EVERY_S = 3600.0
 _NO_MORE_READY = 3  # the level of pressure from which on nobody starts guests
-_TELL_EVERY_S = 60.0
 
 
 class Service:
@@ -75,14 +72,14 @@ class Service:
         self.admission = Admission(
             wait_s=settings.queue_time,
             pressure=lambda: int(host.pressure.level),
-            weight=lambda name: self.tenant(name).weight if name else 1.0,
-            cpus=lambda name: self.tenant(name).quotas.cpus if name else None,
+            terms=self._terms,
         )
         self.sessions = Sessions(settings.session_idle)
         self.bags = Bags()
         """What each request holds; all doors share it."""
         self.bodies = Bodies(settings.body_limit, settings.queue_time)
         self.refusals = Refusals()
+        self._upkeep = Upkeep(registry, self.refusals)
         self.durations = Durations()
         self.retries = Retries(registry.answers)
         self.stopping = False
@@ -94,20 +91,9 @@ class Service:
     def start(self) -> None:
         """Go on with what a stop has interrupted."""
         self._in_background(self.sessions.run())
-        self._in_background(self._sweep())
-        self._in_background(self._tell_refusals())
+        self._in_background(self._upkeep.sweep_again())
+        self._in_background(self._upkeep.tell_again())
         self.deployments.start()
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(_SWEEP_EVERY_S)
-            await self._sweep_now()
-
-    async def _sweep_now(self) -> None:
-        try:
-            await in_thread(self.registry.sweep)
-        except OSError:  # the disk's fault; the next time is soon enough
-            get_logger(_LOGGER).exception("modules that no version names could not be removed")
 
     @property
     def ready(self) -> bool:
@@ -126,7 +112,7 @@ class Service:
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await self._tell_refusals_now()
+        await self._upkeep.tell()
         await self.deployments.close()
         self.bodies.close()
 
@@ -174,20 +160,6 @@ class Service:
             self.refusals.note(Refusal(problem.code, "", once, peer))
             raise
 
-    async def _tell_refusals(self) -> None:
-        while True:
-            await asyncio.sleep(_TELL_EVERY_S)
-            await self._tell_refusals_now()
-
-    async def _tell_refusals_now(self) -> None:
-        refusals = self.refusals.take()
-        if refusals:
-            try:
-                await in_thread(lambda: self.registry.audit.refuse(refusals))
-            except (OSError, StoreError) as error:  # the disk's fault; the next ones may be written
-                log = get_logger(_LOGGER)
-                log.error("refusals could not be audited", count=len(refusals), exc_info=error)
-
     def tenant(self, name: str) -> Tenant:
         """Return the tenant as the host knows it, made at its first request."""
         tenant = self._tenants.get(name)
@@ -198,6 +170,13 @@ class Service:
                 quotas
             )  # the host may know it: of before it was removed and came again
         return tenant
+
+    def _terms(self, name: str) -> Terms:
+        """Return what a tenant may have of the loop; of one that was removed, and of nobody, what anybody has."""
+        if name not in self.registry.tenants:
+            return Terms()
+        tenant = self.tenant(name)
+        return Terms(tenant.weight, tenant.quotas.cpus)
 
     async def put_tenant(self, who: Principal, name: str, quotas: Quotas) -> bool:
         """Add a tenant, or have these quotas hold in place of those it had, from now on; tell whether it is new."""
@@ -255,7 +234,7 @@ class Service:
             self._tenants.pop(tenant, None)
         self.versions.drop_all(tenant, plugin)
         await self.sessions.close_all(tenant, lambda guest: guest.plugin.name.startswith(begins))
-        await self._sweep_now()
+        await self._upkeep.sweep()
 
     async def change(self, who: Principal, action: str, subject: str, work: Callable[[], _T]) -> _T:
         """Have the registry changed by `work`, and the audit log say so, or that it was refused."""

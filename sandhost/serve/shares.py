@@ -63,6 +63,7 @@ class _Share:
     __slots__ = (
         "credit_s",
         "each_s",
+        "is_steps_turn",
         "late_since_s",
         "left_s",
         "line",
@@ -85,6 +86,7 @@ class _Share:
         self.line: deque[tuple[float, Callable[[], object]]] = deque()
         self.steps: deque[tuple[float, Callable[[], object]]] = deque()
         """What waits, requests and steps, and since when."""
+        self.is_steps_turn = False
         self.used = self.refused = False  # in this turn
         self.late_since_s = math.inf
 
@@ -92,6 +94,12 @@ class _Share:
     def waits(self) -> bool:
         """Whether anything does."""
         return bool(self.line or self.steps)
+
+    def take(self) -> tuple[float, Callable[[], object]]:
+        """Return what is next: a request and a step by turns, also where a turn of the loop is one of them."""
+        first, second = (self.steps, self.line) if self.is_steps_turn else (self.line, self.steps)
+        self.is_steps_turn = not self.is_steps_turn
+        return (first or second).popleft()
 
     @property
     def is_new(self) -> bool:
@@ -134,7 +142,7 @@ class Shares:
 
     Args:
         wait_s: the longest that anything waits in line: a burst is worth so much.
-        terms: of a tenant.
+        terms: of a tenant; also of one that was removed, whose requests may still be at work.
         soon: has something done in the next turn.
         later: has something done in so many seconds.
         clock: seconds, never going back.
@@ -155,9 +163,7 @@ class Shares:
         # Invariant: of who waits, used some in this turn or the last, or has not all of its quota.
         self._shares: dict[str, _Share] = {}
         self._open = False  # invariant: whether `soon` has been asked for the next turn
-        self._rests_until_s = (
-            math.inf
-        )  # invariant: when `later` was asked to begin one, at the latest
+        self._rests_until_s = math.inf  # invariant: until when `later` was asked to begin one
         self._began_s = -math.inf
         self._came_s: float | None = None  # of what is being done now, when it got in line
 
@@ -225,6 +231,13 @@ class Shares:
         return share
 
     def _turn(self) -> None:
+        try:
+            self._take_turn()
+        except BaseException:
+            self._open = False  # else nobody would have one any more
+            raise
+
+    def _take_turn(self) -> None:
         self._began_s = self._clock()
         self._share_out(self._began_s)
         for share in list(self._shares.values()):
@@ -263,10 +276,8 @@ class Shares:
 
     def _go_on(self, share: _Share) -> None:
         began_s = self._clock()
-        this, other = share.line, share.steps
         while share.waits and share.left_s > 0:
-            self._came_s, go_on = (this or other).popleft()
-            this, other = other, this
+            self._came_s, go_on = share.take()
             try:
                 go_on()
             except Exception as error:  # noqa: BLE001 - one connection's, and no reason to keep all others waiting

@@ -242,3 +242,66 @@ def test_who_asks_when_the_time_to_rest_is_over_is_answered(tmp_path):
         await wire.ended()
 
     in_gated(tmp_path / "data", test, timeout_keep_alive=1)
+
+
+def test_a_tenant_that_is_removed_while_its_requests_are_at_work_stops_nobody(
+    tmp_path, monkeypatch
+):
+    """Its share of the loop's turns is still counted, and what it may have can no longer be asked for."""
+    monkeypatch.setattr("sandhost.serve.shares._TERMS_HOLD_S", 0.05)
+
+    async def test(one: Gated) -> None:
+        acme = await one.desk.client("acme")
+        gone = await one.desk.client("gone")
+        for client in (acme, gone):
+            await client.deploy("p", which(1))
+        await gone.deploy("spin", b'(module (func (export "which") (loop (br 0))))')
+        theirs, ours = await one.wire(), await one.wire()
+        path = "/v1/admin/tenants/gone"
+        await one.desk.admin.ask("PUT", path, 200, json={"quotas": {"cpus": 0.05}})
+        for _ in range(5):  # of a quota that is then not full for seconds
+            assert (await theirs.call(gone, "p"))[0] == 200
+        theirs.writer.write(request(gone, "spin", "Sandhost-Deadline: 0.3\r\n"))
+        await asyncio.sleep(0.1)
+        await one.desk.admin.ask("DELETE", path, 204)
+        until_s = time.monotonic() + 1
+        while time.monotonic() < until_s:
+            assert await ours.call(acme, "p") == (200, b'{"results": [1]}')
+            await asyncio.sleep(0.02)
+        assert (await theirs.answer())[0] in (429, 504)  # its quota or its time was over
+        assert (await theirs.call(gone, "p"))[0] == 401
+
+    in_gated(tmp_path / "data", test)
+
+
+def test_what_was_refused_is_refused_again_before_its_tenants_turn_and_nothing_else_is(
+    tmp_path, monkeypatch
+):
+    soon = "Sandhost-Deadline: 0.05\r\n"  # which the application would have
+
+    async def test(one: Gated) -> None:
+        acme = await one.desk.client("acme")
+        await acme.deploy("p", which(1))
+        wire = await one.wire()
+        assert (await wire.call(acme, "p"))[0] == 200
+        monkeypatch.setattr(one.desk.service.admission, "_pressure", lambda: 4)
+        assert (await wire.call(acme, "p", soon))[0] == 429
+        waiting: list[Callable[[], object]] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(one.gate.shares, "must_wait", lambda _tenant: True)
+            patched.setattr(one.gate.shares, "wait", lambda _tenant, go_on: waiting.append(go_on))
+            assert (await wire.call(acme, "p", soon))[0] == 429
+            assert not waiting
+            other = await one.wire()
+            other.writer.write(request(acme, "p"))
+            while not waiting:
+                await asyncio.sleep(0.01)
+            patched.setattr(one.gate.shares, "has_time_to_refuse", lambda _tenant: False)
+            wire.writer.write(request(acme, "p", soon))
+            while len(waiting) < 2:
+                await asyncio.sleep(0.01)
+        for go_on in waiting:
+            go_on()
+        assert [(await each.answer())[0] for each in (other, wire)] == [429, 429]
+
+    in_gated(tmp_path / "data", test)

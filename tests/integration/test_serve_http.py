@@ -607,7 +607,7 @@ def test_the_audit_log_has_what_was_changed_and_what_was_refused(data):
 
 
 def test_refusals_that_cannot_be_written_do_not_keep_the_next_ones_out(data, monkeypatch, caplog):
-    monkeypatch.setattr("sandhost.serve.service._TELL_EVERY_S", 0.01)
+    monkeypatch.setattr("sandhost.serve.upkeep._TELL_EVERY_S", 0.01)
     stranger = "sh_" + "x" * 43
 
     async def refusals(one: Desk) -> int:

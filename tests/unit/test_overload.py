@@ -18,6 +18,7 @@ from sandhost.errors import ConfigError
 from sandhost.serve.concurrency import AdaptiveLimit
 from sandhost.serve.overload import Admission
 from sandhost.serve.problems import DeadlinePassed, TooMany
+from sandhost.serve.shares import Terms
 
 TAKES_S = 0.010
 
@@ -111,7 +112,7 @@ def test_a_tenant_that_floods_delays_no_other(hostile_takes_s: float) -> None:
 
 
 def test_tenants_that_want_more_than_there_is_get_what_they_weigh() -> None:
-    load = Load(cores=16, weight={"one": 1.0, "three": 3.0}.__getitem__)
+    load = Load(cores=16, terms={"one": Terms(1.0), "three": Terms(3.0)}.__getitem__)
     load.arrivals("one", 3000, 3)
     load.arrivals("three", 3000, 3)
     outcomes = load.run(3)

@@ -290,25 +290,46 @@ def test_a_task_makes_its_steps_in_turns_and_ends_as_its_work_does() -> None:
     asyncio.run(main())
 
 
-def test_neither_steps_nor_requests_of_a_tenant_wait_for_all_of_the_other() -> None:
-    async def main() -> None:
-        shares = Shares(0.05)
-        order: list[str] = []
+@pytest.mark.parametrize("took_s", [CALL_S, 0.001])  # several in a turn, and one
+def test_neither_steps_nor_requests_of_a_tenant_wait_for_all_of_the_other(took_s: float) -> None:
+    loop = Loop()
+    steps = 0
 
-        async def work() -> None:
-            order.append("step")
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        loop.now_s += took_s
 
-        shares.charge("a", 0.002)
-        tasks = [asyncio.get_running_loop().create_task(Steps(work(), shares, "a")) for _ in "123"]
-        await asyncio.sleep(0)
-        for _ in "123":
-            shares.wait("a", lambda: order.append("request"))
-        assert order == []
-        await asyncio.gather(*tasks)
-        assert sorted(order) == ["request"] * 3 + ["step"] * 3
-        assert order != ["request"] * 3 + ["step"] * 3 or order[3:] == ["step"] * 3
+    loop.shares.charge("a", 0.001)
+    for _ in range(40):
+        loop.shares.wait_to_step("a", step)
+    loop.turn(["a"] * 40)
+    while steps < 20:
+        loop.turn()
+        assert abs(steps - loop.served["a"] - loop.refused["a"]) <= 1
+    loop.rest()
+    assert (steps, loop.served["a"] + loop.refused["a"]) == (40, 40)
 
-    asyncio.run(main())
+
+def test_a_turn_that_fails_is_not_the_last_one() -> None:
+    loop = Loop()
+    known = {"a": Terms()}
+    loop.shares = Shares(
+        10.0,
+        known.__getitem__,
+        soon=loop._soon.append,
+        later=lambda s, work: None,
+        clock=lambda: loop.now_s,
+    )
+    loop.turn(["a"] * 8)
+    loop.now_s += 2  # its terms are asked for anew
+    before = known.pop("a")
+    with pytest.raises(KeyError):
+        loop.turn()
+    known["a"] = before
+    loop.turn(["a"])
+    loop.rest()
+    assert loop.served["a"] == 9
 
 
 def test_tasks_with_long_steps_are_no_reason_to_refuse_a_request() -> None:
