@@ -279,7 +279,7 @@ def test_aliases_switch_and_go_back_while_calls_go_on(data):
 
 
 def test_the_module_of_a_version_that_is_gone_leaves_the_disk(data, monkeypatch):
-    monkeypatch.setattr("sandhost.serve.service._SWEEP_EVERY_S", 0.01)
+    monkeypatch.setattr("sandhost.serve.upkeep._SWEEP_EVERY_S", 0.01)
 
     async def test(one: Desk) -> None:
         acme = await one.client("acme")
