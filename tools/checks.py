@@ -1,17 +1,20 @@
-"""`./run check`: lint, format, types, layers."""
+"""`./run check`: lint, format, types, layers, syntax."""
 
 import argparse
 from collections.abc import Sequence
 
 from .install import environment, requirements_of
+from .machine import PYTHONS, find_python
 from .places import CACHE, ROOT
 from .processes import Failed, quietly
+
+_FOLDERS = "benchmarks deploy docs examples guests native sandhost tests tools".split()
 
 
 def check(words: Sequence[str] = ()) -> int:
     """`./run check`: all static checks, also after one has failed."""
     argparse.ArgumentParser(
-        prog="./run check", description="Lint, format, types, layers."
+        prog="./run check", description="Lint, format, types, layers, syntax."
     ).parse_args(words)
     failed = []
     for title, command in checks().items():
@@ -32,6 +35,7 @@ def checks() -> dict[str, Sequence[object]]:
         path for folder in ("native", "tests/native") for path in (ROOT / folder).glob("*.[ch]")
     )
     mypy_cache = CACHE / "mypy"
+    oldest = find_python(PYTHONS[0])
     return {
         "ruff check": [tools / "ruff", "check", "--quiet", "--output-format", "concise", "."],
         "ruff format": [tools / "ruff", "format", "--check", "--output-format", "concise", "."],
@@ -44,4 +48,11 @@ def checks() -> dict[str, Sequence[object]]:
             "-ferror-limit=10",
             *c_files,
         ],
+        **({f"syntax of Python {PYTHONS[0]}": _compiled_by(oldest)} if oldest else {}),
     }
+
+
+def _compiled_by(python: str) -> Sequence[object]:
+    """What no linter knows of an old Python's grammar, as where a comprehension may wait."""
+    cached = f"pycache_prefix={CACHE / 'pycache'}"
+    return [python, "-X", cached, "-m", "compileall", "-q", *_FOLDERS]

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -149,10 +150,11 @@ def test_a_long_pipeline_is_answered_in_order_to_its_end_while_others_are_served
         wire.send((good + bad + good) * count)
         wire.writer.write_eof()
         beside = asyncio.ensure_future(acme.call("p", "which"))
-        triples = [[(await wire.answer())[0] for _ in range(3)] for _ in range(count)]
-        let_in = [statuses for statuses in triples if 429 not in statuses]
+        statuses = [(await wire.answer())[0] for _ in range(3 * count)]
+        triples = [statuses[at : at + 3] for at in range(0, 3 * count, 3)]
+        let_in = [triple for triple in triples if 429 not in triple]
         assert len(let_in) > 10  # a tenth of a second of it is too much
-        assert all(statuses == [200, 400, 200] for statuses in let_in)
+        assert all(triple == [200, 400, 200] for triple in let_in)
         assert await wire.at_end()
         assert await beside == [1]
 
@@ -381,6 +383,7 @@ def test_what_is_answered_at_the_wire_is_what_the_application_answers(service):
         wire = await Wire.open(service.port)
         # Who will not wait for long goes to the application.
         own, direct = "Sandhost-Deadline: 0.0999\r\n", "Sandhost-Deadline: 9.5\r\n"
+        at_once: Counter[bool] = Counter()  # by whether it should be
         for function, body in TAKEN_AS_WELL:
             answers = []
             for more in (own, "", "", direct):  # the second time its head is known
@@ -393,9 +396,11 @@ def test_what_is_answered_at_the_wire_is_what_the_application_answers(service):
                     if not line.lower().startswith(b"date:")
                 )
                 answers.append((status, lines, content))
-                at_once = await _figure(acme.http, "requests_at_once_total") - before
-                assert at_once == (more != own), (function, body)
+                at_once[more != own] += await _figure(acme.http, "requests_at_once_total") - before
             assert answers[1:] == answers[:1] * 3, (function, body)
+        assert at_once[False] == 0
+        # What once took long, as on a busy machine anything may, goes to the application for a while.
+        assert at_once[True] > len(TAKEN_AS_WELL) * 3 / 2
 
     service.run(test)
 
