@@ -8,7 +8,10 @@ from .machine import PYTHONS, find_python
 from .places import CACHE, ROOT
 from .processes import Failed, quietly
 
-_FOLDERS = "benchmarks deploy docs examples guests native sandhost tests tools".split()
+_FOLDERS = (
+    *("benchmarks", "deploy", "docs", "examples"),
+    *("guests", "native", "sandhost", "tests", "tools"),
+)
 
 
 def check(words: Sequence[str] = ()) -> int:
