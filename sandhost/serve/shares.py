@@ -7,7 +7,8 @@ One loop does the work of all tenants. It takes what is ready in the kernel's or
 twenty large uploads, would be done before what others asked for in the same instant. So time is counted for each
 tenant: of requests at the wire, and of the steps of its tasks (steps.py). Whoever had his share of a turn goes on
 in the next one, which comes at once, after all others had theirs: deficit round robin (Shreedhar and Varghese,
-1995), as FQ-CoDel has it (RFC 8290), for tenants and time in place of flows and bytes.
+1995), as FQ-CoDel has it (RFC 8290), for tenants and time in place of flows and bytes. It is time of work: where the
+kernel gave the processor to somebody else in the midst of a request, its tenant owes nothing for that.
 
 A tenant's quota of processors holds for the loop's time as well: a bucket that fills at that rate. A loop that is
 never idle is no better than any other program that computes: the kernel lets it wait for its processor.
@@ -17,7 +18,7 @@ is a burst, and over some turns later. A tenant of which for a tenth of a second
 turn has too much: it is served within half its share, and what else it asks for is refused, until it had a turn
 with nothing refused. Steps of tasks were let in before, and are none of that.
 
-Nothing is done here but arithmetic, so days can be simulated: `soon`, `later` and `clock` come from outside.
+Nothing is done here but arithmetic, so days can be simulated: `soon`, `later` and the clocks come from outside.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ NOBODY = ""
 _TURN_S, _MOST_S = 0.004, 0.0005
 """What all shares of a turn are together, and the most that one is: some five calls."""
 _MOST_DEBT_S, _MOST_CHARGED_S = 4 * _MOST_S, 0.02
-"""Of a turn; of a quota, for one thing: that the loop was kept from the processor is no tenant's fault."""
+"""Of a turn; of a quota, for one thing: some of what a tenant is charged may not be its fault."""
+_LOOKED_AT_S, _LOOK_EVERY_S = 0.0005, 0.001
+"""What takes longer may have been interrupted; how exactly that is known. Arbitrary; most takes a tenth of it."""
 _MOST_REFUSING_S = 2 * _MOST_S
 """Some thirty refusals, which others wait for."""
 _LATE_S, _WINDOW_S = 0.005, 0.1
@@ -146,6 +149,7 @@ class Shares:
         soon: has something done in the next turn.
         later: has something done in so many seconds.
         clock: seconds, never going back.
+        worked: seconds that this thread was on a processor.
     """
 
     def __init__(
@@ -156,8 +160,9 @@ class Shares:
         soon: Callable[[Callable[[], object]], object] | None = None,
         later: Callable[[float, Callable[[], object]], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        worked: Callable[[], float] = time.thread_time,
     ) -> None:
-        self._wait_s, self._terms, self._clock = wait_s, terms, clock
+        self._wait_s, self._terms, self._clock, self._worked = wait_s, terms, clock, worked
         self._soon = soon or (lambda work: asyncio.get_running_loop().call_soon(work))
         self._later = later or (lambda s, work: asyncio.get_running_loop().call_later(s, work))
         # Invariant: of who waits, used some in this turn or the last, or has not all of its quota.
@@ -165,6 +170,7 @@ class Shares:
         self._open = False  # invariant: whether `soon` has been asked for the next turn
         self._rests_until_s = math.inf  # invariant: until when `later` was asked to begin one
         self._began_s = -math.inf
+        self._looked_s = self._worked_s = 0.0  # in this turn, by both clocks
         self._came_s: float | None = None  # of what is being done now, when it got in line
 
     def must_wait(self, tenant: str) -> bool:
@@ -187,8 +193,8 @@ class Shares:
         self._of(tenant).steps.append((self._clock(), go_on))
 
     def charge(self, tenant: str, seconds: float) -> None:
-        """Count time that something of it has taken."""
-        self._of(tenant).charge(seconds)
+        """Count time that something of it has taken, which ends now."""
+        self._of(tenant).charge(self._work_of(seconds))
 
     def refuses(self, tenant: str) -> bool:
         """Whether what it asks for now is too much; counts as refused, then."""
@@ -221,6 +227,7 @@ class Shares:
                 for share in self._shares.values():
                     share.late_since_s = math.inf
             self._began_s = now_s
+            self._look(now_s)
             self._soon(self._turn)
 
     def _of(self, tenant: str) -> _Share:
@@ -239,6 +246,7 @@ class Shares:
 
     def _take_turn(self) -> None:
         self._began_s = self._clock()
+        self._look(self._began_s)
         self._share_out(self._began_s)
         for share in list(self._shares.values()):
             self._go_on(share)
@@ -284,5 +292,19 @@ class Shares:
                 get_logger("sandhost.serve").error("a request failed", exc_info=error)
             self._came_s = None
             ended_s = self._clock()
-            share.charge(ended_s - began_s)
+            share.charge(self._work_of(ended_s - began_s))
             began_s = ended_s
+
+    def _look(self, now_s: float) -> None:
+        """Note by both clocks where this turn begins; a few turns late, since one is a system call."""
+        if now_s - self._looked_s > _LOOK_EVERY_S:
+            self._looked_s, self._worked_s = now_s, self._worked()
+
+    def _work_of(self, seconds: float) -> float:
+        """Return what of the last seconds was work: the loop may have had to wait for its processor meanwhile."""
+        if seconds < _LOOKED_AT_S:
+            return seconds
+        now_s, worked_s = self._clock(), self._worked()
+        waited_s = (now_s - self._looked_s) - (worked_s - self._worked_s)
+        self._looked_s, self._worked_s = now_s, worked_s
+        return max(0.0, seconds - max(0.0, waited_s))

@@ -22,7 +22,8 @@ class Loop:
     """A loop that takes turns, with sockets that are ready, and a clock that stands still but for work."""
 
     def __init__(self, wait_s: float = 0.05, terms: dict[str, Terms] | None = None) -> None:
-        self.now_s = 100.0
+        self.now_s, self.others_s = 100.0, 0.0
+        """The time, and how much of it others had the processor."""
         self._soon: list[Callable[[], object]] = []
         self._later: list[tuple[float, Callable[[], object]]] = []
         self.shares = Shares(
@@ -31,6 +32,7 @@ class Loop:
             soon=self._soon.append,
             later=lambda s, work: self._later.append((self.now_s + s, work)),
             clock=lambda: self.now_s,
+            worked=lambda: self.now_s - self.others_s,
         )
         self.served: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
@@ -103,6 +105,20 @@ def test_who_asks_for_little_waits_for_one_share_of_a_flood() -> None:
     assert max(others) < 0.0005
     assert not [name for name in loop.refused if name != "flood"]
     assert max(loop.waits_s["flood"]) > 0.005
+
+
+@pytest.mark.parametrize("worked", [True, False])
+def test_who_was_interrupted_owes_nothing_for_that(worked: bool) -> None:
+    loop = Loop()
+    loop.turn(["before", "a"])
+    loop.now_s += 0.004
+    loop.others_s += 0.0 if worked else 0.004
+    loop.shares.charge("a", 0.004)
+    turns = 0
+    while loop.shares.must_wait("a"):
+        loop.turn()
+        turns += 1
+    assert turns == (5 if worked else 0)  # two milliseconds are the most that it owes
 
 
 def test_who_has_too_much_for_a_tenth_of_a_second_is_refused_until_it_is_over() -> None:
