@@ -1,7 +1,7 @@
 """A service for plugins of many tenants, over HTTP and gRPC: `sandhost serve`.
 
 app                   what the process is put together of, and its life
-http, rpc             how requests come in; admin and observed are routes for the operator
+listening, http, rpc  how requests come in; admin and observed are routes for the operator
 console               a page that shows what goes on, and calls functions; page/ is what it is made of
 operations, shapes, openapi   what can be asked for, with what fields, as a document
 wire, inflow, gate    what a client of HTTP may not do; who comes in, decided before it costs much

@@ -37,6 +37,7 @@ from .config import Settings
 from .console import console_routes
 from .gate import Gate
 from .http import make_app
+from .listening import Doors, listen
 from .notify import keep_watched, notify, stopping
 from .observed import observe_routes
 from .problems import Invalid
@@ -122,10 +123,10 @@ def serve(settings: Settings, say: Callable[[str], object]) -> int:
         ConfigError: the settings cannot be used here.
         OSError: the folder or the address cannot be used.
     """
-    listener = _listen(settings.http_host, settings.http_port)
+    listener = listen(settings.http_host, settings.http_port)
     if settings.grpc_port:
         # gRPC opens its own. What is in its way is said here, before anything is opened, and exactly.
-        _listen(settings.grpc_host, settings.grpc_port).close()
+        listen(settings.grpc_host, settings.grpc_port).close()
     with contextlib.closing(listener), open_service(settings) as (service, token):
         if token is not None:
             whose = "admin token" if settings.tenant is None else f"token of {settings.tenant}"
@@ -187,7 +188,8 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
     notify("READY=1")
     watched = in_background(keep_watched())
     try:
-        await server.serve(sockets=[listener])
+        with contextlib.closing(Doors(listener)) as doors:
+            await server.serve(sockets=doors.sockets)
     finally:
         if rpc is not None:
             await rpc.stop(settings.drain_time)  # which the signal has begun
@@ -233,15 +235,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        why = str(error.strerror or error).partition(" (while")[0]  # behind it: the address again
-        raise ConfigError(f"cannot listen on {host}:{port}: {why}") from error
 
 
 def _address(host: str, port: int) -> str:

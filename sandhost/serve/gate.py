@@ -7,7 +7,8 @@
 One loop does the work of all, so what it has begun makes everything else late. A request that waits behind
 others in the application can no longer be refused in time, nor cheaply. So all requests pass here, also those
 that start no guest: who asks for what does not exist takes the loop's time as well. Whoever has no
-valid token shares one line with all others without.
+valid token shares one line with all others without, and a new connection is not in it: its token is looked for
+before its head is read.
 
 A head that was answered directly, or refused, will come again, by the thousand: it is kept, and the next one that
 equals it byte by byte is not even parsed, if it has the same end.
@@ -20,6 +21,7 @@ for as long as it liked.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,6 +43,7 @@ PLACE = "sandhost.place"
 """Where a request's place stands in the ASGI scope."""
 _STARTS_GUESTS = ("call", "bytes", "run", "sessions")
 _HEAD_ENDS = b"\r\n\r\n"
+_TOKEN = re.compile(rb"\r\nauthorization: *bearer +([^\r ]+)", re.IGNORECASE)
 _MOST_KNOWN, _MOST_HEAD_BYTES = 4096, 2048
 """Arbitrary."""
 
@@ -112,6 +115,18 @@ class Gate:
         self._direct, self._durations = Direct(service), service.durations
         self._known: dict[bytes, _Known] = {}
         self._common: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
+
+    def tenant_of(self, data: bytes) -> str:
+        """Return in whose line the first bytes of a connection get, by the token in them: nothing else is checked."""
+        found = _TOKEN.search(data, 0, _MOST_HEAD_BYTES)
+        try:
+            return (
+                self._service.registry.tokens.who(found[1].decode("latin-1")).tenant
+                if found
+                else NOBODY
+            )
+        except Unknown:
+            return NOBODY
 
     def place_for(self, scope: MutableMapping[str, Any]) -> tuple[str, Place | None]:
         """Return whose a request is, and what it has to ask for a place with, also left in its scope.

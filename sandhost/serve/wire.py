@@ -158,6 +158,8 @@ class GatedProtocol(BoundedProtocol):
         shares = self.gate.shares
         if not self.flow.holds:
             began_s = time.monotonic()
+            if self._tenant is NOBODY and self.between:
+                self._tenant = self.gate.tenant_of(data)
             if not shares.must_wait(self._tenant):
                 self._receive(data[:PIECE_BYTES])
                 data = data[PIECE_BYTES:]

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,6 +23,8 @@ from sandhost.serve import wire as wires
 from sandhost.serve.app import _new_loop
 from sandhost.serve.gate import Gate
 from sandhost.serve.http import make_app
+from sandhost.serve.listening import Doors, listen
+from sandhost.serve.shares import NOBODY
 from sandhost.serve.wire import GatedProtocol
 
 
@@ -62,13 +65,13 @@ class Wire:
 class Gated:
     """A service behind its gate."""
 
-    def __init__(self, one: Desk, gate: Gate, port: int) -> None:
-        self.desk, self.gate, self._port = one, gate, port
+    def __init__(self, one: Desk, gate: Gate, server: uvicorn.Server, port: int) -> None:
+        self.desk, self.gate, self.server, self.port = one, gate, server, port
         self._wires: list[Wire] = []
 
     async def wire(self) -> Wire:
         """Connect."""
-        wire = Wire(*await asyncio.open_connection("127.0.0.1", self._port))
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", self.port))
         self._wires.append(wire)
         return wire
 
@@ -96,9 +99,12 @@ async def gated(data: Path, **settings: Any) -> AsyncIterator[Gated]:
             **settings,
         )
         server = uvicorn.Server(config)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            serving = asyncio.ensure_future(server.serve(sockets=[listener]))
-            here = Gated(one, Protocol.gate, listener.getsockname()[1])
+        with (
+            listen("127.0.0.1", 0) as listener,
+            contextlib.closing(Doors(listener)) as doors,
+        ):
+            serving = asyncio.ensure_future(server.serve(sockets=doors.sockets))
+            here = Gated(one, Protocol.gate, server, listener.getsockname()[1])
             try:
                 yield here
             finally:
@@ -303,5 +309,57 @@ def test_what_was_refused_is_refused_again_before_its_tenants_turn_and_nothing_e
         for go_on in waiting:
             go_on()
         assert [(await each.answer())[0] for each in (other, wire)] == [429, 429]
+
+    in_gated(tmp_path / "data", test)
+
+
+def test_many_that_connect_are_taken_within_a_few_turns_of_the_loop(tmp_path):
+    count = 64
+
+    async def test(one: Gated) -> None:
+        loop, turns, connections = (
+            asyncio.get_running_loop(),
+            0,
+            one.server.server_state.connections,
+        )
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            if len(connections) < count:
+                loop.call_soon(turn)
+
+        waiting = [socket.create_connection(("127.0.0.1", one.port)) for _ in range(count)]
+        turn()
+        while len(connections) < count:
+            await asyncio.sleep(0.001)
+        assert turns < count / 2
+        for each in waiting:
+            each.close()
+
+    in_gated(tmp_path / "data", test)
+
+
+def test_a_new_connection_with_a_token_does_not_wait_behind_those_without(tmp_path, monkeypatch):
+    async def test(one: Gated) -> None:
+        acme = await one.desk.client("acme")
+        await acme.deploy("p", which(1))
+        held: list[Callable[[], object]] = []
+        monkeypatch.setattr(one.gate.shares, "must_wait", lambda tenant: tenant == NOBODY)
+        monkeypatch.setattr(one.gate.shares, "wait", lambda _tenant, go_on: held.append(go_on))
+        guess = request(acme, "p").replace(b"Bearer sh_", b"Bearer sh_x")
+        without = re.sub(rb"Authorization: [^\r]*\r\n", b"", guess)
+        strangers = [await one.wire() for _ in range(3)]
+        for wire, what in zip(strangers, (guess, without, b"GET / HTTP/1.1\r\n\r\n")):
+            wire.writer.write(what)
+        while len(held) < len(strangers):
+            await asyncio.sleep(0.01)
+        assert await (await one.wire()).call(acme, "p") == (200, b'{"results": [1]}')
+        in_small = request(acme, "p").replace(b"Authorization: Bearer ", b"authorization:bearer  ")
+        (small := await one.wire()).writer.write(in_small)
+        assert (await small.answer())[0] == 200
+        for go_on in held:
+            go_on()
+        assert [(await wire.answer())[0] for wire in strangers] == [401, 401, 404]
 
     in_gated(tmp_path / "data", test)
