@@ -66,7 +66,8 @@ class Line:
     def came(self, now_s: float, window_s: float) -> None:
         """A request has come."""
         if self._came >= _LEAST_CAME and now_s - self._since_s >= window_s:
-            self.overloaded = 4 * self._soon < self._came
+            few = 2 if self.overloaded else 4  # so that a bit of luck does not end it
+            self.overloaded = few * self._soon < self._came
             self._came = 0
         if not self._came:
             self._since_s, self._soon = now_s, 0

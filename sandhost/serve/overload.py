@@ -12,7 +12,8 @@
 
 Nobody waits long. A line is served in order, and bounded by `wait_s`. When for a while three of four did not
 start soon it is no burst but overload, and waiting in it helps nobody: its bound drops to half a request's
-time, as CoDel has it (Nichols and Jacobson, 2012; RFC 8289). Who would wait longer is refused at once, before
+time, as CoDel has it (Nichols and Jacobson, 2012; RFC 8289), and where requests come thick and fast to what
+finds somebody in line whenever a place becomes free. Who would wait longer is refused at once, before
 anything else is done for it: at ten times the load, nine of ten requests end here, and what each of them
 costs is taken from the tenth. What has waited too long is never started, so that no time goes into answers
 that nobody waits for.
@@ -50,6 +51,9 @@ _AT_LEVEL = (1.0, 0.75, 0.5, 0.0, 0.0)
 """How much of the limit is left at each level of memory pressure. From RELEASE on no guest can start."""
 _RESERVE = 0.25
 _LEAST_BOUND_S = 0.002
+_ENOUGH_IN_LINE = 8
+"""Of all tenants together: with so many a place that becomes free is hardly ever left empty."""
+_MOST_BETWEEN_S = 1.0
 _TICK_S = 0.002
 """How often lines are looked through while somebody waits."""
 _WHILE_S = 0.1
@@ -114,6 +118,10 @@ class Admission:
         self._weights = 0.0  # invariant: of all lines together
         self._held: float | None = None  # see _reserved_for; None: to be counted again
         self._in_flight = self._waiting = self._admitted = self._at_once = 0
+        self._came_s, self._every_s = (
+            -math.inf,
+            math.inf,
+        )  # when the last one came, and how often they do
         self._served = 0.0  # of whoever was served last: a newcomer begins there
         self._refused: Counter[str] = Counter()
         self._ticking = False
@@ -197,7 +205,7 @@ class Admission:
         line = self._line_of(tenant, now_s)
         deadline_at_s = math.inf if deadline_s is None else now_s + deadline_s
         request = Request(line, now_s, deadline_at_s, settle)
-        line.came(now_s, self._window_s)
+        self._came(line, now_s)
         if not self._waiting and now_s < deadline_at_s and self._in_flight < self.places:
             self._let_in(request, now_s)  # as `turn` would
             return request
@@ -219,7 +227,7 @@ class Admission:
         line = self._lines.get(tenant)
         problem = None if line is None else self._turned_away(line)
         if line is not None and problem is not None:
-            line.came(self._clock(), self._window_s)
+            self._came(line, self._clock())
         return problem
 
     def finish(self, request: Request, *, done: bool) -> None:
@@ -291,7 +299,7 @@ class Admission:
 
     def _bound_under_load_s(self) -> float:
         half_s = (self._limit.least_s or self._wait_s) / 2
-        return min(self._wait_s, max(_LEAST_BOUND_S, half_s))
+        return min(self._wait_s, max(_LEAST_BOUND_S, min(half_s, _ENOUGH_IN_LINE * self._every_s)))
 
     def _wait_for(self, line: Line) -> float:
         """How long one more in this line would wait, by what is known."""
@@ -313,6 +321,13 @@ class Admission:
         return (1 + sum(one.turn() <= turn for one in self._wanting)) / rate_per_s
 
     # ---- one line ----
+
+    def _came(self, line: Line, now_s: float) -> None:
+        line.came(now_s, self._window_s)
+        passed_s, self._came_s = min(now_s - self._came_s, _MOST_BETWEEN_S), now_s
+        self._every_s = (
+            passed_s if self._every_s == math.inf else (31 * self._every_s + passed_s) / 32
+        )
 
     def _turned_away(self, line: Line) -> Problem | None:
         wait_s = self._wait_for(line)

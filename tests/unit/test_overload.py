@@ -66,6 +66,20 @@ def test_ten_times_too_much_slows_nobody_who_is_let_in_and_is_over_when_it_is_ov
     assert load.admission.stats().in_flight == load.admission.stats().tenants == 0
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_many_tenants_with_too_much_wait_for_no_refusal_and_leave_no_place_empty(seed: int) -> None:
+    """Also where it is learned under load what a request takes, and some tenant has a bit of luck now and then."""
+    takes_s, tenants = 0.010, 20
+    capacity = 2 / takes_s
+    load = Load(cores=2, seed=seed)
+    for number in range(tenants):
+        load.arrivals(f"t{number}", 10 * capacity / tenants, 31, takes_s)
+    load.run(1)
+    outcomes = load.run(30)
+    assert len(accepted(outcomes)) >= 0.85 * 30 * capacity
+    assert quantile(refusals(outcomes), 0.999) <= takes_s
+
+
 def test_without_admission_the_same_load_would_be_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the test above would see if nobody were refused: so that it can fail."""
     load = Load(cores=16, limit=AdaptiveLimit(100_000, 100_000, 100_000))
