@@ -37,7 +37,7 @@ from .config import Settings
 from .console import console_routes
 from .gate import Gate
 from .http import make_app
-from .listening import Doors, listen
+from .listening import Doors, listen, make_room
 from .notify import keep_watched, notify, stopping
 from .observed import observe_routes
 from .problems import Invalid
@@ -123,6 +123,7 @@ def serve(settings: Settings, say: Callable[[str], object]) -> int:
         ConfigError: the settings cannot be used here.
         OSError: the folder or the address cannot be used.
     """
+    make_room(_files())
     listener = listen(settings.http_host, settings.http_port)
     if settings.grpc_port:
         # gRPC opens its own. What is in its way is said here, before anything is opened, and exactly.
@@ -243,8 +244,11 @@ def _address(host: str, port: int) -> str:
 
 def _most_connections() -> int:
     """Return how many each door may have."""
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(16, (files - _SPARE_FILES) // 2)
+    return max(16, (_files() - _SPARE_FILES) // 2)
+
+
+def _files() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _new_loop() -> Any:

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -410,6 +411,14 @@ def test_a_second_process_does_not_get_the_folder(data):
         assert ended.returncode == 125
         assert f"cannot listen on 127.0.0.1:{one.port}: Address already in use\n" in ended.stderr
         assert not (data.parent / "data2").exists()
+
+
+def test_there_is_room_for_connections_before_they_come(data):
+    with child(data) as one:
+        status = Path(f"/proc/{one.process.pid}/status").read_text()
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        assert int(status.split("FDSize:")[1].split()[0]) >= min(files, 65_536)
+        assert one.end() == 0
 
 
 def test_the_first_admin_token_is_shown_once(data):
