@@ -2,7 +2,8 @@
 
     socket ──► pieces of 8 KiB ──► one at a time, see shares.py
        ▲           │
-       └───────────┴ not read from while more than one wait, or while uvicorn or the application wants no more
+       └───────────┴ not read from while more than one wait, while a request waits for the one before it, or while
+                     uvicorn or the application wants no more
 
 A socket has up to 256 KiB at once, which may be a thousand requests: a tenth of a second of the loop's time.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Collection
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
@@ -26,8 +28,10 @@ class Inflow(FlowControl):
     _stopped = False
     _full = False
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, behind: Collection[object]) -> None:
+        """`behind`: requests that wait for the one before. uvicorn reads on after each answer, and fifty may come."""
         super().__init__(transport)
+        self._behind = behind
         self._pieces: deque[bytes] = deque()
 
     @property
@@ -62,7 +66,7 @@ class Inflow(FlowControl):
         self._read_or_not()
 
     def _read_or_not(self) -> None:
-        stopped = self.read_paused or self._full
+        stopped = self.read_paused or self._full or bool(self._behind)
         if stopped != self._stopped:
             self._stopped = stopped
             if stopped:

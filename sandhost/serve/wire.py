@@ -133,7 +133,7 @@ class GatedProtocol(BoundedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
-        self.flow = Inflow(transport)
+        self.flow = Inflow(transport, self.pipeline)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more. What has started gives its place back when its task ends."""

@@ -57,6 +57,10 @@ class Wire:
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         return int(head.split()[1]), await self._reader.readexactly(length)
 
+    async def answers(self, count: int) -> list[int]:
+        """Return the statuses of so many."""
+        return [(await self.answer())[0] for _ in range(count)]
+
     async def ended(self) -> None:
         """Wait until it is closed, with nothing more to read."""
         assert await asyncio.wait_for(self._reader.read(), 20) == b""
@@ -309,6 +313,28 @@ def test_what_was_refused_is_refused_again_before_its_tenants_turn_and_nothing_e
         for go_on in waiting:
             go_on()
         assert [(await each.answer())[0] for each in (other, wire)] == [429, 429]
+
+    in_gated(tmp_path / "data", test)
+
+
+def test_what_is_pipelined_behind_a_slow_request_stays_in_its_socket(tmp_path):
+    count, spin = 20_000, b'(module (func (export "which") (loop (br 0))))'
+
+    async def test(one: Gated) -> None:
+        acme = await one.desk.client("acme")
+        await acme.deploy("p", which(1))
+        await acme.deploy("spin", spin)
+        wire = await one.wire()
+        slow = request(acme, "spin", "Sandhost-Deadline: 0.3\r\n")
+        (protocol,) = one.server.server_state.connections
+        answers = asyncio.ensure_future(wire.answers(count))
+        wire.writer.write(slow * 10 + request(acme, "p") * (count - 10))
+        most = 0
+        while not answers.done():
+            most = max(most, len(protocol.pipeline))
+            await asyncio.sleep(0.01)
+        assert set(answers.result()) <= {200, 429, 504}
+        assert 100 < most < 4000  # what is read at once has fewer, and so has what is held
 
     in_gated(tmp_path / "data", test)
 
