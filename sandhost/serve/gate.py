@@ -119,12 +119,10 @@ class Gate:
     def tenant_of(self, data: bytes) -> str:
         """Return in whose line the first bytes of a connection get, by the token in them: nothing else is checked."""
         found = _TOKEN.search(data, 0, _MOST_HEAD_BYTES)
+        if found is None:
+            return NOBODY
         try:
-            return (
-                self._service.registry.tokens.who(found[1].decode("latin-1")).tenant
-                if found
-                else NOBODY
-            )
+            return self._service.registry.tokens.who(found[1].decode("latin-1")).tenant
         except Unknown:
             return NOBODY
 

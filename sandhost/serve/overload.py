@@ -54,6 +54,7 @@ _LEAST_BOUND_S = 0.002
 _ENOUGH_IN_LINE = 8
 """Of all tenants together: with so many a place that becomes free is hardly ever left empty."""
 _MOST_BETWEEN_S = 1.0
+"""More is a pause, and says nothing of how often they come. Arbitrary."""
 _TICK_S = 0.002
 """How often lines are looked through while somebody waits."""
 _WHILE_S = 0.1
@@ -118,10 +119,8 @@ class Admission:
         self._weights = 0.0  # invariant: of all lines together
         self._held: float | None = None  # see _reserved_for; None: to be counted again
         self._in_flight = self._waiting = self._admitted = self._at_once = 0
-        self._came_s, self._every_s = (
-            -math.inf,
-            math.inf,
-        )  # when the last one came, and how often they do
+        self._came_s = -math.inf  # the last one
+        self._every_s = _MOST_BETWEEN_S  # between two, of late
         self._served = 0.0  # of whoever was served last: a newcomer begins there
         self._refused: Counter[str] = Counter()
         self._ticking = False
@@ -325,9 +324,7 @@ class Admission:
     def _came(self, line: Line, now_s: float) -> None:
         line.came(now_s, self._window_s)
         passed_s, self._came_s = min(now_s - self._came_s, _MOST_BETWEEN_S), now_s
-        self._every_s = (
-            passed_s if self._every_s == math.inf else (31 * self._every_s + passed_s) / 32
-        )
+        self._every_s += (passed_s - self._every_s) / 32
 
     def _turned_away(self, line: Line) -> Problem | None:
         wait_s = self._wait_for(line)

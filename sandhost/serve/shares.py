@@ -39,7 +39,7 @@ NOBODY = ""
 _TURN_S, _MOST_S = 0.004, 0.0005
 """What all shares of a turn are together, and the most that one is: some five calls."""
 _MOST_DEBT_S, _MOST_CHARGED_S = 4 * _MOST_S, 0.02
-"""Of a turn; of a quota, for one thing: some of what a tenant is charged may not be its fault."""
+"""Of a turn; of a quota, for one thing: a machine that slept in its midst is no tenant's fault."""
 _LOOKED_AT_S, _LOOK_EVERY_S = 0.0005, 0.001
 """What takes longer may have been interrupted; how exactly that is known. Arbitrary; most takes a tenth of it."""
 _MOST_REFUSING_S = 2 * _MOST_S
@@ -170,7 +170,7 @@ class Shares:
         self._open = False  # invariant: whether `soon` has been asked for the next turn
         self._rests_until_s = math.inf  # invariant: until when `later` was asked to begin one
         self._began_s = -math.inf
-        self._looked_s = self._worked_s = 0.0  # in this turn, by both clocks
+        self._looked_s = self._worked_s = 0.0  # by both clocks, not long before this turn
         self._came_s: float | None = None  # of what is being done now, when it got in line
 
     def must_wait(self, tenant: str) -> bool:

@@ -158,7 +158,7 @@ class GatedProtocol(BoundedProtocol):
         shares = self.gate.shares
         if not self.flow.holds:
             began_s = time.monotonic()
-            if self._tenant is NOBODY and self.between:
+            if self._tenant == NOBODY and self.between:
                 self._tenant = self.gate.tenant_of(data)
             if not shares.must_wait(self._tenant):
                 self._receive(data[:PIECE_BYTES])
@@ -238,8 +238,7 @@ class GatedProtocol(BoundedProtocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         super().resume_writing()
-        if not self.pipeline:
-            self.flow.resume_reading()
+        self.flow.resume_reading()
 
     # uvicorn's own on_response_complete makes a timer for each request, and cancels that of the one before.
 

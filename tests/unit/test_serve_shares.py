@@ -107,14 +107,22 @@ def test_who_asks_for_little_waits_for_one_share_of_a_flood() -> None:
     assert max(loop.waits_s["flood"]) > 0.005
 
 
+@pytest.mark.parametrize("in_line", [True, False])
 @pytest.mark.parametrize("worked", [True, False])
-def test_who_was_interrupted_owes_nothing_for_that(worked: bool) -> None:
-    loop = Loop()
+def test_who_was_interrupted_owes_nothing_for_that(worked: bool, in_line: bool) -> None:
+    loop, turns = Loop(), 0
+
+    def take_long() -> None:
+        loop.now_s += 0.004
+        loop.others_s += 0.0 if worked else 0.004
+
     loop.turn(["before", "a"])
-    loop.now_s += 0.004
-    loop.others_s += 0.0 if worked else 0.004
-    loop.shares.charge("a", 0.004)
-    turns = 0
+    if in_line:
+        loop.shares.wait("a", take_long)
+        loop.turn()
+    else:
+        take_long()
+        loop.shares.charge("a", 0.004)
     while loop.shares.must_wait("a"):
         loop.turn()
         turns += 1
