@@ -37,7 +37,7 @@ from .config import Settings
 from .console import console_routes
 from .gate import Gate
 from .http import make_app
-from .listening import Doors, listen, make_room
+from .listening import duplicates, listen, make_room
 from .notify import keep_watched, notify, stopping
 from .observed import observe_routes
 from .problems import Invalid
@@ -189,8 +189,8 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
     notify("READY=1")
     watched = in_background(keep_watched())
     try:
-        with contextlib.closing(Doors(listener)) as doors:
-            await server.serve(sockets=doors.sockets)
+        with duplicates(listener) as sockets:
+            await server.serve(sockets=sockets)
     finally:
         if rpc is not None:
             await rpc.stop(settings.drain_time)  # which the signal has begun

@@ -7,13 +7,15 @@ half a second. The queue in the kernel stays one: these are duplicates of one fi
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
+from collections.abc import Iterator
 
 from ..errors import ConfigError
 
-__all__ = ["Doors", "listen", "make_room"]
+__all__ = ["duplicates", "listen", "make_room"]
 
 _ACCEPTED = 8
 """Connections in a turn: they take as long as a tenant's share of it."""
@@ -25,7 +27,7 @@ def make_room(files: int) -> None:
     """Have the table of this process's open files made as large as it is going to be; before threads are started.
 
     It grows by doubling. In a process with threads whoever opens one more then waits until all processors have seen
-    it, which took 10 to 100 ms (`expand_fdtable` in https://github.com/torvalds/linux/blob/v6.18/fs/file.c).
+    it, 5 to 16 ms on two (`expand_fdtable` in https://github.com/torvalds/linux/blob/v6.18/fs/file.c).
     """
     with open(os.devnull, "rb") as some:
         os.close(fcntl.fcntl(some, fcntl.F_DUPFD_CLOEXEC, min(files, _MOST_ROOM) - 1))
@@ -45,17 +47,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {why}") from error
 
 
-class Doors:
-    """One listening socket, as often as an event loop should look at it in a turn.
-
-    Args:
-        listener: stays its owner's.
-    """
-
-    def __init__(self, listener: socket.socket) -> None:
-        self.sockets = [listener.dup() for _ in range(_ACCEPTED)]
-
-    def close(self) -> None:
-        """Close all of them; idempotent."""
-        for one in self.sockets:
-            one.close()
+@contextlib.contextmanager
+def duplicates(listener: socket.socket) -> Iterator[list[socket.socket]]:
+    """Have a listening socket as often as an event loop should look at it in a turn; it stays its owner's."""
+    with contextlib.ExitStack() as opened:
+        yield [opened.enter_context(listener.dup()) for _ in range(_ACCEPTED)]

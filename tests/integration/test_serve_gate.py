@@ -23,7 +23,7 @@ from sandhost.serve import wire as wires
 from sandhost.serve.app import _new_loop
 from sandhost.serve.gate import Gate
 from sandhost.serve.http import make_app
-from sandhost.serve.listening import Doors, listen
+from sandhost.serve.listening import duplicates, listen
 from sandhost.serve.shares import NOBODY
 from sandhost.serve.wire import GatedProtocol
 
@@ -103,11 +103,8 @@ async def gated(data: Path, **settings: Any) -> AsyncIterator[Gated]:
             **settings,
         )
         server = uvicorn.Server(config)
-        with (
-            listen("127.0.0.1", 0) as listener,
-            contextlib.closing(Doors(listener)) as doors,
-        ):
-            serving = asyncio.ensure_future(server.serve(sockets=doors.sockets))
+        with listen("127.0.0.1", 0) as listener, duplicates(listener) as sockets:
+            serving = asyncio.ensure_future(server.serve(sockets=sockets))
             here = Gated(one, Protocol.gate, server, listener.getsockname()[1])
             try:
                 yield here
@@ -343,11 +340,8 @@ def test_many_that_connect_are_taken_within_a_few_turns_of_the_loop(tmp_path):
     count = 64
 
     async def test(one: Gated) -> None:
-        loop, turns, connections = (
-            asyncio.get_running_loop(),
-            0,
-            one.server.server_state.connections,
-        )
+        loop, turns = asyncio.get_running_loop(), 0
+        connections = one.server.server_state.connections
 
         def turn() -> None:
             nonlocal turns

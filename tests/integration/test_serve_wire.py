@@ -471,9 +471,8 @@ def test_who_reads_no_answers_is_not_read_from(service, token):
         count = (64 << 20) // len(one)
         wire.send(one * count)
         left, since_s, seen = -1, time.monotonic(), []
-        while (
-            time.monotonic() - since_s < 2
-        ):  # what it has read may end in a head, and is closed after ten
+        # Not for long: what was read may end within a head, and is closed after ten seconds.
+        while time.monotonic() - since_s < 2:
             if left != (left := writer.transport.get_write_buffer_size()):
                 since_s = time.monotonic()
                 seen.append((round(since_s, 1), left))
