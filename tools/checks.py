@@ -9,8 +9,15 @@ from .places import CACHE, ROOT
 from .processes import Failed, quietly
 
 _FOLDERS = (
-    *("benchmarks", "deploy", "docs", "examples"),
-    *("guests", "native", "sandhost", "tests", "tools"),
+    "benchmarks",
+    "deploy",
+    "docs",
+    "examples",
+    "guests",
+    "native",
+    "sandhost",
+    "tests",
+    "tools",
 )
 
 
