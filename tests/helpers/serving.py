@@ -31,9 +31,36 @@ from . import wait_until
 from .described import check_answer
 
 ADMIN = "sh_" + "A" * 43
+REVERSE = b"""(module
+  (memory (export "memory") 4)
+  (global $free (mut i32) (i32.const 1024))
+  (func (export "alloc") (param $n i32) (result i32)
+    (global.get $free) (global.set $free (i32.add (global.get $free) (local.get $n))))
+  (func (export "reverse") (param $at i32) (param $n i32) (result i64) (local $i i32)
+    (block $done (loop $next
+      (br_if $done (i32.ge_u (local.get $i) (local.get $n)))
+      (i32.store8 (i32.add (i32.const 100000) (local.get $i))
+        (i32.load8_u (i32.sub (i32.add (local.get $at) (local.get $n)) (i32.add (local.get $i) (i32.const 1)))))
+      (local.set $i (i32.add (local.get $i) (i32.const 1)))
+      (br $next)))
+    (i64.or (i64.shl (i64.const 100000) (i64.const 32)) (i64.extend_i32_u (local.get $n))))
+  (func (export "outside") (param i32 i32) (result i64) (i64.const -4294967292))
+  (func (export "huge") (param i32 i32) (result i64) (i64.const 0xffffffff))
+  (func (export "numbers") (param i64) (result i64) (local.get 0)))"""
+
+COUNTER = b"""(module
+  (global $n (mut i32) (i32.const 0))
+  (func (export "warm") (global.set $n (i32.const 100)))
+  (func (export "next") (result i32)
+    (global.set $n (i32.add (global.get $n) (i32.const 1))) (global.get $n)))"""
 _CHECKED = {"response": [check_answer]}
 """No test sees an answer that the OpenAPI document does not describe."""
 _FREE_PORTS = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+
+
+def versioned(number: int) -> bytes:
+    """Return a module whose function `which` returns this number."""
+    return f'(module (func (export "which") (result i32) (i32.const {number})))'.encode()
 
 
 class Client:

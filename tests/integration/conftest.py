@@ -1,4 +1,4 @@
-"""Hosts for the tests of this folder, and the way to tests/helpers."""
+"""Hosts and services' folders for the tests of this folder, and the way to tests/helpers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ import sandhost
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """What `pytest.mark.anyio` runs a test on."""
     return str(request.param)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Where a service keeps what it has; not there yet."""
+    return tmp_path / "data"
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 
 import pytest
 from helpers.serving import Desk, in_desk
@@ -26,11 +25,6 @@ ECHO = b"""(module
   (func (export "trap") (param i32 i32) (result i64) unreachable)
   (func (export "spin") (param i32 i32) (result i64) (loop $next (br $next)) (i64.const 0)))"""
 PATH = "/v1/plugins/p/bytes/"
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
 
 
 @pytest.mark.parametrize("size", [0, 1, SMALL - 1, SMALL, SMALL + 1, 3_000_000, 8 << 20])

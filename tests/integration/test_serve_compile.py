@@ -20,11 +20,6 @@ from sandhost.serve.turns import Turns
 SMALL = b'(module (func (export "seven") (result i32) (i32.const 7)))'
 
 
-@pytest.fixture
-def data(tmp_path):
-    return tmp_path / "data"
-
-
 def leb(number: int) -> bytes:
     out = bytearray()
     while number > 127:

@@ -5,16 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from helpers.serving import Client, Desk, desk, in_desk
+from helpers.serving import Client, Desk, desk, in_desk, versioned
 
 from sandhost.errors import ConfigError
 from sandhost.serve.tokens import new_token
-
-
-@pytest.fixture
-def data(tmp_path):
-    return tmp_path / "data"
-
 
 # ---- guessing tokens ----
 
@@ -51,10 +45,6 @@ def test_guesses_are_counted_and_audited_in_a_few_entries_that_say_nothing_of_th
 COUNTER = b"""(module (memory (export "memory") 1)
   (func (export "next") (result i32)
     (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (i32.const 1))) (i32.load (i32.const 0))))"""
-
-
-def versioned(number: int) -> bytes:
-    return b'(module (func (export "which") (result i32) (i32.const %d)))' % number
 
 
 async def idle(one: Desk) -> None:

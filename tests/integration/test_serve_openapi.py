@@ -41,11 +41,6 @@ COUNT = b"""(module (global $n (mut i32) (i32.const 0))
     (global.set $n (i32.add (global.get $n) (i32.const 1))) (global.get $n)))"""
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
 # ---- the document ----
 
 

@@ -26,11 +26,6 @@ BUSY = b"""(module (func (export "work") (param $n i32) (result i32)
   (local.get $n)))"""
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
 async def tenant(one: Child, http: httpx.AsyncClient, name: str = "acme") -> Client:
     """Return a client of a tenant that is new, or known from another life of the process."""
     admin = Client(http, ADMIN)

@@ -17,7 +17,7 @@ import grpc.aio
 import pytest
 from helpers import guest_file
 from helpers.rpcs import RpcDesk, Stub, in_rpc_desk, named, refused, upload, value, wire_to
-from helpers.serving import ADMIN
+from helpers.serving import ADMIN, COUNTER, versioned
 
 from sandhost.serve.rpc.messages import (
     Alias,
@@ -41,27 +41,12 @@ from sandhost.serve.rpc.messages import (
 )
 
 ADD = guest_file("add").read_bytes()
-COUNTER = b"""(module
-  (global $n (mut i32) (i32.const 0))
-  (func (export "warm") (global.set $n (i32.const 100)))
-  (func (export "next") (result i32)
-    (global.set $n (i32.add (global.get $n) (i32.const 1))) (global.get $n)))"""
 COPY = b"""(module
   (memory (export "memory") 4)
   (func (export "alloc") (param $n i32) (result i32) (i32.const 1024))
   (func (export "same") (param $at i32) (param $n i32) (result i64)
     (i64.or (i64.shl (i64.extend_i32_u (local.get $at)) (i64.const 32))
       (i64.extend_i32_u (local.get $n)))))"""
-
-
-def versioned(number: int) -> bytes:
-    """Return a module whose function `which` returns this number."""
-    return f'(module (func (export "which") (result i32) (i32.const {number})))'.encode()
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
 
 
 def live(one: RpcDesk) -> int:
@@ -623,7 +608,7 @@ def test_health_follows_readiness(data):
         watched = watch(HealthCheckRequest())
         assert (await watched.read()).status == serving
         pressure = one.service.host.pressure
-        # The limit is moved instead of the memory, as in test_serve_http.py.
+        # The limit is moved instead of the memory, as in test_serve_bounds.py.
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         for limit, wanted in ((resident / 0.96, not_serving), (64 * 2**30, serving)):
             pressure.limit_bytes = int(limit)

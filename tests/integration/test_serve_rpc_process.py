@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import socket
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -33,11 +32,6 @@ BUSY = b"""(module (func (export "work") (param $n i32) (result i32)
   (local.get $n)))"""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 PING = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b"12345678"
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
 
 
 def raw(port: int, data: bytes) -> bytes:
