@@ -48,7 +48,7 @@ _LATE_S, _WINDOW_S = 0.005, 0.1
 """CoDel's target and interval."""
 _BURST_S = 1.0
 """Of a quota of processors: so much may be used at once, by who used little before. As guests have it."""
-_TERMS_HOLD_S = 1.0
+_TERMS_HOLD_S = _SWEPT_EVERY_S = 1.0
 _LEAST_REST_S = 0.001
 """Arbitrary."""
 
@@ -105,23 +105,29 @@ class _Share:
         return (first or second).popleft()
 
     @property
-    def is_new(self) -> bool:
-        """Whether nothing would be lost with it."""
-        cpus = self.terms.cpus
-        full = cpus is None or self.credit_s >= _BURST_S * cpus
-        return full and not self.used and not self.waits and self.left_s > 0
+    def rests(self) -> bool:
+        """Whether turns are nothing to it: it used none of this one, owes nothing, and nothing waits."""
+        return not self.used and not self.waits and self.left_s > 0
+
+    def is_new(self, now_s: float) -> bool:
+        """Whether nothing would be lost with it, where it rests."""
+        self._earn(now_s)
+        return self.terms.cpus is None or self.credit_s >= _BURST_S * self.terms.cpus
 
     def charge(self, seconds: float) -> None:
         self.left_s -= seconds
         self.credit_s -= min(seconds, _MOST_CHARGED_S)
         self.used = True
 
-    def begin_turn(self, now_s: float, each_s: float) -> None:
-        self.each_s = each_s
+    def _earn(self, now_s: float) -> None:
         if self.terms.cpus is not None:
             earned_s = self.terms.cpus * (now_s - self.since_s)
             self.credit_s = min(self.credit_s + earned_s, _BURST_S * self.terms.cpus)
         self.since_s = now_s
+
+    def begin_turn(self, now_s: float, each_s: float) -> None:
+        self.each_s = each_s
+        self._earn(now_s)
         owed_s = max(min(self.left_s, 0.0), -_MOST_DEBT_S)
         self.left_s = min(owed_s + each_s, self.credit_s)
 
@@ -165,8 +171,13 @@ class Shares:
         self._wait_s, self._terms, self._clock, self._worked = wait_s, terms, clock, worked
         self._soon = soon or (lambda work: asyncio.get_running_loop().call_soon(work))
         self._later = later or (lambda s, work: asyncio.get_running_loop().call_later(s, work))
-        # Invariant: of who waits, used some in this turn or the last, or has not all of its quota.
-        self._shares: dict[str, _Share] = {}
+        # Invariant: a tenant is in one of them at most. Turns are about the first, of which there are as many as
+        # a turn has requests of; the second may be all tenants of the service.
+        self._active: dict[str, _Share] = {}
+        """Who waits, owes, or used some in this turn or the last."""
+        self._resting: dict[str, _Share] = {}
+        """Who does not, but has not all of its quota."""
+        self._swept_s = -math.inf
         self._open = False  # invariant: whether `soon` has been asked for the next turn
         self._rests_until_s = math.inf  # invariant: until when `later` was asked to begin one
         self._began_s = -math.inf
@@ -176,12 +187,12 @@ class Shares:
     def must_wait(self, tenant: str) -> bool:
         """Whether something of it that comes now has to get in line: its share is used, or others are before it."""
         self._begin()
-        share = self._shares.get(tenant)
+        share = self._active.get(tenant)
         return share is not None and (share.left_s <= 0 or share.waits)
 
     def has_time_to_refuse(self, tenant: str) -> bool:
         """Whether what would have to wait may be refused at once, for some of the next turns' time."""
-        share = self._shares.get(tenant)
+        share = self._active.get(tenant)
         return share is None or share.left_s > -_MOST_REFUSING_S
 
     def wait(self, tenant: str, go_on: Callable[[], object]) -> None:
@@ -198,7 +209,7 @@ class Shares:
 
     def refuses(self, tenant: str) -> bool:
         """Whether what it asks for now is too much; counts as refused, then."""
-        if not self._shares and self._came_s is None:
+        if not self._active and self._came_s is None:
             return False
         share, now_s = self._of(tenant), self._clock()
         too_late = self._came_s is not None and now_s - self._came_s > self._wait_s
@@ -214,7 +225,7 @@ class Shares:
 
     def wait_s(self, tenant: str) -> float:
         """Return how long the request at the head of its line has waited, or what is being done now."""
-        share = self._shares.get(tenant)
+        share = self._active.get(tenant)
         since_s = share.line[0][0] if share is not None and share.line else self._came_s
         return 0.0 if since_s is None else self._clock() - since_s
 
@@ -224,7 +235,7 @@ class Shares:
             self._open = True
             now_s = self._clock()
             if now_s - self._began_s > _LATE_S:  # there was nothing to do
-                for share in self._shares.values():
+                for share in self._active.values():
                     share.late_since_s = math.inf
             self._began_s = now_s
             self._look(now_s)
@@ -232,9 +243,12 @@ class Shares:
 
     def _of(self, tenant: str) -> _Share:
         self._begin()
-        share = self._shares.get(tenant)
+        share = self._active.get(tenant)
         if share is None:
-            share = self._shares[tenant] = _Share(self._terms(tenant), self._clock())
+            share = self._resting.pop(tenant, None)
+            if share is None:
+                share = _Share(self._terms(tenant), self._clock())
+            self._active[tenant] = share
         return share
 
     def _turn(self) -> None:
@@ -248,14 +262,15 @@ class Shares:
         self._began_s = self._clock()
         self._look(self._began_s)
         self._share_out(self._began_s)
-        for share in list(self._shares.values()):
+        for share in list(self._active.values()):
             self._go_on(share)
         now_s = self._clock()
-        for tenant, share in list(self._shares.items()):
-            if share.is_new:
-                del self._shares[tenant]
+        for tenant, share in list(self._active.items()):
+            if share.rests:
+                self._resting[tenant] = self._active.pop(tenant)
             share.end_turn(now_s)
-        waiting = [share for share in self._shares.values() if share.waits or share.left_s <= 0]
+        self._sweep(now_s)
+        waiting = [share for share in self._active.values() if share.waits or share.left_s <= 0]
         self._open = any(share.credit_s > 0 for share in waiting)
         if self._open:
             self._soon(self._turn)
@@ -269,17 +284,24 @@ class Shares:
         self._rests_until_s = math.inf
         self._begin()
 
+    def _sweep(self, now_s: float) -> None:
+        if now_s - self._swept_s > _SWEPT_EVERY_S:
+            self._swept_s = now_s
+            self._resting = {
+                tenant: share for tenant, share in self._resting.items() if not share.is_new(now_s)
+            }
+
     def _share_out(self, now_s: float) -> None:
-        most_s = min(_MOST_S, _TURN_S / max(1, len(self._shares)))
-        for tenant, share in self._shares.items():
+        most_s = min(_MOST_S, _TURN_S / max(1, len(self._active)))
+        for tenant, share in self._active.items():
             if now_s - share.terms_s > _TERMS_HOLD_S:
                 share.terms, share.terms_s = self._terms(tenant), now_s
                 if share.terms.cpus is None:
                     share.credit_s = math.inf
                 elif share.credit_s == math.inf:
                     share.credit_s = 0.0
-        heaviest = max((share.terms.weight for share in self._shares.values()), default=1.0)
-        for share in self._shares.values():
+        heaviest = max((share.terms.weight for share in self._active.values()), default=1.0)
+        for share in self._active.values():
             share.begin_turn(now_s, most_s * share.terms.weight / heaviest)
 
     def _go_on(self, share: _Share) -> None:

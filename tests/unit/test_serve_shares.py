@@ -129,6 +129,37 @@ def test_who_was_interrupted_owes_nothing_for_that(worked: bool, in_line: bool) 
     assert turns == (5 if worked else 0)  # two milliseconds are the most that it owes
 
 
+def test_a_thousand_tenants_that_have_not_all_of_their_quota_take_nothing_of_a_turn() -> None:
+    many = [f"t{number}" for number in range(1000)]
+    loop = Loop(terms={tenant: Terms(cpus=0.01) for tenant in many})
+    for tenant in many:
+        loop.turn([tenant])
+    loop.turn()
+    for _ in range(20):
+        loop.turn(["a", "b"])
+    assert max(loop.waits_s["a"] + loop.waits_s["b"]) <= CALL_S, "of the other, in the same turn"
+
+
+def test_what_a_tenant_used_of_its_quota_is_not_forgotten_while_it_rests() -> None:
+    loop = Loop(wait_s=100, terms={"a": Terms(cpus=0.01)})
+    for _ in range(95):  # of a hundred that a second of its quota is worth
+        loop.turn(["a"])
+        loop.now_s += 0.0001
+        loop.turn()
+    loop.turn(["b"])
+    loop.turn()
+    loop.now_s += 1.1  # it earns as many again
+    loop.turn(["b"])
+    loop.turn()
+    served = loop.served["a"]
+    for _ in range(150):
+        loop.turn(["a"])
+        loop.turn(["b"])
+    assert 100 <= loop.served["a"] - served <= 115
+    loop.rest()
+    assert loop.served["a"] - served == 150
+
+
 def test_who_has_too_much_for_a_tenth_of_a_second_is_refused_until_it_is_over() -> None:
     loop = Loop()
     for _ in range(400):
