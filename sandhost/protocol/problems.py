@@ -122,7 +122,7 @@ class TooMany(Problem):
 
 
 class Unavailable(Problem):
-    """The service is stopping."""
+    """The service is stopping, or as many are connected to it as may be."""
 
     status, grpc = HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE"
 

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from .durations import GONE
 from .gate import Gate, Place
 from .inflow import PIECE_BYTES, Inflow
-from .problems import Problem, TooMany
+from .problems import Problem, TooMany, Unavailable
 from .replies import Reply, refusal
 from .shares import NOBODY
 from .steps import Steps
@@ -39,6 +39,7 @@ _LINGER_S = 1.0
 """Arbitrary."""
 _READ_ON_BYTES = 64 << 10
 """Of a refused request's body, so that its connection may be kept. Whoever sends more has to connect again."""
+_CROWDED = "as many are connected as may be"
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -294,6 +295,10 @@ class GatedProtocol(BoundedProtocol):
         if self._lingering:  # it came behind what ends the connection
             return
         self._serving = cycle
+        if app is not self.app:  # uvicorn's own answer where as many are connected as may be
+            self._refuse(cycle, Unavailable(_CROWDED), close=True)
+            self.transport.close()  # not in its time: others want the place
+            return
         try:
             self._tenant, place = self.gate.place_for(cycle.scope)  # type: ignore[arg-type] # a TypedDict
         except Problem as problem:
@@ -348,8 +353,10 @@ class GatedProtocol(BoundedProtocol):
 
         task.add_done_callback(ended)
 
-    def _refuse(self, cycle: RequestResponseCycle, problem: Problem) -> None:
-        close = not cycle.keep_alive or _has_more(cycle)
+    def _refuse(
+        self, cycle: RequestResponseCycle, problem: Problem, *, close: bool = False
+    ) -> None:
+        close = close or not cycle.keep_alive or _has_more(cycle)
         if not close and isinstance(problem, TooMany):
             self._remember(cycle, None)
         cycle.response_started = cycle.response_complete = True

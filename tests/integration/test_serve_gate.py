@@ -229,6 +229,27 @@ def test_a_connection_may_rest_for_long_but_not_where_many_are_open(tmp_path, mo
     in_gated(tmp_path / "data", test, timeout_keep_alive=60, limit_concurrency=6)
 
 
+def test_who_connects_when_as_many_have_as_may_is_told_so_and_counted(tmp_path):
+    async def test(one: Gated) -> None:
+        acme = await one.desk.client("acme")
+        await acme.deploy("p", which(1))
+        first, second = await one.wire(), await one.wire()
+        for wire in (first, second):
+            assert await wire.call(acme, "p") == ONE
+        third = await one.wire()
+        status, body = await third.call(acme, "p")
+        assert (status, json.loads(body)["title"]) == (503, "unavailable")
+        await third.ended()
+        counted = {
+            (taken.operation, taken.status): sum(taken.counts)
+            for taken in one.desk.service.durations.taken()
+        }
+        assert counted["call", "5xx"] == 1
+        assert await first.call(acme, "p") == ONE
+
+    in_gated(tmp_path / "data", test, limit_concurrency=3)
+
+
 def test_who_asks_when_the_time_to_rest_is_over_is_answered(tmp_path):
     async def test(one: Gated) -> None:
         acme = await one.desk.client("acme")
