@@ -39,7 +39,6 @@ _LINGER_S = 1.0
 """Arbitrary."""
 _READ_ON_BYTES = 64 << 10
 """Of a refused request's body, so that its connection may be kept. Whoever sends more has to connect again."""
-_CROWDED = "as many are connected as may be"
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -296,7 +295,8 @@ class GatedProtocol(BoundedProtocol):
             return
         self._serving = cycle
         if app is not self.app:  # uvicorn's own answer where as many are connected as may be
-            self._refuse(cycle, Unavailable(_CROWDED), close=True)
+            full = Unavailable("as many are connected as may be", retry_after_s=_CROWDED_S)
+            self._refuse(cycle, full, close=True)
             self.transport.close()  # not in its time: others want the place
             return
         try:

@@ -238,7 +238,8 @@ def test_who_connects_when_as_many_have_as_may_is_told_so_and_counted(tmp_path):
             assert await wire.call(acme, "p") == ONE
         third = await one.wire()
         status, body = await third.call(acme, "p")
-        assert (status, json.loads(body)["title"]) == (503, "unavailable")
+        problem = json.loads(body)
+        assert (status, problem["title"], problem["retry_after_s"]) == (503, "unavailable", 5)
         await third.ended()
         counted = {
             (taken.operation, taken.status): sum(taken.counts)
