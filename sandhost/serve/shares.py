@@ -105,12 +105,12 @@ class _Share:
         return (first or second).popleft()
 
     @property
-    def rests(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether turns are nothing to it: it used none of this one, owes nothing, and nothing waits."""
         return not self.used and not self.waits and self.left_s > 0
 
     def is_new(self, now_s: float) -> bool:
-        """Whether nothing would be lost with it, where it rests."""
+        """Whether nothing would be lost with it, where it is idle."""
         self._earn(now_s)
         return self.terms.cpus is None or self.credit_s >= _BURST_S * self.terms.cpus
 
@@ -175,7 +175,7 @@ class Shares:
         # a turn has requests of; the second may be all tenants of the service.
         self._active: dict[str, _Share] = {}
         """Who waits, owes, or used some in this turn or the last."""
-        self._resting: dict[str, _Share] = {}
+        self._idle: dict[str, _Share] = {}
         """Who does not, but has not all of its quota."""
         self._swept_s = -math.inf
         self._open = False  # invariant: whether `soon` has been asked for the next turn
@@ -245,7 +245,7 @@ class Shares:
         self._begin()
         share = self._active.get(tenant)
         if share is None:
-            share = self._resting.pop(tenant, None)
+            share = self._idle.pop(tenant, None)
             if share is None:
                 share = _Share(self._terms(tenant), self._clock())
             self._active[tenant] = share
@@ -266,8 +266,8 @@ class Shares:
             self._go_on(share)
         now_s = self._clock()
         for tenant, share in list(self._active.items()):
-            if share.rests:
-                self._resting[tenant] = self._active.pop(tenant)
+            if share.is_idle:
+                self._idle[tenant] = self._active.pop(tenant)
             share.end_turn(now_s)
         self._sweep(now_s)
         waiting = [share for share in self._active.values() if share.waits or share.left_s <= 0]
@@ -287,8 +287,8 @@ class Shares:
     def _sweep(self, now_s: float) -> None:
         if now_s - self._swept_s > _SWEPT_EVERY_S:
             self._swept_s = now_s
-            self._resting = {
-                tenant: share for tenant, share in self._resting.items() if not share.is_new(now_s)
+            self._idle = {
+                tenant: share for tenant, share in self._idle.items() if not share.is_new(now_s)
             }
 
     def _share_out(self, now_s: float) -> None:

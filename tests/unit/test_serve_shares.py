@@ -140,24 +140,29 @@ def test_a_thousand_tenants_that_have_not_all_of_their_quota_take_nothing_of_a_t
     assert max(loop.waits_s["a"] + loop.waits_s["b"]) <= CALL_S, "of the other, in the same turn"
 
 
-def test_what_a_tenant_used_of_its_quota_is_not_forgotten_while_it_rests() -> None:
+def test_what_a_tenant_used_of_its_quota_is_known_until_it_has_earned_it_again() -> None:
     loop = Loop(wait_s=100, terms={"a": Terms(cpus=0.01)})
+    loop.turn(["b"])
+    loop.turn()  # who is idle is looked through, as once a second
+    loop.now_s += 0.7
     for _ in range(95):  # of a hundred that a second of its quota is worth
         loop.turn(["a"])
         loop.now_s += 0.0001
         loop.turn()
     loop.turn(["b"])
-    loop.turn()
-    loop.now_s += 1.1  # it earns as many again
+    loop.now_s += 0.5  # it earns fifty, and that second is over
     loop.turn(["b"])
     loop.turn()
     served = loop.served["a"]
     for _ in range(150):
-        loop.turn(["a"])
-        loop.turn(["b"])
-    assert 100 <= loop.served["a"] - served <= 115
+        loop.turn(["a", "b"])
+    assert 50 <= loop.served["a"] - served <= 70
     loop.rest()
     assert loop.served["a"] - served == 150
+    loop.now_s += 2.1
+    for _ in range(3):
+        loop.turn(["b"])
+    assert "a" not in loop.shares._idle
 
 
 def test_who_has_too_much_for_a_tenth_of_a_second_is_refused_until_it_is_over() -> None:
