@@ -94,9 +94,8 @@ class Running:
 
 
 def _run(port: int, token: str, seconds: float, means: Sequence[str], pipe: Connection) -> None:
-    os.nice(
-        19
-    )  # an attacker has a machine of his own: it is the service that is to be slowed, not this one
+    # An attacker has a machine of his own: it is the service that is to be slowed, not this one.
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     attack = _Attack(port, token)
     asyncio.run(attack.run(seconds, means))
     pipe.send(dict(attack.met))

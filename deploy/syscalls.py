@@ -27,8 +27,8 @@ CALLS = {
         execve exit exit_group arch_prctl prctl prlimit64 rseq set_robust_list set_tid_address uname
         getpid getppid gettid getuid geteuid getgid getegid getgroups getresuid getresgid""",
     "Threads and signals": """
-        futex sched_yield sched_getaffinity sched_getparam sched_getscheduler getcpu membarrier restart_syscall
-        rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack tgkill""",
+        futex sched_yield sched_getaffinity sched_getparam sched_getscheduler sched_setscheduler getcpu membarrier
+        restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack tgkill""",
     "Processes that compile modules: started, given what is left of the processors, ended": """
         vfork chdir setpriority getpriority kill wait4 waitid""",
     "Memory; mprotect makes compiled guests executable, the last four are for NUMA and for many regions at once": """

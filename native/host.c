@@ -128,7 +128,7 @@ sh_host *sh_host_new(const sh_host_options *options) {
   if (new_engines(host) != SH_OK) goto no_ticker;
   if (shi_trap_signals_installed() != SH_OK) goto no_ticker;
   if (shi_ticker_start(&host->ticker) != SH_OK) goto no_ticker;
-  shi_workers_init(&host->workers, options->workers);
+  shi_workers_init(&host->workers, options->workers, options->background);
   shi_process_add(host);
   return host;
 

@@ -89,8 +89,16 @@ int shi_os_thread_start(pthread_t *out, const char *name, void *(*run)(void *), 
 }
 
 /* Of one step each a weight of four fifths: ten are a tenth. With fewer, a thread that wakes up waits now and then for
- * the end of another's slice, which takes 4 ms; measured on Linux 6.18. POSIX has it for processes, Linux for threads. */
-void shi_os_thread_give_way(void) { nice(10); }
+ * the end of another's slice, which takes 4 ms; measured on Linux 6.18. POSIX has it for processes, Linux for threads.
+ *
+ * In the background, sched(7)'s SCHED_IDLE, nobody waits for its slice at all. Where there is one processor only, a
+ * thread that is never idle would leave it nothing. */
+void shi_os_thread_give_way(bool background) {
+  nice(10);
+  cpu_set_t processors;
+  if (background && sched_getaffinity(0, sizeof processors, &processors) == 0 && CPU_COUNT(&processors) > 1)
+    sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0});
+}
 
 /* ---- address space ---------------------------------------------------------------------------------------------- */
 

@@ -35,7 +35,7 @@ static void let_faults_through(void) {
 static void *work(void *argument) {
   shi_workers *workers = argument;
   let_faults_through();
-  shi_os_thread_give_way();
+  shi_os_thread_give_way(workers->background);
   pthread_mutex_lock(&workers->lock);
   for (;;) {
     workers->idle++;
@@ -52,11 +52,12 @@ static void *work(void *argument) {
   return NULL;
 }
 
-void shi_workers_init(shi_workers *workers, uint32_t most) {
+void shi_workers_init(shi_workers *workers, uint32_t most, bool background) {
   pthread_mutex_init(&workers->lock, NULL);
   pthread_cond_init(&workers->wake, NULL);
   workers->tail = &workers->head;
   workers->most = most < SHI_WORKERS_MAX ? most : SHI_WORKERS_MAX;
+  workers->background = background;
 }
 
 void shi_workers_stop(shi_workers *workers) {

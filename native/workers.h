@@ -28,10 +28,12 @@ typedef struct {
   uint32_t count; /* started, at first need */
   uint32_t queued; /* guests from head on */
   bool stop;
+  bool background;
   pthread_t threads[SHI_WORKERS_MAX];
 } shi_workers;
 
-void shi_workers_init(shi_workers *workers, uint32_t most);
+/* Background: they run while no other thread here wants their processor. */
+void shi_workers_init(shi_workers *workers, uint32_t most, bool background);
 /* Precondition: no guest is queued. */
 void shi_workers_stop(shi_workers *workers);
 /* Hands over a guest that is RUNNING and the caller's. False: there is no thread that could take it. */

@@ -90,6 +90,10 @@ class Host(Closing):
         optimize: False compiles faster and runs slower.
         workers: most threads that run calls of `call_async` which compute; None: one a processor, 4 at
             the most. 0: they run on the event loop, in slices of 2 ms, which others wait for in turn.
+        background: True has workers run only while nothing else in this control group wants their processor
+            (`SCHED_IDLE`, https://man7.org/linux/man-pages/man7/sched.7.html): for programs that others wait
+            for, like a server, and that do not use all processors themselves. Of one processor they get a
+            tenth of the weight of others in any case.
         numa_bind: pages come from the guest's own NUMA node or not at all, instead of preferably.
 
     Raises:
@@ -115,6 +119,7 @@ class Host(Closing):
         cache_limit: int | str = "2 GiB",
         optimize: bool = True,
         workers: int | None = None,
+        background: bool = False,
         numa_bind: bool = False,
     ) -> None:
         if workers is None:
@@ -137,6 +142,7 @@ class Host(Closing):
                 "wasm_stack": stack_bytes,
                 "optimize": optimize,
                 "workers": _within("workers", workers, 0, _MOST_WORKERS),
+                "background": background,
                 "numa_bind": numa_bind,
                 "handles": _within("handles", handles, 0, _MOST_HANDLES),
                 "handle_bytes": _limit(handle_memory),

@@ -48,6 +48,12 @@ REVERSE = b"""(module
   (func (export "huge") (param i32 i32) (result i64) (i64.const 0xffffffff))
   (func (export "numbers") (param i64) (result i64) (local.get 0)))"""
 
+COPY = b"""(module
+  (memory (export "memory") 4)
+  (func (export "alloc") (param $n i32) (result i32) (i32.const 1024))
+  (func (export "same") (param $at i32) (param $n i32) (result i64)
+    (i64.or (i64.shl (i64.extend_i32_u (local.get $at)) (i64.const 32))
+      (i64.extend_i32_u (local.get $n)))))"""
 COUNTER = b"""(module
   (global $n (mut i32) (i32.const 0))
   (func (export "warm") (global.set $n (i32.const 100)))

@@ -158,16 +158,42 @@ async def test_what_computes_does_not_keep_the_loop(host: sandhost.Host) -> None
     assert turns_of_others > 10
 
 
-async def test_workers_give_way_to_the_loop(host: sandhost.Host) -> None:
+async def started_workers(host: sandhost.Host) -> set[int]:
+    """Return the threads that a call which computes has started."""
+
+    def workers() -> set[int]:
+        tasks = Path("/proc/self/task").iterdir()
+        return {int(task.name) for task in tasks if "worker" in (task / "comm").read_text()}
+
+    before = workers()
     async with load_waiting(host).spawn_async() as guest:
         await guest.call_async("work", 50_000_000)
-    names = {
-        int(task.name): (task / "comm").read_text() for task in Path("/proc/self/task").iterdir()
-    }
-    workers = [task for task, name in names.items() if name == "sandhost-worker\n"]
-    assert workers
+    started = workers() - before
+    assert started
+    return started
+
+
+async def test_workers_give_way_to_the_loop(host: sandhost.Host) -> None:
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    assert {os.getpriority(os.PRIO_PROCESS, task) for task in workers} == {min(own + 10, 19)}
+    for worker in await started_workers(host):
+        assert os.getpriority(os.PRIO_PROCESS, worker) == min(own + 10, 19)
+        assert os.sched_getscheduler(worker) == os.sched_getscheduler(0)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one processor")
+@pytest.mark.parametrize(("processors", "policy"), [(1, os.SCHED_OTHER), (2, os.SCHED_IDLE)])
+async def test_workers_in_the_background_run_behind_all_others(
+    processors: int, policy: int
+) -> None:
+    own, here = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(here)[:processors])
+    try:
+        with sandhost.Host(cache=False, background=True) as host:
+            for worker in await started_workers(host):
+                assert os.sched_getscheduler(worker) == policy
+                assert os.getpriority(os.PRIO_PROCESS, worker) == min(own + 10, 19)
+    finally:
+        os.sched_setaffinity(0, here)
 
 
 async def test_large_guests_are_closed_beside_the_loop(host: sandhost.Host) -> None:
