@@ -97,10 +97,12 @@ def open_service(settings: Settings, compilers: Compilers | None = None) -> Iter
             process_limit=settings.process_limit,
             handle_memory=settings.handle_memory,
             max_guests=settings.max_guests,
-            background=True,
+            background=settings.background,
         ) as host:
             host.pressure.start()
-            compilers = compilers or Compilers(settings.compile_memory, settings.compile_time)
+            compilers = compilers or Compilers(
+                settings.compile_memory, settings.compile_time, background=settings.background
+            )
             yield Opened(Service(settings, host, registry, compilers), made)
 
 

@@ -56,10 +56,11 @@ class Compilers:
     Args:
         memory: bytes that one may have.
         within_s: processor time that one module may take, so that a busy machine fails none.
+        background: they run only while nothing else in this control group wants their processor.
     """
 
-    def __init__(self, memory: int, within_s: float) -> None:
-        self._memory, self._within_s = memory, within_s
+    def __init__(self, memory: int, within_s: float, *, background: bool = False) -> None:
+        self._memory, self._within_s, self._background = memory, within_s, background
         self._lock = threading.Lock()
         self._idle: list[_Child] = []
         self._busy: set[_Child] = set()
@@ -113,7 +114,11 @@ class Compilers:
                 if self._closed:
                     raise Unavailable("the service is stopping")
                 is_new = not self._idle
-                child = _Child(self._memory) if is_new else self._idle.pop()
+                child = (
+                    _Child(self._memory, background=self._background)
+                    if is_new
+                    else self._idle.pop()
+                )
                 self._busy.add(child)
             if child.hello():
                 return child
@@ -155,10 +160,10 @@ class Compilers:
 class _Child:
     """One process, which one thread at a time asks."""
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, memory: int, *, background: bool) -> None:
         self._stalled = False
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, str(memory)],
+            [sys.executable, "-c", _START, str(memory), *(["background"] if background else [])],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -223,10 +228,13 @@ class _Child:
 
 def main() -> None:
     """Compile what stdin orders, a line of JSON each, until its end."""
-    memory = int(sys.argv[1])
+    memory, background = int(sys.argv[1]), "background" in sys.argv[2:]
     orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     os.nice(_NICE)
+    if background and len(os.sched_getaffinity(0)) > 1:  # as native/os_linux.c has it for guests
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # before the service
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -216,6 +216,12 @@ class Settings(BaseSettings):
     queue_time: _Seconds = _setting("1 s", "longest time that a request waits to be begun")
     drain_time: _Seconds = _setting("30 s", "time that requests have to end when the service stops")
 
+    background: _Switch = _setting(
+        False,
+        "run calls that take long, and compilers, only while nothing else in this control group wants their "
+        "processor: for a unit or container of its own",
+    )
+
     metrics: _Switch = _setting(True, "answer at /metrics")
     debug: _Switch = _setting(True, "answer at /debug: what the host holds, profiles")
     console: _Switch = _setting(

@@ -61,6 +61,7 @@ def test_a_value_means_the_same_wherever_it_stands(write, monkeypatch):
         "tenant_guests": "7",
         "guest_deadline": "250 ms",
         "session_idle": "2 min",
+        "background": "on",
         "metrics": "off",
         "admin_token": TOKEN,
     }
@@ -72,7 +73,7 @@ def test_a_value_means_the_same_wherever_it_stands(write, monkeypatch):
     assert by_call.data == Path("/srv/sandhost")
     assert (by_call.process_limit, by_call.max_guests) == ("cgroup", 20)
     assert (by_call.guest_deadline, by_call.session_idle) == (0.25, 120.0)
-    assert by_call.metrics is False
+    assert (by_call.background, by_call.metrics) == (True, False)
 
 
 def test_a_number_of_toml_is_taken_as_it_is(write):
