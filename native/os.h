@@ -120,7 +120,8 @@ void shi_os_file_close(int fd);
 int shi_os_open_beneath(int fd, const char *path, int flags, uint32_t mode);
 /* Starts a thread that gets no signals: they belong to the application's own threads. */
 int shi_os_thread_start(pthread_t *out, const char *name, void *(*run)(void *), void *argument);
-/* The calling thread gives way, from now on, to threads of this and of other processes that did not. */
+/* The calling thread gives way, from now on, to threads of this and of other processes that did not; in the background
+ * it runs only while none of them wants its processor, unless there is one only, or the system refuses that. */
 void shi_os_thread_give_way(bool background);
 /* A file of the kernel's that prints anew at each read from its beginning: kept open, and read with one call. Closed by
  * shi_os_file_close. */

@@ -155,7 +155,7 @@ typedef struct {
   uint64_t optimize;          /* 0: compile fast, 1: run fast */
   uint32_t workers;           /* most threads for calls on fibers; 0: they run where they are polled */
   uint32_t numa_bind;
-  uint64_t background; /* 0: with a tenth of the weight of others, 1: when no other wants the processor */
+  uint64_t background;   /* 0: workers have a tenth of others' weight, 1: what no other wants of the processor */
   uint64_t handles;      /* of all guests and the host itself */
   uint64_t handle_bytes; /* that those stand for; UINT64_MAX: none */
 } sh_host_options;

@@ -1,14 +1,12 @@
-"""Calls that can wait: what they take and give, and whom they keep waiting."""
+"""Calls that can wait: what they take and give. Whom they keep waiting is in test_async_workers.py."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import gc
-import os
 import threading
 import time
-from pathlib import Path
 
 import anyio
 import pytest
@@ -139,98 +137,6 @@ async def test_a_call_that_blocks_does_not_reach_a_coroutine(host: sandhost.Host
         assert guest.call("add", 1, 1) == 2
     with pytest.raises(sandhost.ConfigError, match=r"env\.later"):
         plugin.call("wait", 1)
-
-
-async def test_what_computes_does_not_keep_the_loop(host: sandhost.Host) -> None:
-    plugin = load_waiting(host)
-    turns_of_others = 0
-
-    async def count() -> None:
-        nonlocal turns_of_others
-        while True:
-            await anyio.sleep(0.001)
-            turns_of_others += 1
-
-    async with plugin.spawn_async() as guest, anyio.create_task_group() as tasks:
-        tasks.start_soon(count)
-        assert await guest.call_async("work", 400_000_000) == 7
-        tasks.cancel_scope.cancel()
-    assert turns_of_others > 10
-
-
-async def started_workers(host: sandhost.Host) -> set[int]:
-    """Return the threads that a call which computes has started."""
-
-    def workers() -> set[int]:
-        tasks = Path("/proc/self/task").iterdir()
-        return {int(task.name) for task in tasks if "worker" in (task / "comm").read_text()}
-
-    before = workers()
-    async with load_waiting(host).spawn_async() as guest:
-        await guest.call_async("work", 50_000_000)
-    started = workers() - before
-    assert started
-    return started
-
-
-async def test_workers_give_way_to_the_loop(host: sandhost.Host) -> None:
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    for worker in await started_workers(host):
-        assert os.getpriority(os.PRIO_PROCESS, worker) == min(own + 10, 19)
-        assert os.sched_getscheduler(worker) == os.sched_getscheduler(0)
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one processor")
-@pytest.mark.parametrize(("processors", "policy"), [(1, os.SCHED_OTHER), (2, os.SCHED_IDLE)])
-async def test_workers_in_the_background_run_behind_all_others(
-    processors: int, policy: int
-) -> None:
-    own, here = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(here)[:processors])
-    try:
-        with sandhost.Host(cache=False, background=True) as host:
-            for worker in await started_workers(host):
-                assert os.sched_getscheduler(worker) == policy
-                assert os.getpriority(os.PRIO_PROCESS, worker) == min(own + 10, 19)
-    finally:
-        os.sched_setaffinity(0, here)
-
-
-async def test_large_guests_are_closed_beside_the_loop(host: sandhost.Host) -> None:
-    closed_by = []
-
-    class Noted(sandhost.Guest):
-        def close(self) -> sandhost.Reclaim:
-            closed_by.append(threading.get_ident())
-            return super().close()
-
-    for pages in (1, 1024):
-        plugin = host.load(b'(module (memory (export "memory") %d))' % pages)
-        plugin.guest_class = Noted
-        async with plugin.spawn_async() as guest:
-            pass
-        assert guest.closed
-        assert await guest.aclose() == guest.close()
-    here = threading.get_ident()
-    assert [thread == here for thread in closed_by] == [True] * 3 + [False] + [True] * 2
-
-
-async def test_without_workers_guests_take_turns_on_the_loop() -> None:
-    with sandhost.Host(cache=False, workers=0) as host:
-        plugin = load_waiting(host)
-        order: list[str] = []
-
-        async def run(name: str) -> None:
-            async with plugin.spawn_async() as guest:
-                assert await guest.call_async("work", 60_000_000) == 7
-                order.append(name)
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(run, "long")
-            await turns(2)
-            order.append("others run")
-        assert order == ["others run", "long"]
-        balanced(host)
 
 
 async def test_a_deadline_holds_while_a_guest_computes_and_while_it_waits(

@@ -70,17 +70,6 @@ def test_a_module_that_takes_too_long_or_too_much_fails_and_the_next_is_compiled
         compilers.compile(*keep(tmp_path, SMALL), "small", fuel=False)
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one processor")
-@pytest.mark.parametrize("background", [False, True])
-def test_compilers_give_way_to_the_service(tmp_path, background):
-    with Compilers(2 << 30, 60, background=background) as compilers:
-        compilers.compile(*keep(tmp_path, SMALL), "small", fuel=False)
-        (child,) = compilers._idle
-        pid = child._process.pid
-        assert os.sched_getscheduler(pid) == (os.SCHED_IDLE if background else os.SCHED_OTHER)
-        assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
-
-
 def test_what_is_wrong_with_a_module_is_said_as_the_host_says_it(tmp_path, host):
     with Compilers(2 << 30, 60) as compilers:
         for module in (b"no wasm", b"\0asm\1\0\0\0\1", b'(module (import "no" "where" (func)))'):

@@ -79,6 +79,35 @@ def test_a_command_gets_and_gives_all_that_it_can(data):
         assert one.end() == 0, one.said()
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one processor")
+@pytest.mark.parametrize("background", ["off", "on"])
+def test_long_calls_and_compilers_run_in_the_background_where_the_operator_says_so(
+    data, background
+):
+    async def test(acme: Client) -> None:
+        await acme.deploy("spin", b'(module (func (export "spin") (loop (br 0))))')
+        deadline = {"Sandhost-Deadline": "0.2"}
+        await acme.ask("POST", "/v1/plugins/spin/call/spin", 504, headers=deadline)
+
+    # In a session of its own, like a control group to Linux (sched(7), autogroup): others compute beside it.
+    with child(data, "--background", background, under=["setsid"]) as one:
+        with_client(one, test)
+        tasks = Path(f"/proc/{one.process.pid}/task")
+        threads = {int(task.name): (task / "comm").read_text() for task in tasks.iterdir()}
+        workers = [thread for thread, name in threads.items() if name == "sandhost-worker\n"]
+        compilers = [
+            int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()
+        ]
+        assert workers
+        assert compilers
+        found = {os.sched_getscheduler(thread) for thread in workers + compilers}
+        assert found == {os.SCHED_IDLE if background == "on" else os.SCHED_OTHER}
+        assert os.sched_getscheduler(one.process.pid) == os.SCHED_OTHER
+        nice = {os.getpriority(os.PRIO_PROCESS, thread) for thread in workers + compilers}
+        assert min(nice) > os.getpriority(os.PRIO_PROCESS, one.process.pid)
+        assert one.end() == 0, one.said()
+
+
 def test_a_commands_input_and_output_go_both_ways_at_once(data):
     async def test(acme: Client, one: Child) -> None:
         await acme.deploy("echo", guest_file("echo"))
