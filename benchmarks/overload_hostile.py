@@ -110,6 +110,7 @@ class _Attack:
         first = random.getrandbits(20)
         self._modules = itertools.cycle([big_module(first + number) for number in range(MODULES)])
         self._noise = itertools.cycle([os.urandom(256 << 10) for _ in range(MODULES)])
+        self._oversized_body = b"%x\r\n%b\r\n0\r\n\r\n" % (OVERSIZED, bytes(OVERSIZED))
 
     async def prepare(self) -> None:
         for name, module in (("spin", SPIN), ("grow", GROW)):
@@ -152,8 +153,8 @@ class _Attack:
         return (await self._ask("PUT", "/v1/plugins/big", next(self._modules)))[0]
 
     async def _oversized(self) -> object:
-        body = bytes(OVERSIZED)
-        return (await self._ask("POST", "/v1/plugins/spin/bytes/spin", body, chunked=True))[0]
+        path, body = "/v1/plugins/spin/bytes/spin", self._oversized_body
+        return (await self._ask("POST", path, body, chunked=True))[0]
 
     async def _hoard(self) -> object:
         status, answer = await self._ask("POST", "/v1/plugins/spin/sessions")
@@ -178,7 +179,6 @@ class _Attack:
             head += f"Authorization: Bearer {self._token}\r\n"
             if chunked:
                 writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
-                body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
             else:
                 writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
             with contextlib.suppress(ConnectionError):  # refused before it was read
