@@ -237,9 +237,7 @@ static int prepare(shi_guest *guest, sh_tenant *tenant, const sh_limits *limits,
     return shi_fail(SH_ARGUMENT, "fuel is asked for, but the plugin was loaded without fuel=True");
   const shi_account *full = shi_account_charge(live_account(guest), 1); /* the host's has no limit */
   guest->counted = !full;
-  if (!full) return SH_OK;
-  shi_event_refused(&plugin->host->events, guest->whose, SH_REFUSED_QUOTA, SH_LEVEL_TENANT, 1, full->limit);
-  return shi_fail_limit(SH_QUOTA, full->limit, 0, "guests alive at once");
+  return full ? shi_quota_refuse_guest(plugin->host, guest->whose, full->limit) : SH_OK;
 }
 
 /* Only when wasmtime asked for a GC heap as well can a request have been taken for another: see creator.c. */

@@ -26,7 +26,8 @@
 
 int shi_live_here(sh_plugin *plugin, sh_snapshot *from, sh_tenant *tenant, const sh_limits *limits,
                   uint32_t export_index, wasmtime_val_raw_t *cells) {
-  if (export_index < plugin->export_count && !shi_export_is_short(&plugin->exports[export_index])) return SH_LONG;
+  if (export_index < plugin->export_count && !shi_export_is_short(&plugin->exports[export_index]))
+    return shi_quota_look(plugin->host, tenant, shi_now_ns()) == SH_OK ? SH_LONG : SH_CLOSED;
   uint64_t guest = shi_spawn(plugin, from, tenant, limits, NULL, true);
   if (!guest) return SH_CLOSED; /* any failure: the thread's error says which */
   int status = shi_call_briefly(guest, export_index, cells);

@@ -111,7 +111,12 @@ static int refuse_under_pressure(sh_host *host, sh_tenant *tenant, uint64_t retr
   return shi_fail_limit(SH_REFUSED, 0, retry_ns, "%s", why);
 }
 
-int shi_quota_check(sh_host *host, sh_tenant *tenant, uint64_t now_ns) {
+int shi_quota_refuse_guest(sh_host *host, shi_whose whose, uint64_t limit) {
+  shi_event_refused(&host->events, whose, SH_REFUSED_QUOTA, SH_LEVEL_TENANT, 1, limit);
+  return shi_fail_limit(SH_QUOTA, limit, 0, "guests alive at once");
+}
+
+static int check_what_is_not_taken(sh_host *host, sh_tenant *tenant, uint64_t now_ns) {
   uint64_t wait_ns = atomic_load_explicit(&host->refusing_ns, memory_order_relaxed);
   if (__builtin_expect(wait_ns != 0, 0))
     return refuse_under_pressure(host, tenant, wait_ns, "the host is short of memory and takes no new guests");
@@ -121,8 +126,22 @@ int shi_quota_check(sh_host *host, sh_tenant *tenant, uint64_t now_ns) {
     return refuse_under_pressure(host, tenant, wait_ns,
                                  "the host is short of memory and the tenant has more than its share of it");
   wait_ns = shi_bucket_limits(&tenant->cpu) ? shi_bucket_wait(&tenant->cpu, now_ns) : 0;
-  if (wait_ns) return refuse(host, tenant, wait_ns, "CPU time");
-  wait_ns = shi_bucket_limits(&tenant->starts) ? shi_bucket_take(&tenant->starts, now_ns, 1) : 0;
+  return wait_ns ? refuse(host, tenant, wait_ns, "CPU time") : SH_OK;
+}
+
+int shi_quota_look(sh_host *host, sh_tenant *tenant, uint64_t now_ns) {
+  int status = check_what_is_not_taken(host, tenant, now_ns);
+  if (status != SH_OK || !tenant) return status;
+  uint64_t limit = atomic_load_explicit(&tenant->guests.limit, memory_order_relaxed);
+  if (atomic_load_explicit(&tenant->guests.used, memory_order_relaxed) < limit) return SH_OK; /* mostly */
+  if (shi_account_used(&tenant->guests) < limit) return SH_OK;
+  return shi_quota_refuse_guest(host, (shi_whose){.tenant = tenant->id}, limit);
+}
+
+int shi_quota_check(sh_host *host, sh_tenant *tenant, uint64_t now_ns) {
+  int status = check_what_is_not_taken(host, tenant, now_ns);
+  if (status != SH_OK || !tenant || !shi_bucket_limits(&tenant->starts)) return status;
+  uint64_t wait_ns = shi_bucket_take(&tenant->starts, now_ns, 1);
   return wait_ns ? refuse(host, tenant, wait_ns, "guests started in a second") : SH_OK;
 }
 

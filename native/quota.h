@@ -14,6 +14,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "events.h"
+
 /* A use that meets a change of the quota is held against a mixture of both: it is one use. */
 typedef struct {
   _Atomic uint64_t full_ns;
@@ -49,6 +51,10 @@ int shi_cpu_refuse(struct shi_guest *guest, uint64_t now_ns);
 struct sh_host;
 struct sh_tenant;
 int shi_quota_check(struct sh_host *host, struct sh_tenant *tenant, uint64_t now_ns);
+/* The same of one that will be asked about again: takes nothing. And whether there are as many as there may be. */
+int shi_quota_look(struct sh_host *host, struct sh_tenant *tenant, uint64_t now_ns);
+/* Records that there are `limit` of them, as many as there may be. */
+int shi_quota_refuse_guest(struct sh_host *host, shi_whose whose, uint64_t limit);
 /* One that was let in does not count: it will start once more. */
 void shi_quota_give_back(struct sh_tenant *tenant);
 

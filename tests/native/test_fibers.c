@@ -578,6 +578,20 @@ static void a_whole_life_on_a_loop_is_short_or_is_not_there(void) {
   sh_plugin_get_stats(plugin, &after);
   CHECK_EQ(after.spawns, before.spawns);
   CHECK(shi_live_here(plugin, NULL, NULL, &no_limits, 99, cells) != SH_OK);
+
+  /* Of a tenant that may have no guest now it is refused there and then. */
+  sh_tenant *tenant = sh_tenant_new(host, &(sh_tenant_limits){.memory = UINT64_MAX, .guests = 1});
+  CHECK_EQ(shi_live_here(plugin, NULL, tenant, &no_limits, SPIN, cells), SH_LONG);
+  uint64_t guest = sh_spawn(plugin, NULL, tenant, &no_limits, NULL);
+  CHECK(guest != 0);
+  CHECK_EQ(shi_live_here(plugin, NULL, tenant, &no_limits, SPIN, cells), SH_CLOSED);
+  CHECK_EQ(sh_last_error()->status, SH_QUOTA);
+  sh_reclaim reclaim;
+  CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
+  CHECK_EQ(shi_live_here(plugin, NULL, tenant, &no_limits, SPIN, cells), SH_LONG);
+  sh_tenant_refuse(tenant, 1000, UINT64_MAX);
+  CHECK_EQ(shi_live_here(plugin, NULL, tenant, &no_limits, SPIN, cells), SH_CLOSED);
+  CHECK_EQ(sh_last_error()->status, SH_REFUSED);
   end(host, plugin);
 }
 
