@@ -13,6 +13,7 @@ __all__ = ["Reply", "refusal", "reply_to"]
 
 _DONE = b"HTTP/1.1 200 OK\r\n"
 _JSON = b"content-length: %d\r\ncontent-type: application/json\r\n\r\n%b"
+_CLOSES = b"connection: close\r\n"
 _HINT_STEP_S = 0.05
 
 
@@ -25,6 +26,10 @@ class Reply(NamedTuple):
     close: bool = False
     """Whether the connection ends with it."""
     status: int = 200
+
+    def closing(self) -> Reply:
+        """Return the same, which ends the connection."""
+        return self if self.close else self._replace(rest=_CLOSES + self.rest, close=True)
 
 
 def reply_to(result: bytes | Problem | None) -> Reply | None:

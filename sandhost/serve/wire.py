@@ -323,12 +323,13 @@ class GatedProtocol(BoundedProtocol):
             self._begin(cycle, app)
 
     def _start_whole(self, cycle: RequestResponseCycle, app: Any, place: Place) -> None:
-        if cycle.keep_alive and self._may_answer():
+        if self._may_answer():
             answer = self.gate.answer(place, cycle.body)
             if answer is not None:
-                self._remember(cycle, place)
+                if cycle.keep_alive:
+                    self._remember(cycle, place)
                 cycle.response_started = cycle.response_complete = True
-                self._answer(answer)
+                self._answer(answer if cycle.keep_alive else answer.closing())
                 return
 
         def settle(problem: Problem | None) -> None:
