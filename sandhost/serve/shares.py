@@ -10,6 +10,10 @@ in the next one, which comes at once, after all others had theirs: deficit round
 1995), as FQ-CoDel has it (RFC 8290), for tenants and time in place of flows and bytes. It is time of work: where the
 kernel gave the processor to somebody else in the midst of a request, its tenant owes nothing for that.
 
+Whoever used much of the loop's time lately (lately.py) also waits for all who used little: what he asks for gets in
+line, refusals too, of which a slice is done in a turn in which nobody else came, or after half a millisecond. A
+machine that slept for two milliseconds finds ten requests of others before his, and theirs are soon done.
+
 A tenant's quota of processors holds for the loop's time as well: a bucket that fills at that rate. A loop that is
 never idle is no better than any other program that computes: the kernel lets it wait for its processor.
 
@@ -31,6 +35,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .._log import get_logger
+from .lately import Lately, Use
 
 __all__ = ["NOBODY", "Shares", "Terms"]
 
@@ -46,6 +51,8 @@ _MOST_REFUSING_S = 2 * _MOST_S
 """Some thirty refusals, which others wait for."""
 _LATE_S, _WINDOW_S = 0.005, 0.1
 """CoDel's target and interval."""
+_SLICE_S, _HELD_S = 0.0001, 0.0005
+"""While others go before: how much of a line is done between two looks for them, and how long it waits at the most."""
 _BURST_S = 1.0
 """Of a quota of processors: so much may be used at once, by who used little before. As guests have it."""
 _TERMS_HOLD_S = _SWEPT_EVERY_S = 1.0
@@ -62,10 +69,11 @@ class Terms(NamedTuple):
     """Of the loop's time; None: all of it."""
 
 
-class _Share:
+class _Share(Use):
     __slots__ = (
         "credit_s",
         "each_s",
+        "in_slices",
         "is_steps_turn",
         "late_since_s",
         "left_s",
@@ -73,12 +81,16 @@ class _Share:
         "refused",
         "since_s",
         "steps",
+        "tenant",
         "terms",
         "terms_s",
         "used",
     )
 
-    def __init__(self, terms: Terms, now_s: float) -> None:
+    def __init__(self, tenant: str, terms: Terms, now_s: float) -> None:
+        super().__init__()
+        self.tenant = tenant
+        self.in_slices = False  # its turn, since others go before
         self.terms, self.terms_s = terms, now_s
         self.each_s = _MOST_S
         self.credit_s = math.inf if terms.cpus is None else _BURST_S * terms.cpus
@@ -177,6 +189,10 @@ class Shares:
         """Who waits, owes, or used some in this turn or the last."""
         self._idle: dict[str, _Share] = {}
         """Who does not, but has not all of its quota."""
+        self._lately = Lately()
+        self._behind: deque[_Share] = deque()
+        """Those `in_slices`. Invariant: something waits, and some of the share is left."""
+        self._went_on_s = -math.inf  # with these
         self._swept_s = -math.inf
         self._open = False  # invariant: whether `soon` has been asked for the next turn
         self._rests_until_s = math.inf  # invariant: until when `later` was asked to begin one
@@ -188,12 +204,18 @@ class Shares:
         """Whether something of it that comes now has to get in line: its share is used, or others are before it."""
         self._begin()
         share = self._active.get(tenant)
-        return share is not None and (share.left_s <= 0 or share.waits)
+        if share is None:
+            share = self._idle.get(tenant)
+            return share is not None and self._gives_way(share)
+        return share.left_s <= 0 or share.waits or self._gives_way(share)
 
     def has_time_to_refuse(self, tenant: str) -> bool:
         """Whether what would have to wait may be refused at once, for some of the next turns' time."""
         share = self._active.get(tenant)
-        return share is None or share.left_s > -_MOST_REFUSING_S
+        return share is None or (share.left_s > -_MOST_REFUSING_S and not self._gives_way(share))
+
+    def _gives_way(self, share: _Share) -> bool:
+        return self._lately.gives_way(share, self._began_s)
 
     def wait(self, tenant: str, go_on: Callable[[], object]) -> None:
         """Have `go_on` called when it is its turn, in this order for each tenant, and its time counted."""
@@ -205,7 +227,11 @@ class Shares:
 
     def charge(self, tenant: str, seconds: float) -> None:
         """Count time that something of it has taken, which ends now."""
-        self._of(tenant).charge(self._work_of(seconds))
+        self._charge(self._of(tenant), self._work_of(seconds))
+
+    def _charge(self, share: _Share, seconds: float) -> None:
+        share.charge(seconds)
+        self._lately.charge(share, seconds, self._began_s)
 
     def refuses(self, tenant: str) -> bool:
         """Whether what it asks for now is too much; counts as refused, then."""
@@ -247,7 +273,7 @@ class Shares:
         if share is None:
             share = self._idle.pop(tenant, None)
             if share is None:
-                share = _Share(self._terms(tenant), self._clock())
+                share = _Share(tenant, self._terms(tenant), self._clock())
             self._active[tenant] = share
         return share
 
@@ -259,13 +285,22 @@ class Shares:
             raise
 
     def _take_turn(self) -> None:
-        self._began_s = self._clock()
+        before_s, self._began_s = self._began_s, self._clock()
         self._look(self._began_s)
-        self._share_out(self._began_s)
-        for share in list(self._active.values()):
-            self._go_on(share)
+        begin = [share for share in self._active.values() if not share.in_slices]
+        self._share_out(begin, self._began_s)
+        for share in begin:
+            if share.waits and share.left_s > 0 and self._gives_way(share):
+                share.in_slices = True
+                self._behind.append(share)
+            else:
+                self._go_on(share)
+        if self._behind and not self._is_held(before_s):
+            self._go_on_behind()
         now_s = self._clock()
         for tenant, share in list(self._active.items()):
+            if share.in_slices:  # its turn goes on
+                continue
             if share.is_idle:
                 self._idle[tenant] = self._active.pop(tenant)
             share.end_turn(now_s)
@@ -291,22 +326,38 @@ class Shares:
                 tenant: share for tenant, share in self._idle.items() if not share.is_new(now_s)
             }
 
-    def _share_out(self, now_s: float) -> None:
+    def _share_out(self, shares: list[_Share], now_s: float) -> None:
         most_s = min(_MOST_S, _TURN_S / max(1, len(self._active)))
-        for tenant, share in self._active.items():
+        for share in shares:
             if now_s - share.terms_s > _TERMS_HOLD_S:
-                share.terms, share.terms_s = self._terms(tenant), now_s
+                share.terms, share.terms_s = self._terms(share.tenant), now_s
                 if share.terms.cpus is None:
                     share.credit_s = math.inf
                 elif share.credit_s == math.inf:
                     share.credit_s = 0.0
         heaviest = max((share.terms.weight for share in self._active.values()), default=1.0)
-        for share in self._active.values():
+        for share in shares:
             share.begin_turn(now_s, most_s * share.terms.weight / heaviest)
 
-    def _go_on(self, share: _Share) -> None:
+    def _is_held(self, before_s: float) -> bool:
+        """Whether to look for more first, since one of those that go before came in the turn that began then."""
+        came = self._lately.little_s >= before_s
+        return came and self._began_s < self._went_on_s + _HELD_S
+
+    def _go_on_behind(self) -> None:
+        share = self._behind[0]
+        if self._go_on(share, _SLICE_S):
+            self._behind.popleft()
+            share.in_slices = False
+        self._went_on_s = self._clock()
+
+    def _go_on(self, share: _Share, most_s: float = math.inf) -> bool:
+        """Do what is in its line, for so long or a little more; return whether that is all that its share allows."""
         began_s = self._clock()
+        until_s = began_s + most_s
         while share.waits and share.left_s > 0:
+            if began_s > until_s:
+                return False
             self._came_s, go_on = share.take()
             try:
                 go_on()
@@ -314,8 +365,9 @@ class Shares:
                 get_logger("sandhost.serve").error("a request failed", exc_info=error)
             self._came_s = None
             ended_s = self._clock()
-            share.charge(self._work_of(ended_s - began_s))
+            self._charge(share, self._work_of(ended_s - began_s))
             began_s = ended_s
+        return True
 
     def _look(self, now_s: float) -> None:
         """Note by both clocks where this turn begins; a few turns late, since one is a system call."""
