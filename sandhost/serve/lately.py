@@ -17,6 +17,8 @@ __all__ = ["Lately", "Use"]
 _WINDOW_S = 0.1
 _MUCH = 1.5
 """Arbitrary. Of equal tenants that ask at random hardly any uses so much."""
+_LEAST_MUCH = 0.04
+"""Of the loop's time. What one tenant of twenty asks for at random differs by less."""
 _STILL_S = 0.02
 """For how long after a request of who uses little another one is expected. Arbitrary."""
 
@@ -62,7 +64,8 @@ class Lately:
 
     def _next_window(self, now_s: float) -> None:
         known = self._users and now_s < self._ends_s + _WINDOW_S
-        self._much_s = _MUCH * self._used_s / self._users if known else math.inf
+        average_s = self._used_s / self._users if known else math.inf
+        self._much_s = max(_MUCH * average_s, _LEAST_MUCH * _WINDOW_S)
         self._window += 1 if known else 2
         self._ends_s = now_s + _WINDOW_S
         self._used_s, self._users = 0.0, 0
