@@ -1,4 +1,4 @@
-"""Who used much of the loop's time lately: more than half again what all who used some did on average.
+"""Who used much of the loop's time lately: half more than what those who used some did on average, and a good part.
 
     a ▒                  b ▒▒               c ▒▒▒▒▒▒▒▒▒▒▒▒     of a tenth of a second
                              ╎ average ╎ half more

@@ -32,6 +32,13 @@ def test_where_all_use_as_much_nobody_gives_way() -> None:
         assert not any(lately.gives_way(one, (window + 0.9) * WINDOW_S) for one in everybody)
 
 
+def test_where_all_use_little_who_uses_thrice_as_much_does_not_give_way() -> None:
+    lately, more, little = Lately(), Use(), [Use() for _ in range(18)]
+    for window in range(10):
+        _use(lately, window * WINDOW_S, {more: 0.003, **dict.fromkeys(little, 0.001)})
+        assert not lately.gives_way(more, (window + 0.9) * WINDOW_S)
+
+
 def test_who_is_alone_does_not_give_way() -> None:
     lately, one = Lately(), Use()
     for window in range(10):
