@@ -191,7 +191,7 @@ class Shares:
         """Who does not, but has not all of its quota."""
         self._lately = Lately()
         self._behind: deque[_Share] = deque()
-        """Those `in_slices`. Invariant: something waits, and some of the share is left."""
+        """Those `in_slices`. Invariant: of the first, where a turn goes on with it, something waits and some is left."""
         self._went_on_s = -math.inf  # with these
         self._swept_s = -math.inf
         self._open = False  # invariant: whether `soon` has been asked for the next turn
@@ -287,6 +287,7 @@ class Shares:
     def _take_turn(self) -> None:
         before_s, self._began_s = self._began_s, self._clock()
         self._look(self._began_s)
+        self._drop_used_up()
         begin = [share for share in self._active.values() if not share.in_slices]
         self._share_out(begin, self._began_s)
         for share in begin:
@@ -343,6 +344,11 @@ class Shares:
         """Whether to look for more first, since one of those that go before came in the turn that began then."""
         came = self._lately.little_s >= before_s
         return came and self._began_s < self._went_on_s + _HELD_S
+
+    def _drop_used_up(self) -> None:
+        """Have the turn of those end which steps of their tasks have used up: they begin another one, and earn for it."""
+        while self._behind and not (self._behind[0].waits and self._behind[0].left_s > 0):
+            self._behind.popleft().in_slices = False
 
     def _go_on_behind(self) -> None:
         share = self._behind[0]

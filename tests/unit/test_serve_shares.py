@@ -116,9 +116,7 @@ def _with_a_flood(loop: Loop, turns: int) -> None:
 
 def test_who_used_little_lately_goes_before_all_that_a_flood_has_ready() -> None:
     loop, others = Loop(), [f"t{number}" for number in range(10)]
-    assert loop.turn(["flood"] * 3 + others) == pytest.approx(
-        13 * CALL_S
-    )  # by whoever is there first
+    assert loop.turn(["flood"] * 3 + others) == pytest.approx(13 * CALL_S)  # as they came
     _with_a_flood(loop, 2000)
     loop.rest()
     loop.now_s += 0.005  # the machine slept
@@ -135,13 +133,30 @@ def test_a_flood_gets_on_while_others_come_in_every_turn() -> None:
     served, began_s = loop.served["flood"], loop.now_s
     for number in range(1000):
         loop.turn(["flood"] * 2 + [f"t{number % 10}"])
-    slices = (
-        loop.now_s - began_s
-    ) / 0.001  # one is due after half a millisecond, and a request or two take some
-    assert loop.served["flood"] - served > slices
+    # A slice is due after half a millisecond, and a request or two take some.
+    assert loop.served["flood"] - served > (loop.now_s - began_s) / 0.001
     loop.rest()
     loop.now_s += 0.03  # nobody else came
     assert not loop.shares.must_wait("flood")
+
+
+def test_who_gives_way_and_has_used_its_quota_goes_on_when_it_has_earned_some() -> None:
+    loop = Loop(wait_s=100, terms={"flood": Terms(cpus=0.5)})
+    _with_a_flood(loop, 2000)
+    served = loop.served["flood"]
+    loop.turn(["flood"] * 20 + ["t0"])
+    while loop.served["flood"] == served:
+        loop.turn(["t0"])
+    for _ in range(30):
+        loop.shares.charge("flood", 0.02)  # steps of its tasks
+    loop.turn(["t0"])
+    owed_s, began_s = -loop.shares._active["flood"].credit_s, loop.now_s
+    assert owed_s > 0.05
+    served = loop.served["flood"]
+    while loop.served["flood"] == served:
+        loop.sleep()
+        loop.turn()
+    assert loop.now_s - began_s == pytest.approx(owed_s / 0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("in_line", [True, False])
