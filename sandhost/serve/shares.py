@@ -191,7 +191,7 @@ class Shares:
         """Who does not, but has not all of its quota."""
         self._lately = Lately()
         self._behind: deque[_Share] = deque()
-        """Those `in_slices`. Invariant: of the first, where a turn goes on with it, something waits and some is left."""
+        """Those `in_slices`. Invariant: where a turn goes on with the first, something waits and some is left."""
         self._went_on_s = -math.inf  # with these
         self._swept_s = -math.inf
         self._open = False  # invariant: whether `soon` has been asked for the next turn
@@ -346,7 +346,7 @@ class Shares:
         return came and self._began_s < self._went_on_s + _HELD_S
 
     def _drop_used_up(self) -> None:
-        """Have the turn of those end which steps of their tasks have used up: they begin another one, and earn for it."""
+        """End the turn of those whose tasks used it up meanwhile: they begin another one, and earn for it."""
         while self._behind and not (self._behind[0].waits and self._behind[0].left_s > 0):
             self._behind.popleft().in_slices = False
 
