@@ -112,6 +112,7 @@ static int refuse_under_pressure(sh_host *host, sh_tenant *tenant, uint64_t retr
 }
 
 int shi_quota_refuse_guest(sh_host *host, shi_whose whose, uint64_t limit) {
+  shi_count(&host->counters, SHI_HOST_QUOTA_REFUSALS, 1);
   shi_event_refused(&host->events, whose, SH_REFUSED_QUOTA, SH_LEVEL_TENANT, 1, limit);
   return shi_fail_limit(SH_QUOTA, limit, 0, "guests alive at once");
 }

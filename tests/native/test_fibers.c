@@ -586,6 +586,10 @@ static void a_whole_life_on_a_loop_is_short_or_is_not_there(void) {
   CHECK(guest != 0);
   CHECK_EQ(shi_live_here(plugin, NULL, tenant, &no_limits, SPIN, cells), SH_CLOSED);
   CHECK_EQ(sh_last_error()->status, SH_QUOTA);
+  CHECK_EQ(sh_spawn(plugin, NULL, tenant, &no_limits, NULL), 0);
+  sh_host_stats stats;
+  sh_host_get_stats(host, &stats);
+  CHECK_EQ(stats.quota_refusals, 2);
   sh_reclaim reclaim;
   CHECK_EQ(sh_close(guest, -1, &reclaim), SH_OK);
   CHECK_EQ(shi_live_here(plugin, NULL, tenant, &no_limits, SPIN, cells), SH_LONG);
