@@ -111,9 +111,15 @@ def _run(folder: str, settings: dict[str, Any], pipe: Connection) -> None:
             pipe.send(int(words.rpartition(":")[2]))
             threading.Thread(target=answer, daemon=True).start()
 
-    # In the background as the units in deploy/ have it.
+    # In the background, and before all else itself, as the units in deploy/ have it.
     wanted = Settings(
-        data=folder, http_port=0, grpc_port=0, admin_token=ADMIN, background=True, **settings
+        data=folder,
+        http_port=0,
+        grpc_port=0,
+        admin_token=ADMIN,
+        background=True,
+        realtime=True,
+        **settings,
     )
     raise SystemExit(app.serve(wanted, say))
 

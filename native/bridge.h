@@ -70,7 +70,7 @@ typedef struct {
   pthread_mutex_t mutex;
   pthread_cond_t wake;
 } shi_ticker;
-int shi_ticker_start(shi_ticker *ticker);
+int shi_ticker_start(shi_ticker *ticker, uint32_t realtime);
 void shi_ticker_stop(shi_ticker *ticker);
 void shi_ticker_enter(shi_ticker *ticker); /* a guest starts to run */
 void shi_ticker_leave(shi_ticker *ticker);

@@ -127,7 +127,7 @@ sh_host *sh_host_new(const sh_host_options *options) {
   if (new_pool(host, shi_memory_reservation, shi_memory_guard, &host->pool) != SH_OK) goto no_pool;
   if (new_engines(host) != SH_OK) goto no_ticker;
   if (shi_trap_signals_installed() != SH_OK) goto no_ticker;
-  if (shi_ticker_start(&host->ticker) != SH_OK) goto no_ticker;
+  if (shi_ticker_start(&host->ticker, options->realtime) != SH_OK) goto no_ticker;
   shi_workers_init(&host->workers, options->workers, options->background);
   shi_process_add(host);
   return host;

@@ -123,6 +123,8 @@ int shi_os_thread_start(pthread_t *out, const char *name, void *(*run)(void *), 
 /* The calling thread gives way, from now on, to threads of this and of other processes that did not; in the background
  * it runs only while none of them wants its processor, unless there is one only, or the system refuses that. */
 void shi_os_thread_give_way(bool background);
+/* The thread goes before all of the machine's that have no real-time priority, or a lower one: sched(7)'s SCHED_FIFO. */
+int shi_os_thread_go_before(pthread_t thread, uint32_t priority);
 /* A file of the kernel's that prints anew at each read from its beginning: kept open, and read with one call. Closed by
  * shi_os_file_close. */
 int shi_os_text_open(const char *path, int *fd);

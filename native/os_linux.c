@@ -100,6 +100,13 @@ void shi_os_thread_give_way(bool background) {
     sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0});
 }
 
+int shi_os_thread_go_before(pthread_t thread, uint32_t priority) {
+  int error = shi_os_injected(SH_OS_SCHEDULER)
+                  ? errno
+                  : pthread_setschedparam(thread, SCHED_FIFO, &(struct sched_param){.sched_priority = (int)priority});
+  return error ? shi_os_failure("pthread_setschedparam", error) : 0;
+}
+
 /* ---- address space ---------------------------------------------------------------------------------------------- */
 
 static bool huge_pages_come_unasked;

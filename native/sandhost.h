@@ -155,7 +155,8 @@ typedef struct {
   uint64_t optimize;          /* 0: compile fast, 1: run fast */
   uint32_t workers;           /* most threads for calls on fibers; 0: they run where they are polled */
   uint32_t numa_bind;
-  uint64_t background;   /* 0: workers have a tenth of others' weight, 1: what no other wants of the processor */
+  uint32_t realtime;     /* the highest priority of SCHED_FIFO that threads have which call guests; 0: none has one */
+  uint32_t background;   /* 0: workers have a tenth of others' weight, 1: what no other wants of the processor */
   uint64_t handles;      /* of all guests and the host itself */
   uint64_t handle_bytes; /* that those stand for; UINT64_MAX: none */
 } sh_host_options;
@@ -811,6 +812,7 @@ enum sh_os_call {
   SH_OS_MOVE_PAGES,
   SH_OS_THREAD,
   SH_OS_OPEN_BENEATH, /* openat2 */
+  SH_OS_SCHEDULER,
   SH_OS_CALLS
 };
 /* After `skip` more calls the next `times` ones of `call` fail with `error`; times = 0 clears. Process-wide. */

@@ -45,10 +45,22 @@ static void *tick(void *argument) {
   return NULL;
 }
 
-int shi_ticker_start(shi_ticker *ticker) {
+static void forget(shi_ticker *ticker) {
+  pthread_cond_destroy(&ticker->wake);
+  pthread_mutex_destroy(&ticker->mutex);
+}
+
+/* Guests of a thread with a real-time priority would keep a processor from a ticker without: they would not be ended. */
+int shi_ticker_start(shi_ticker *ticker, uint32_t realtime) {
   pthread_mutex_init(&ticker->mutex, NULL);
   pthread_cond_init(&ticker->wake, NULL);
   int error = shi_os_thread_start(&ticker->thread, "sandhost-ticker", tick, ticker);
+  if (error) {
+    forget(ticker);
+    return shi_fail_native(error);
+  }
+  error = realtime ? shi_os_thread_go_before(ticker->thread, realtime + 1) : 0;
+  if (error) shi_ticker_stop(ticker);
   return error ? shi_fail_native(error) : SH_OK;
 }
 
@@ -58,8 +70,7 @@ void shi_ticker_stop(shi_ticker *ticker) {
   pthread_cond_signal(&ticker->wake);
   pthread_mutex_unlock(&ticker->mutex);
   pthread_join(ticker->thread, NULL);
-  pthread_cond_destroy(&ticker->wake);
-  pthread_mutex_destroy(&ticker->mutex);
+  forget(ticker);
 }
 
 void shi_ticker_enter(shi_ticker *ticker) {

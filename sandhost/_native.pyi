@@ -103,6 +103,7 @@ class _Lib:
     SH_OS_MOVE_PAGES: int
     SH_OS_MPROTECT: int
     SH_OS_OPEN_BENEATH: int
+    SH_OS_SCHEDULER: int
     SH_OS_PAGEMAP_READ: int
     SH_OS_PAGEMAP_SCAN: int
     SH_OS_SEAL: int

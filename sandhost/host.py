@@ -56,6 +56,7 @@ _NO_QUOTAS = Quotas()
 _MOST_WORKERS = 64
 _MOST_HANDLES = 1 << 26
 _MOST_GUESTS = 28_000  # 4 GiB of address space each, in 47 bits
+_MOST_REALTIME = 98
 
 
 class Watcher(Protocol):
@@ -94,11 +95,14 @@ class Host(Closing):
             (`SCHED_IDLE`, https://man7.org/linux/man-pages/man7/sched.7.html): for programs that others wait
             for, like a server, and that do not use all processors themselves. Of one processor they get a
             tenth of the weight of others in any case.
+        realtime: the highest real-time priority (sched(7)'s `SCHED_FIFO`), 0 to 98, of threads that call guests. The
+            thread that ends calls which take too long gets one more: it could not interrupt them otherwise.
         numa_bind: pages come from the guest's own NUMA node or not at all, instead of preferably.
 
     Raises:
         ConfigError: a value cannot be meant.
-        NativeError: address space for the regions cannot be reserved.
+        NativeError: address space for the regions cannot be reserved, or the process may not have such a priority,
+            for want of `RLIMIT_RTPRIO` or `CAP_SYS_NICE`.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class Host(Closing):
         optimize: bool = True,
         workers: int | None = None,
         background: bool = False,
+        realtime: int = 0,
         numa_bind: bool = False,
     ) -> None:
         if workers is None:
@@ -143,6 +148,7 @@ class Host(Closing):
                 "optimize": optimize,
                 "workers": _within("workers", workers, 0, _MOST_WORKERS),
                 "background": background,
+                "realtime": _within("realtime", realtime, 0, _MOST_REALTIME),
                 "numa_bind": numa_bind,
                 "handles": _within("handles", handles, 0, _MOST_HANDLES),
                 "handle_bytes": _limit(handle_memory),

@@ -14,6 +14,7 @@ uploads, deployments  how a module comes in, and gets ready: turns, and the comp
 overload, sessions    who may come in, and who stays
 line, concurrency, shares    in what order, how many at once, and how much of a turn of the loop
 lately                who used much of it, and gives way
+realtime              before what other programs it goes itself
 steps                 of tasks, made in such turns
 registry              what is known: tenants, tokens, plugins, versions, aliases (records: as what)
 refusals              whose tokens were none

@@ -41,6 +41,7 @@ from .listening import duplicates, listen, make_room
 from .notify import keep_watched, notify, stopping
 from .observed import observe_routes
 from .problems import Invalid
+from .realtime import PRIORITY, Realtime, may_be_realtime
 from .registry import Registry
 from .registry.first_tokens import ensure_admin, ensure_only
 from .rpc.server import RpcServer
@@ -71,11 +72,14 @@ class Opened(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_service(settings: Settings, compilers: Compilers | None = None) -> Iterator[Opened]:
+def open_service(
+    settings: Settings, compilers: Compilers | None = None, *, realtime: bool = False
+) -> Iterator[Opened]:
     """Have a service within the block. Drain it before the end.
 
     Args:
         compilers: who compiles modules; None: this makes its own.
+        realtime: whether the event loop will have a real-time priority.
 
     Raises:
         ConfigError: the settings cannot be used here.
@@ -98,6 +102,7 @@ def open_service(settings: Settings, compilers: Compilers | None = None) -> Iter
             handle_memory=settings.handle_memory,
             max_guests=settings.max_guests,
             background=settings.background,
+            realtime=PRIORITY if realtime else 0,
         ) as host:
             host.pressure.start()
             compilers = compilers or Compilers(
@@ -131,14 +136,16 @@ def serve(settings: Settings, say: Callable[[str], object]) -> int:
     if settings.grpc_port:
         # gRPC opens its own. What is in its way is said here, before anything is opened, and exactly.
         listen(settings.grpc_host, settings.grpc_port).close()
-    with contextlib.closing(listener), open_service(settings) as (service, token):
+    realtime = settings.realtime and may_be_realtime()
+    opened = open_service(settings, realtime=realtime)
+    with contextlib.closing(listener), opened as (service, token):
         if token is not None:
             whose = "admin token" if settings.tenant is None else f"token of {settings.tenant}"
             say(f"{whose}, shown this once: {token}")
         loop = _new_loop()
         try:
             asyncio.set_event_loop(loop)
-            loop.run_until_complete(_live(service, listener, say))
+            loop.run_until_complete(_live(service, listener, say, realtime=realtime))
             loop.run_until_complete(loop.shutdown_default_executor())
         finally:
             asyncio.set_event_loop(None)
@@ -149,17 +156,21 @@ def serve(settings: Settings, say: Callable[[str], object]) -> int:
         return 1 if left else 0
 
 
-async def _live(service: Service, listener: socket.socket, say: Callable[[str], object]) -> None:
+async def _live(
+    service: Service, listener: socket.socket, say: Callable[[str], object], *, realtime: bool
+) -> None:
     service.start()
     sys.setswitchinterval(_SWITCH_S)
     spare_what_is_loaded()
     try:
-        await _serve(service, listener, say)
+        await _serve(service, listener, say, realtime=realtime)
     finally:
         await service.drain()
 
 
-async def _serve(service: Service, listener: socket.socket, say: Callable[[str], object]) -> None:
+async def _serve(
+    service: Service, listener: socket.socket, say: Callable[[str], object], *, realtime: bool
+) -> None:
     settings, connections = service.settings, _most_connections()
     routes = [*admin_routes(service), *observe_routes(service), *console_routes(service)]
     app = make_app(service, routes)
@@ -188,18 +199,20 @@ async def _serve(service: Service, listener: socket.socket, say: Callable[[str],
         rpc = RpcServer(service, connections)
         port = await rpc.start(settings.grpc_host, settings.grpc_port)
         say(f"listening on grpc://{_address(settings.grpc_host, port)}")
-    ending = in_background(_end_on_signal(signals, service, server, rpc))
+    beside = [in_background(_end_on_signal(signals, service, server, rpc))]
+    if realtime:
+        beside.append(in_background(Realtime().keep()))
     notify("READY=1")
-    watched = in_background(keep_watched())
+    beside.append(in_background(keep_watched()))
     try:
         with duplicates(listener) as sockets:
             await server.serve(sockets=sockets)
     finally:
         if rpc is not None:
             await rpc.stop(settings.drain_time)  # which the signal has begun
-        ending.cancel()
-        watched.cancel()
-        await asyncio.gather(ending, watched, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
 
 
 def _signals() -> asyncio.Queue[None]:

@@ -222,6 +222,12 @@ class Settings(BaseSettings):
         "processor: for a unit or container of its own",
     )
 
+    realtime: _Switch = _setting(
+        False,
+        "the event loop goes before all programs of the machine without a real-time priority, while it is idle for a "
+        "tenth of the time; takes RLIMIT_RTPRIO of 2",
+    )
+
     metrics: _Switch = _setting(True, "answer at /metrics")
     debug: _Switch = _setting(True, "answer at /debug: what the host holds, profiles")
     console: _Switch = _setting(

@@ -60,6 +60,33 @@ def test_a_call_within_its_deadline_is_not_disturbed(host):
             assert guest.call("scan", 7) == 0
 
 
+def test_a_guest_on_a_realtime_thread_is_stopped_where_nothing_else_gets_a_processor():
+    run_cleanly("""
+        import sys, threading
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        try:
+            host = sandhost.Host(cache=False, max_guests=4, realtime=1)
+        except sandhost.NativeError:  # without RLIMIT_RTPRIO
+            sys.exit()
+        guest = host.load(guest_file("spin")).spawn(limits=sandhost.Limits(deadline=0.05))
+        took_s = []
+        def spin():
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+            before_s = time.thread_time()
+            try:
+                guest.call("spin")
+            except sandhost.DeadlineExceeded:
+                took_s.append(time.thread_time() - before_s)
+        thread = threading.Thread(target=spin)
+        thread.start()
+        thread.join()
+        # Without a priority of its own the ticker comes when the kernel stops the guest's thread: after 0.95 s.
+        assert took_s[0] < 0.5, took_s
+        guest.close()
+        host.close()
+    """)
+
+
 def test_the_deadline_counts_from_each_call_not_from_the_spawn(host):
     with host.load(guest_file("add")).spawn(limits=Limits(deadline=DEADLINE)) as guest:
         time.sleep(2 * DEADLINE)

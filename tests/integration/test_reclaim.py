@@ -272,6 +272,23 @@ def test_a_host_that_cannot_be_made_says_so_and_leaves_nothing(call):
     """)
 
 
+def test_a_host_whose_ticker_may_not_go_first_says_so_and_leaves_nothing():
+    run_cleanly("""
+        import errno
+        files, threads = open_files(), len(os.listdir("/proc/self/task"))
+        with failing("SCHEDULER", error=errno.EPERM):
+            try:
+                sandhost.Host(cache=False, max_guests=4, realtime=1)
+                raise AssertionError("it was made")
+            except sandhost.NativeError as error:
+                assert error.errno == errno.EPERM
+                assert "pthread_setschedparam" in str(error)
+        collected()
+        assert open_files() <= files
+        wait_until(lambda: len(os.listdir("/proc/self/task")) <= threads)
+    """)
+
+
 def test_a_host_gives_back_its_address_space_threads_and_files():
     run_cleanly("""
         def once():

@@ -108,6 +108,35 @@ def test_long_calls_and_compilers_run_in_the_background_where_the_operator_says_
         assert one.end() == 0, one.said()
 
 
+@pytest.mark.parametrize("realtime", ["off", "on"])
+def test_the_event_loop_goes_first_where_the_operator_says_so(data, realtime):
+    async def test(acme: Client) -> None:
+        await acme.deploy("spin", b'(module (func (export "spin") (loop (br 0))))')
+        for _ in range(3):
+            deadline = {"Sandhost-Deadline": "0.2"}
+            await acme.ask("POST", "/v1/plugins/spin/call/spin", 504, headers=deadline)
+
+    with child(data, "--realtime", realtime) as one:
+        with_client(one, test)
+        tasks = Path(f"/proc/{one.process.pid}/task")
+        found = {}
+        for task in tasks.iterdir():
+            policy = os.sched_getscheduler(int(task.name)) & ~os.SCHED_RESET_ON_FORK
+            priority = os.sched_getparam(int(task.name)).sched_priority
+            is_loop = int(task.name) == one.process.pid
+            name = "loop" if is_loop else (task / "comm").read_text().strip()
+            found[name] = policy, priority
+        if realtime == "on" and b"RLIMIT_RTPRIO" in one.said():
+            assert set(found.values()) == {(os.SCHED_OTHER, 0)}
+            pytest.skip("this process may not have a real-time priority")
+        first = (os.SCHED_FIFO, 1), (os.SCHED_FIFO, 2)
+        wanted = first if realtime == "on" else ((os.SCHED_OTHER, 0),) * 2
+        assert (found.pop("loop"), found.pop("sandhost-ticker")) == wanted
+        assert "sandhost-worker" in found
+        assert set(found.values()) == {(os.SCHED_OTHER, 0)}, found
+        assert one.end() == 0, one.said()
+
+
 def test_a_commands_input_and_output_go_both_ways_at_once(data):
     async def test(acme: Client, one: Child) -> None:
         await acme.deploy("echo", guest_file("echo"))
