@@ -20,11 +20,11 @@
 #define SANDHOST_MPMC_H
 
 #include <errno.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "counters.h"
 
@@ -75,8 +75,8 @@ static inline void shi_mpmc_put(shi_mpmc *ring, uint32_t number) {
         return;
       }
     } else {
-      if (turn < at) { /* who took from it a lap ago was stopped in the middle */
-        sched_yield();
+      if (turn < at) { /* who took from it a lap ago was stopped in the middle, and may have a lower priority */
+        nanosleep(&(struct timespec){.tv_nsec = 1000}, NULL);
       }
       at = atomic_load_explicit(&ring->put, memory_order_relaxed);
     }

@@ -76,6 +76,11 @@ def status_of(machine: Any, pid: str) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in lines)
 
 
+def loops_class(machine: Any, pid: str) -> str:
+    """Return how the kernel schedules the first thread of a process: TS, or FF before all such."""
+    return str(machine.run(f"sleep 5; ps -o cls= -p {pid}")).strip()  # it may be busy at its start
+
+
 def assert_serves(machine: Any, ports: tuple[int, int], limit: int, program: str = CALLS) -> None:
     """A plugin is uploaded, compiled and called by both doors; the limit is the cgroup's."""
     found = calls(machine, "serve", ports, program=program)
@@ -106,6 +111,11 @@ def test_the_kernel_holds_the_process_to_the_unit(machine):
     assert "Read-only" in machine.run(f"{enter} touch /usr/x", status=1)
     assert machine.run(f"{enter} ls -A /root") == ""
     assert machine.run("stat -L -c %a /var/lib/sandhost").strip() == "700"
+
+
+def test_the_event_loop_goes_first(machine):
+    pid = shown(machine, "sandhost", "MainPID")["MainPID"]
+    assert loops_class(machine, pid) == "FF"
 
 
 def test_what_was_deployed_outlives_a_restart(machine):
@@ -179,6 +189,7 @@ def test_the_image_serves_as_the_compose_file_says(machine):
     assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
     assert int(status["CapBnd"], 16) == 0
     assert status["Uid"].split() == ["65532"] * 4
+    assert loops_class(machine, pid) == "FF"
     writes = f"podman exec {NAME} python -c \"open('/opt/x', 'w')\""
     assert "Read-only" in machine.run(writes, status=1)
 

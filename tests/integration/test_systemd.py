@@ -75,6 +75,10 @@ def test_a_tenants_unit_is_the_service_with_other_names():
         ("\nLoadCredential=token:/etc/sandhost/%i.token", ""),
         ("/etc/sandhost/%i.toml", "/etc/sandhost/sandhost.toml"),
         ("sandhost-%i", "sandhost"),
+        # Else one tenant's loop would go before another's, whatever CPUWeight= says.
+        ("--background on", "--background on --realtime on"),
+        ("LimitNOFILE=65536", "LimitNOFILE=65536\nLimitRTPRIO=2"),
+        ("RestrictRealtime=yes\n", ""),
     ):
         assert its in with_names
         with_names = with_names.replace(its, all_of_them)
