@@ -1,6 +1,6 @@
 """A fresh guest for each RPC, beside the same gRPC server answering without a sandbox.
 
-    python benchmarks/serving_grpc.py            # a minute, into benchmarks/results/
+    python benchmarks/serving_grpc.py            # two minutes, into benchmarks/results/
     python benchmarks/serving_grpc.py --quick
 
 One process serves: the server of `sandhost serve`, with one more RPC that adds in Python, after the same
@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a rough look")
     quick = parser.parse_args().quick
-    rounds, seconds = (2, 1.0) if quick else (5, 2.0)
+    rounds, seconds = (2, 1.0) if quick else (9, 2.0)
     results: dict[str, Any] = {}
     with running(serve) as (pid, port):
         assert isinstance(port, int)

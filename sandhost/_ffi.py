@@ -128,8 +128,9 @@ def _quota_exceeded(what: str, most: int, wait_ns: int) -> QuotaExceeded:
             f"the tenant's quota of {what} is {most}; close some, or raise it",
             retry_after_s=None,
         )
+    when = f"in {format_ns(wait_ns)}" if wait_ns else "now"  # its bucket fills while this is said
     return QuotaExceeded(
-        f"the tenant's quota of {what} is used up; it has some again in {format_ns(wait_ns)}",
+        f"the tenant's quota of {what} is used up; it has some again {when}",
         retry_after_s=wait_ns / 1e9,
     )
 

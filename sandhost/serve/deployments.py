@@ -20,6 +20,7 @@ from typing import TypeVar
 from .._log import get_logger
 from ..errors import SandhostError
 from ..tenants import Tenant
+from .background import in_background
 from .compiler import Compilers
 from .config import Settings
 from .loaded import Loaded, Versions, name_of
@@ -66,7 +67,7 @@ class Deployments:
         self._threads = ThreadPoolExecutor(_COMPILED_AT_ONCE + _LOADED_AT_ONCE, "sandhost-load")
         self._begun: dict[_Key, float | None] = {}
         """In the order in which they came; None: it waits."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[None]] = set()
         self._loading: dict[_Key, asyncio.Task[Loaded]] = {}
 
     def start(self) -> None:
@@ -84,7 +85,7 @@ class Deployments:
 
     def begin(self, version: Version) -> None:
         """Make a version ready in the background, when it is the tenant's turn."""
-        task = asyncio.ensure_future(self._compile(version))
+        task = in_background(self._compile(version))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

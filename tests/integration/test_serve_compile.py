@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -203,6 +204,22 @@ def test_a_tenants_modules_take_no_more_of_the_processors_than_its_quota(data):
         assert time.monotonic() - began_s >= 2 * 0.1 / 0.25 - 0.02
 
     in_desk(data, test, tenant_cpus=0.25)
+
+
+def test_what_keeps_a_version_from_being_noted_as_ready_is_logged(data, monkeypatch, caplog):
+    def full(*_given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def test(one: Desk) -> None:
+        acme = await one.client("acme")
+        monkeypatch.setattr(one.service.registry.plugins, "mark_ready", full)
+        await acme.ask("PUT", "/v1/plugins/p", content=SMALL)
+        while not caplog.records:
+            await asyncio.sleep(0.01)
+
+    with caplog.at_level(logging.ERROR, "sandhost.serve"):
+        in_desk(data, test)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [OSError]
 
 
 def test_a_long_compile_holds_up_neither_others_nor_the_end(data):
