@@ -15,7 +15,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .._log import get_logger
 from ..errors import SandhostError
@@ -188,7 +188,7 @@ class Deployments:
 
     async def close(self) -> None:
         """Leave what is not ready as it is: the next start goes on with it. Waits for no module."""
-        tasks = [*self._tasks, *self._loading.values()]
+        tasks: list[asyncio.Future[Any]] = [*self._tasks, *self._loading.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
