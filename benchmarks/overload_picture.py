@@ -59,10 +59,12 @@ def _latency(axes: Any, row: dict[str, Any]) -> None:
 
 def _hostile(axes: Any, row: dict[str, Any]) -> None:
     rounds = row["detail"]["rounds"]
+    numbers = range(1, len(rounds["alone"]) + 1)
     for phase, colour in (("alone", GOOD), ("beside", _REFUSED)):
-        axes.plot([one["p99"] for one in rounds[phase]], "o-", color=colour, label=phase)
+        p99 = [one["p99"] for one in rounds[phase]]
+        axes.plot(numbers, p99, "o-", color=colour, label=phase)
     axes.set_ylim(bottom=0)
-    axes.set_xticks(range(len(rounds["alone"])))
+    axes.set_xticks(numbers)
     axes.legend(frameon=False, fontsize=8)
     axes.set_title(
         "Nineteen tenants' p99, ms, alone and beside a hostile one, by round", loc="left"
@@ -71,6 +73,7 @@ def _hostile(axes: Any, row: dict[str, Any]) -> None:
 
 def _million(axes: Any, row: dict[str, Any]) -> None:
     course = row["detail"]["course"]
-    axes.plot([count for count, _ in course], [size / 2**20 for _, size in course], color=_PLAIN)
-    axes.set_ylim(bottom=0)
-    axes.set_title("Resident memory, MiB, by requests served", loc="left")
+    mib = [size / 2**20 for _, size in course]
+    axes.plot([count / 1000 for count, _ in course], mib, color=_PLAIN)
+    axes.set_ylim(0, 1.2 * max(mib))
+    axes.set_title("Resident memory, MiB, by thousands of requests served", loc="left")
