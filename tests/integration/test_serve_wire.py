@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import time
 from collections import Counter
@@ -398,7 +399,10 @@ def test_what_is_answered_at_the_wire_is_what_the_application_answers(service):
                     for line in head.split(b"\r\n")[1:]
                     if not line.lower().startswith(b"date:")
                 )
-                answers.append((status, lines, content))
+                # wasmtime names the next instruction where a tick came just as the function began.
+                answers.append(
+                    (status, lines, re.sub(rb"at 0x[0-9a-f]+", b"at its place", content))
+                )
                 if last in more:
                     assert await wire.at_end()
                 by_wire = own not in more
