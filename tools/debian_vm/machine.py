@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ..debian import qemu
 from ..processes import Failed
@@ -21,9 +22,8 @@ PATIENCE_S = 900.0
 class Machine:
     """A machine that runs, and does what it is told as root."""
 
-    def __init__(self, port: socket.socket, console: Path) -> None:
-        self._port, self._console = port, console
-        self._answers = port.makefile("rb")
+    def __init__(self, port: socket.socket, answers: BinaryIO, console: Path) -> None:
+        self._port, self._answers, self._console = port, answers, console
         self._line()  # it is up
 
     def run(self, script: str, status: int | None = 0) -> str:
@@ -71,8 +71,8 @@ def machine() -> Iterator[Machine]:
         ]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=folder) as process:
             try:
-                with connected(folder / "orders") as port:
-                    yield Machine(port, folder / "console")
+                with connected(folder / "orders") as port, port.makefile("rb") as answers:
+                    yield Machine(port, answers, folder / "console")
             finally:
                 process.kill()
 
