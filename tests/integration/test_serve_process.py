@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -205,10 +206,21 @@ def raw(port: int, data: bytes, *, half_close: bool = False, wait_s: float = 20)
         with contextlib.suppress(ConnectionError):
             one.sendall(data)
             if half_close:
-                one.shutdown(socket.SHUT_WR)
+                _end_writing(one)
             while piece := one.recv(65536):
                 received += piece
     return received
+
+
+def _end_writing(one: socket.socket) -> None:
+    try:
+        one.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        if (
+            error.errno == errno.ENOTCONN
+        ):  # it was reset just before, for which Linux has no ConnectionError here
+            raise ConnectionResetError from error
+        raise
 
 
 def test_requests_that_are_none_leave_nothing_behind(data):
