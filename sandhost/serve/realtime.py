@@ -9,7 +9,7 @@ https://man7.org/linux/man-pages/man7/sched.7.html). One that never slept would 
 kernel stops it for a twentieth of each second; so the loop goes back while it is that busy. Then it is its own
 requests that wait for each other, and not for the processor.
 
-What threads and processes inherit is an ordinary priority, and guests that compute run on others' threads. The host's
+What threads and processes inherit is an ordinary priority, so guests on workers and compilers have that. The host's
 ticker goes before the loop (`Host(realtime=...)`), so that it ends a guest which the loop has called.
 """
 
@@ -44,7 +44,7 @@ def may_be_realtime() -> bool:
             error=error.strerror,
         )
         return False
-    _set(os.SCHED_OTHER, 0)
+    _go_first(False)
     return True
 
 
@@ -54,7 +54,10 @@ def _set(policy: int, priority: int) -> None:
 
 
 def _go_first(first: bool) -> None:
-    _set(*((os.SCHED_FIFO, PRIORITY) if first else (os.SCHED_OTHER, 0)))
+    if first:
+        _set(os.SCHED_FIFO, PRIORITY)
+    else:
+        _set(os.SCHED_OTHER, 0)
 
 
 class Realtime:
