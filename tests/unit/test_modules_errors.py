@@ -8,6 +8,7 @@ import pickle
 import pytest
 
 from sandhost import errors
+from sandhost._ffi import _quota_exceeded
 from sandhost.errors import Frame, GuestExit, GuestTrap, ModuleError, NativeError, SandhostError
 
 FRAMES = (Frame("add", 3, 0x1F2, "wordcount"), Frame(None, 9, 16, None))
@@ -74,3 +75,10 @@ def test_offsets_and_numbers_are_in_the_message() -> None:
     assert str(NativeError(12, "mmap of 4 GiB")) == (
         "mmap of 4 GiB failed: Cannot allocate memory (ENOMEM, errno 12)"
     )
+
+
+@pytest.mark.parametrize(("wait_ns", "when"), [(0, "again now"), (5_000_000, "again in 5 ms")])
+def test_a_quota_that_is_used_up_says_when_there_is_some_again(wait_ns, when):
+    error = _quota_exceeded("CPU time", 0, wait_ns)
+    assert str(error).endswith(when)
+    assert error.retry_after_s == wait_ns / 1e9
