@@ -105,7 +105,7 @@ int shi_os_pages(const shi_os_pagemap *pagemap, uint64_t start, uint64_t end, en
 /* An anonymous file of `bytes` zeros, closed on exec. */
 int shi_os_file_create(uint64_t bytes, int *fd);
 int shi_os_file_write(int fd, uint64_t offset, const void *bytes, uint64_t length);
-/* Forbids any later change of size or contents. */
+/* Forbids any later change of size or contents. Nobody may have mapped the file to write. */
 int shi_os_file_seal(int fd);
 /* A view for reading: zeros, over which files are mapped, shared. */
 int shi_os_view(uint64_t bytes, uint8_t **out);

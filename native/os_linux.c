@@ -403,6 +403,9 @@ int shi_os_nodes_of(void **pages, size_t count, int *nodes) {
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8U
 #endif
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010 /* Linux 5.1 */
+#endif
 
 int shi_os_file_create(uint64_t bytes, int *out) {
   int fd = -1;
@@ -441,12 +444,22 @@ int shi_os_file_write(int fd, uint64_t offset, const void *bytes, uint64_t lengt
   return 0;
 }
 
+static int add_seals(int fd, int against_writes) {
+  return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL | against_writes);
+}
+
+/* F_SEAL_WRITE would forbid as much, since nobody has mapped the file to write. But to make sure of that it looks at every
+ * page, and waits for whoever holds one: the kernel itself does while it moves pages, and if it is not done with that
+ * after 150 ms, as may be where much runs, the answer is EBUSY. */
 int shi_os_file_seal(int fd) {
-  if (shi_os_injected(SH_OS_SEAL) ||
-      fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) != 0) {
-    return failure("fcntl(F_ADD_SEALS)");
+  int done = -1;
+  if (!shi_os_injected(SH_OS_SEAL)) {
+    done = add_seals(fd, F_SEAL_FUTURE_WRITE);
+    if (done != 0 && errno == EINVAL) { /* Linux before 5.1 */
+      done = add_seals(fd, F_SEAL_WRITE);
+    }
   }
-  return 0;
+  return done != 0 ? failure("fcntl(F_ADD_SEALS)") : 0;
 }
 
 int shi_os_view(uint64_t bytes, uint8_t **out) {

@@ -1,9 +1,13 @@
 /* Images: sealed contents, and how long their memory lives. */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "fixture.h"
 #include "image.h"
+#include "os.h"
 
 static uint64_t images(void) {
   uint64_t count;
@@ -37,6 +41,29 @@ static void runs_outside_of_an_image_are_refused(void) {
   CHECK_EQ(shi_image_create(0, NULL, 0, &image), -EINVAL);
   CHECK_EQ(shi_image_create(UINT64_MAX, NULL, 0, &image), -EINVAL);
   CHECK_EQ(images(), 0);
+}
+
+/* A pipe holds the page, as the kernel does while it moves one. */
+static void nobody_alters_a_sealed_file_and_who_holds_its_pages_does_not_matter(void) {
+  int fd;
+  int held[2];
+  off_t from = 0;
+  CHECK_EQ(shi_os_file_create(OS_PAGE, &fd), 0);
+  CHECK_EQ(shi_os_file_write(fd, 0, "first", 5), 0);
+  CHECK_EQ(pipe(held), 0);
+  CHECK_EQ(splice(fd, &from, held[1], NULL, OS_PAGE, 0), OS_PAGE);
+  CHECK_EQ(shi_os_file_seal(fd), 0);
+  CHECK_EQ(shi_os_file_write(fd, 0, "later", 5), -EPERM);
+  CHECK(ftruncate(fd, 0) != 0 && errno == EPERM);
+  CHECK(ftruncate(fd, 2 * OS_PAGE) != 0 && errno == EPERM);
+  CHECK(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, OS_PAGE) != 0 && errno == EPERM);
+  CHECK(mmap(NULL, OS_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) == MAP_FAILED && errno == EPERM);
+  void *readable = mmap(NULL, OS_PAGE, PROT_READ, MAP_SHARED, fd, 0);
+  CHECK(readable != MAP_FAILED && memcmp(readable, "first", 5) == 0);
+  CHECK(mprotect(readable, OS_PAGE, PROT_READ | PROT_WRITE) != 0 && errno == EACCES);
+  CHECK_EQ(munmap(readable, OS_PAGE), 0);
+  CHECK_EQ(close(held[0]) + close(held[1]), 0);
+  shi_os_file_close(fd);
 }
 
 static void a_guest_that_writes_to_its_image_changes_only_its_own(void) {
@@ -114,6 +141,7 @@ static void a_new_image_never_matches_a_slot_of_an_old_one(void) {
 int main(void) {
   RUN(an_image_holds_its_runs_and_zeros_between);
   RUN(runs_outside_of_an_image_are_refused);
+  RUN(nobody_alters_a_sealed_file_and_who_holds_its_pages_does_not_matter);
   RUN(a_guest_that_writes_to_its_image_changes_only_its_own);
   RUN(free_slots_do_not_keep_an_image_alive);
   RUN(a_live_or_queued_slot_keeps_its_image_until_it_ends);
