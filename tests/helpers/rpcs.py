@@ -124,7 +124,10 @@ class Refused:
 
 
 async def refused(rpc: Any, code: str, reason: str) -> Refused:
-    """Make an RPC that fails just so."""
+    """Make an RPC that fails just so; of a stream, no message may be left to write when it does.
+
+    grpc.aio forgets what the server said upon a write that fails (github.com/grpc/grpc/issues/36066).
+    """
     try:
         if hasattr(rpc, "__aiter__"):
             found: Any = [message async for message in rpc]

@@ -106,7 +106,7 @@ def test_settings_of_an_upload_hold(data):
             {"argv": ["\0"]},
             {"env": {"\0": ""}},
         ):
-            rpc = acme.Upload(upload("spin", ADD, **wrong))
+            rpc = acme.Upload(upload("spin", b"", **wrong))
             await refused(rpc, "INVALID_ARGUMENT", "INVALID")
 
     in_rpc_desk(data, test)
@@ -376,7 +376,7 @@ def test_a_token_opens_what_it_is_for_and_says_nothing_of_others(data):
             for rpc in (
                 nobody.call("secret", "add", 1, 2),
                 nobody.Call(b"\xff" * 100),
-                nobody.Upload(upload("secret", ADD)),
+                nobody.Upload(),
                 nobody.WatchVersion(version),
                 nobody.Run(iter([])),
                 nobody.CallMany(iter([])),
@@ -385,7 +385,7 @@ def test_a_token_opens_what_it_is_for_and_says_nothing_of_others(data):
         assert len(words) == 1
         caller = await one.stub("acme", "invoke")
         assert await caller.call("secret", "add", 2, 3) == [5]
-        await refused(caller.Upload(upload("p", ADD)), "PERMISSION_DENIED", "DENIED")
+        await refused(caller.Upload(), "PERMISSION_DENIED", "DENIED")
         await refused(caller.RemoveVersion(version), "PERMISSION_DENIED", "DENIED")
         deployer = await one.stub("acme", "deploy")
         await refused(deployer.call("secret", "add", 2, 3), "PERMISSION_DENIED", "DENIED")
