@@ -91,7 +91,7 @@ static int finish(shi_guest *guest, wasmtime_val_raw_t *cells) {
 static int finish_inner(shi_guest *guest, wasmtime_val_raw_t *cells) {
   guest->fiber->innermost->step = SH_STEP_AWAIT;
   int status = take_job(guest, cells);
-  if (status == SH_CANCELLED) shi_guest_uncancel(guest); /* it was the inner one that was meant */
+  shi_guest_uncancel(guest); /* it was the inner one that was meant, also if it came to its end before it saw that */
   if (guest->holder) shi_holder_lends(guest->holder);
   guest->depth--;
   shi_guest_park(guest);

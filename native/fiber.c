@@ -47,6 +47,10 @@ static const char *what_of(const shi_wait *wait) {
 
 bool shi_fiber_park(shi_guest *guest, shi_wait *wait) {
   shi_fiber *fiber = guest->fiber;
+  if (shi_guest_cancelled(guest)) { /* while it computed, and no tick has told it: who stops a call waits for its end */
+    guest->stop = shi_guest_cancelled_for(guest);
+    return false;
+  }
   int step = wait->step;
   bool goes_on = false;
   __builtin_unwind_init(); /* all registers that wasm may keep across our call are in this frame from here on */

@@ -84,7 +84,10 @@ void shi_guest_park(shi_guest *guest) {
 }
 
 void shi_guest_set_cancelled(shi_guest *guest) { atomic_fetch_or(&guest->state, SHI_CANCEL); }
-void shi_guest_uncancel(shi_guest *guest) { atomic_fetch_and(&guest->state, ~(uint64_t)SHI_CANCEL); }
+void shi_guest_uncancel(shi_guest *guest) {
+  atomic_fetch_and(&guest->state, ~(uint64_t)SHI_CANCEL);
+  if (atomic_load(&guest->evicted)) shi_guest_set_cancelled(guest); /* sh_evict marks it before it cancels */
+}
 
 /* Takes a parked guest; `bits` go beside RUNNING. */
 static int unpark(uint64_t id, shi_guest *guest, uint64_t bits) {

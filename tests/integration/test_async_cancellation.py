@@ -219,3 +219,54 @@ async def test_a_cancelled_wait_for_a_worker_waits_for_the_worker(host: sandhost
             tasks.cancel_scope.cancel()
         assert guest.closed
     assert host.stats().guests_live == 0
+
+
+COMPUTES = b"""(module
+  (import "env" "later" (func $later (param i32) (result i32)))
+  (memory (export "memory") 1)
+  (func $until_told (export "until_told") (loop (br_if 0 (i32.eqz (i32.load8_u (i32.const 0))))))
+  (func (export "until_told_then_wait") (result i32) (call $until_told) (call $later (i32.const 2)))
+  (func (export "wait") (result i32) (call $later (i32.const 1))))"""
+"""Its guests compute until somebody writes into their memory."""
+
+
+async def tell_and_cancel(guest: sandhost.Guest, scope: anyio.CancelScope) -> None:
+    """As soon as it gives way: it has hardly anything left to compute when it goes on."""
+    await until(lambda: guest.stats().running)
+    guest.memory.write(0, b"\1")
+    scope.cancel()
+
+
+async def test_a_guest_that_is_cancelled_while_it_computes_waits_for_nothing_more() -> None:
+    """It would come to its next wait before it sees that it was cancelled, and never leave it."""
+    asked: list[int] = []
+
+    async def later(x: int) -> int:
+        asked.append(x)
+        return x
+
+    with sandhost.Host(cache=False, workers=0) as host:
+        host.function("env", "later", "(i32) -> i32")(later)
+        guest = host.load(COMPUTES).spawn()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tell_and_cancel, guest, tasks.cancel_scope)
+            await guest.call_async("until_told_then_wait")
+        assert tasks.cancel_scope.cancel_called
+        assert asked == []
+        assert guest.closed
+        balanced(host)
+
+
+async def test_an_inner_call_that_ends_as_it_is_cancelled_leaves_the_outer_one_alone() -> None:
+    async def later(guest: sandhost.Guest, x: int) -> int:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tell_and_cancel, guest, tasks.cancel_scope)
+            await guest.call_async("until_told")
+        assert tasks.cancel_scope.cancel_called
+        return x
+
+    with sandhost.Host(cache=False, workers=0) as host:
+        host.function("env", "later", "(i32) -> i32")(later)
+        async with host.load(COMPUTES).spawn_async() as guest:
+            assert await guest.call_async("wait") == 1
+        balanced(host)
