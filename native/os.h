@@ -118,6 +118,15 @@ void shi_os_file_close(int fd);
 /* Opens what `path` names below the directory `fd`, wherever symbolic links lead on the way; whatever leaves it, and
  * absolute paths and links, are -EXDEV. -ENOSYS or -EPERM: this system has no openat2. */
 int shi_os_open_beneath(int fd, const char *path, int flags, uint32_t mode);
+/* A file of the kernel's that prints anew at each read from its beginning: kept open, and read with one call. Closed by
+ * shi_os_file_close. */
+int shi_os_text_open(const char *path, int *fd);
+int shi_os_text_reread(int fd, char *text, size_t capacity); /* as shi_os_read_text */
+/* Reads a small text file whole, ends it with NUL, cuts it at `capacity` - 1. Returns its length. */
+int shi_os_read_text(const char *path, char *text, size_t capacity);
+
+/* ---- threads: os_threads.c -------------------------------------------------------------------------------------- */
+
 /* Starts a thread that gets no signals: they belong to the application's own threads. */
 int shi_os_thread_start(pthread_t *out, const char *name, void *(*run)(void *), void *argument);
 /* The calling thread gives way, from now on, to threads of this and of other processes that did not; in the background
@@ -125,11 +134,5 @@ int shi_os_thread_start(pthread_t *out, const char *name, void *(*run)(void *), 
 void shi_os_thread_give_way(bool background);
 /* The thread goes before all of the machine's that have no real-time priority, or a lower one: sched(7)'s SCHED_FIFO. */
 int shi_os_thread_go_before(pthread_t thread, uint32_t priority);
-/* A file of the kernel's that prints anew at each read from its beginning: kept open, and read with one call. Closed by
- * shi_os_file_close. */
-int shi_os_text_open(const char *path, int *fd);
-int shi_os_text_reread(int fd, char *text, size_t capacity); /* as shi_os_read_text */
-/* Reads a small text file whole, ends it with NUL, cuts it at `capacity` - 1. Returns its length. */
-int shi_os_read_text(const char *path, char *text, size_t capacity);
 
 #endif

@@ -232,7 +232,7 @@ def main() -> None:
     orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     os.nice(_NICE)
-    if background and len(os.sched_getaffinity(0)) > 1:  # as native/os_linux.c has it for guests
+    if background and len(os.sched_getaffinity(0)) > 1:  # as native/os_threads.c has it for guests
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with contextlib.suppress(OSError):
