@@ -93,6 +93,36 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def threads_of(pid: int | str = "self") -> dict[int, str]:
+    """Return the names of a process's threads, by number.
+
+    The kernel's list stops short at a thread that ends while it is read (proc_task_readdir), so that
+    others can be missing: it has to say the same twice.
+    """
+
+    def read() -> dict[int, str]:
+        names = {}
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                names[int(task.name)] = (task / "comm").read_text().strip()
+        return names
+
+    names, before = read(), None
+    while names != before:
+        names, before = read(), names
+    return names
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started and not yet waited for."""
+    children = []
+    for thread in threads_of(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            text = Path(f"/proc/{pid}/task/{thread}/children").read_text()
+            children += [int(child) for child in text.split()]
+    return children
+
+
 class Background:
     """A function in a thread of its own; `result()` returns or raises what it did."""
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 
 import anyio
 import pytest
-from helpers import balanced
+from helpers import balanced, threads_of
 from helpers.waiting import load_waiting, turns
 
 import sandhost
@@ -37,10 +36,7 @@ async def started_workers(host: sandhost.Host) -> set[int]:
     """Return the threads that a call which computes has started."""
 
     def workers() -> set[int]:
-        tasks = Path("/proc/self/task").iterdir()
-        return {
-            int(task.name) for task in tasks if (task / "comm").read_text() == "sandhost-worker\n"
-        }
+        return {thread for thread, name in threads_of().items() if name == "sandhost-worker"}
 
     before = workers()
     async with load_waiting(host).spawn_async() as guest:

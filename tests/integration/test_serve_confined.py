@@ -20,7 +20,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from helpers import ROOT, guest_file
+from helpers import ROOT, children_of, guest_file
 from helpers.rpcs import with_stub
 from helpers.serving import ADMIN, Client, child
 
@@ -125,12 +125,6 @@ def test_grpc_is_answered_and_a_process_compiles(tmp_path):
         with_stub(one, test)
         assert one.end() == 0, one.said()
         assert b"Traceback" not in one.said(), one.said()
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the processes that a process has started and not yet waited for."""
-    files = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(word) for file in files for word in file.read_text().split()]
 
 
 def is_confined(pid: int) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from helpers import guest_file, wait_until
+from helpers import children_of, guest_file, threads_of, wait_until
 from helpers.serving import ADMIN, Child, Client, child
 
 ANSWER = b'(module (func (export "which") (result i32) (i32.const 1)))'
@@ -93,12 +93,9 @@ def test_long_calls_and_compilers_run_in_the_background_where_the_operator_says_
     # In a session of its own, like a control group to Linux (sched(7), autogroup): others compute beside it.
     with child(data, "--background", background, under=["setsid"]) as one:
         with_client(one, test)
-        tasks = Path(f"/proc/{one.process.pid}/task")
-        threads = {int(task.name): (task / "comm").read_text() for task in tasks.iterdir()}
-        workers = [thread for thread, name in threads.items() if name == "sandhost-worker\n"]
-        compilers = [
-            int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()
-        ]
+        threads = threads_of(one.process.pid)
+        workers = [thread for thread, name in threads.items() if name == "sandhost-worker"]
+        compilers = children_of(one.process.pid)
         assert workers
         assert compilers
         found = {os.sched_getscheduler(thread) for thread in workers + compilers}
@@ -119,14 +116,13 @@ def test_the_event_loop_goes_first_where_the_operator_says_so(data, realtime):
 
     with child(data, "--realtime", realtime) as one:
         with_client(one, test)
-        tasks = Path(f"/proc/{one.process.pid}/task")
         found: dict[str, set[tuple[int, int]]] = {}
-        for task in tasks.iterdir():
-            policy = os.sched_getscheduler(int(task.name)) & ~os.SCHED_RESET_ON_FORK
-            priority = os.sched_getparam(int(task.name)).sched_priority
-            is_loop = int(task.name) == one.process.pid
-            name = "loop" if is_loop else (task / "comm").read_text().strip()
-            found.setdefault(name, set()).add((policy, priority))
+        for thread, name in threads_of(one.process.pid).items():
+            role = "loop" if thread == one.process.pid else name
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                policy = os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK
+                priority = os.sched_getparam(thread).sched_priority
+                found.setdefault(role, set()).add((policy, priority))
         ordinary = {(os.SCHED_OTHER, 0)}
         if realtime == "on" and b"realtime is on, and" in one.said():
             assert all(policies == ordinary for policies in found.values())
