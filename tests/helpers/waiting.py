@@ -11,6 +11,14 @@ import sandhost
 
 from . import guest_file
 
+COMPUTES = b"""(module
+  (import "env" "later" (func $later (param i32) (result i32)))
+  (memory (export "memory") 1)
+  (func $until_told (export "until_told") (loop (br_if 0 (i32.eqz (i32.load8_u (i32.const 0))))))
+  (func (export "until_told_then_wait") (result i32) (call $until_told) (call $later (i32.const 2)))
+  (func (export "wait") (result i32) (call $later (i32.const 1))))"""
+"""Its guests compute until somebody writes into their memory."""
+
 
 def load_waiting(
     host: sandhost.Host,

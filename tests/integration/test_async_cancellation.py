@@ -8,7 +8,7 @@ import threading
 import anyio
 import pytest
 from helpers import balanced, guest_file
-from helpers.waiting import load_waiting, turns, until
+from helpers.waiting import COMPUTES, load_waiting, turns, until
 
 import sandhost
 
@@ -219,15 +219,6 @@ async def test_a_cancelled_wait_for_a_worker_waits_for_the_worker(host: sandhost
             tasks.cancel_scope.cancel()
         assert guest.closed
     assert host.stats().guests_live == 0
-
-
-COMPUTES = b"""(module
-  (import "env" "later" (func $later (param i32) (result i32)))
-  (memory (export "memory") 1)
-  (func $until_told (export "until_told") (loop (br_if 0 (i32.eqz (i32.load8_u (i32.const 0))))))
-  (func (export "until_told_then_wait") (result i32) (call $until_told) (call $later (i32.const 2)))
-  (func (export "wait") (result i32) (call $later (i32.const 1))))"""
-"""Its guests compute until somebody writes into their memory."""
 
 
 async def tell_and_cancel(guest: sandhost.Guest, scope: anyio.CancelScope) -> None:

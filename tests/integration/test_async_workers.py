@@ -8,7 +8,7 @@ import threading
 import anyio
 import pytest
 from helpers import balanced, threads_of
-from helpers.waiting import load_waiting, turns
+from helpers.waiting import COMPUTES, load_waiting, until
 
 import sandhost
 
@@ -17,19 +17,13 @@ pytestmark = pytest.mark.anyio
 
 async def test_what_computes_does_not_keep_the_loop(host: sandhost.Host) -> None:
     plugin = load_waiting(host)
-    turns_of_others = 0
-
-    async def count() -> None:
-        nonlocal turns_of_others
-        while True:
-            await anyio.sleep(0.001)
-            turns_of_others += 1
-
     async with plugin.spawn_async() as guest, anyio.create_task_group() as tasks:
-        tasks.start_soon(count)
-        assert await guest.call_async("work", 400_000_000) == 7
+        assert await guest.call_async("work", 50_000_000) == 7
+        tasks.start_soon(guest.call_async, "spin")
+        for _ in range(10):
+            await anyio.sleep(0.001)  # nobody would come back from here
+        assert guest.stats().running
         tasks.cancel_scope.cancel()
-    assert turns_of_others > 10
 
 
 async def started_workers(host: sandhost.Host) -> set[int]:
@@ -39,11 +33,11 @@ async def started_workers(host: sandhost.Host) -> set[int]:
         return {thread for thread, name in threads_of().items() if name == "sandhost-worker"}
 
     before = workers()
-    async with load_waiting(host).spawn_async() as guest:
-        await guest.call_async("work", 50_000_000)
-    started = workers() - before
-    assert started
-    return started
+    async with load_waiting(host).spawn_async() as guest, anyio.create_task_group() as tasks:
+        tasks.start_soon(guest.call_async, "spin")
+        await until(lambda: workers() - before)
+        tasks.cancel_scope.cancel()
+    return workers() - before
 
 
 async def test_workers_give_way_to_the_loop(host: sandhost.Host) -> None:
@@ -90,17 +84,10 @@ async def test_large_guests_are_closed_beside_the_loop(host: sandhost.Host) -> N
 
 async def test_without_workers_guests_take_turns_on_the_loop() -> None:
     with sandhost.Host(cache=False, workers=0) as host:
-        plugin = load_waiting(host)
-        order: list[str] = []
-
-        async def run(name: str) -> None:
-            async with plugin.spawn_async() as guest:
-                assert await guest.call_async("work", 60_000_000) == 7
-                order.append(name)
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(run, "long")
-            await turns(2)
-            order.append("others run")
-        assert order == ["others run", "long"]
+        host.function("env", "later", "(i32) -> i32")(lambda x: x)
+        plugin = host.load(COMPUTES)
+        async with plugin.spawn_async() as guest, anyio.create_task_group() as tasks:
+            tasks.start_soon(guest.call_async, "until_told")
+            await until(lambda: guest.stats().running)
+            guest.memory.write(0, b"\1")  # there is nobody else who could tell it
         balanced(host)
