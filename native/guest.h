@@ -131,7 +131,8 @@ bool shi_guest_look_at(shi_guest *guest);
 static inline enum shi_phase shi_phase_shown(uint64_t state) {
   return state & SHI_LOOKED_AT ? SHI_PARKED : (enum shi_phase)(state & 0xff);
 }
-/* Of the caller's own guest: the call in progress is to end at its next look; or the mark was for another, and goes. */
+/* Of the caller's own guest: the call in progress is to end at its next look; or the mark was for another, and goes,
+ * unless the guest is evicted. */
 void shi_guest_set_cancelled(shi_guest *guest);
 void shi_guest_uncancel(shi_guest *guest);
 /* The live guest of that id, without entering: for what any thread may read. It does not end, and no guest does, until

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 
+import anyio
 import pytest
 from helpers import Background, guest_file, wait_until
+from helpers.waiting import load_waiting
 
 import sandhost
 from sandhost._ffi import ffi, lib
@@ -215,6 +217,27 @@ def test_the_call_of_an_evicted_guest_says_why_it_ended(host):
             call.result()
         assert evict(guest.id) == lib.SH_OK
     assert host.stats().evictions == 1
+
+
+def test_an_eviction_in_an_inner_call_ends_the_outer_one_too():
+    async def later(guest: sandhost.Guest, x: int) -> int:
+        async def evict_it() -> None:
+            assert evict(guest.id) == lib.SH_BUSY  # it is with the workers
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(evict_it)
+            with pytest.raises(sandhost.GuestEvicted):
+                await guest.call_async("spin")
+        return x
+
+    async def main(host: sandhost.Host) -> None:
+        async with load_waiting(host, later).spawn_async() as guest:
+            with pytest.raises(sandhost.GuestEvicted):
+                await guest.call_async("wait", 1)
+
+    with sandhost.Host(cache=False, workers=1) as host:
+        anyio.run(main, host)
+        assert (host.stats().evictions, host.stats().guests_live) == (1, 0)
 
 
 def test_evictions_meet_calls_and_closes_of_other_threads(host):
